@@ -1,0 +1,1 @@
+"""The two-product form in plain torch: anywhere torch runs."""

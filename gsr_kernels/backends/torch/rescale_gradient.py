@@ -1,0 +1,83 @@
+"""Equations (2), (3), (7), (8) as two products: the skew matrices cancel, ``G' = U Uᵀ G V Vᵀ + U diag(δ) Vh``."""
+
+import torch
+from torch import Tensor
+
+from gsr_kernels.backends.torch.rescale import rescale
+
+def rescale_gradient(
+    G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor
+) -> Tensor:
+    """Writes G' to ``out [.., d1, d2]``, which may be G, and returns the diagonal ``g [.., k]`` that it found.
+
+    Products and sums are in the wider dtype of G and U, at least float32 on a CPU. A matrix whose g is not finite
+    (one NaN or Inf anywhere in G is enough) is copied as it came; no host synchronisation is needed to know.
+    """
+    if G.ndim > 3:
+        parts = zip(G, U, S, Vh, out)
+        return torch.stack([rescale_gradient(*part[:4], rho, out_of_span, part[4]) for part in parts])
+    dtype = torch.promote_types(G.dtype, U.dtype)
+    if G.device.type == "cpu":
+        dtype = torch.promote_types(dtype, torch.float32)
+    U, Vh = U.to(dtype), Vh.to(dtype)
+
+    d1, d2, k = *G.shape[-2:], S.shape[-1]
+    if out_of_span == "keep" or d1 == d2 == k:
+        return _inside(G, U, S, Vh, rho, out)
+    if k < min(d1, d2):
+        return _through_core(G, U, S, Vh, rho, out)
+    if d1 < d2:
+        # a wide weight is a tall one lying down
+        return _through_span(G.mT, Vh.mT, S, U.mT, rho, out.mT)
+    return _through_span(G, U, S, Vh, rho, out)
+
+
+def _inside(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
+    """G + U diag(δ) Vh: all of G stays."""
+    g = (G.to(U.dtype) @ Vh.mT).mul_(U).sum(-2)
+    delta, _ = _delta(g, S, rho)
+    _add_product(G, U * delta.unsqueeze(-2), Vh, out)
+    return g
+
+
+def _through_span(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
+    """U (Uᵀ G + diag(δ) Vh), for a tall weight whose Vh is a whole square basis."""
+    A = U.mT @ G.to(U.dtype)
+    # row sums of A ⊙ Vh as products of single rows, so that A ⊙ Vh is never stored
+    g = (A.unsqueeze(-2) @ Vh.unsqueeze(-1)).squeeze(-1).squeeze(-1)
+    delta, finite = _delta(g, S, rho)
+    A.addcmul_(delta.unsqueeze(-1), Vh)
+    return _replace(G, U, A, g, finite, out)
+
+
+def _through_core(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
+    """U (N + diag(δ)) Vh, for a truncated basis: N is formed, and it is small."""
+    A = U.mT @ G.to(U.dtype)
+    N = A @ Vh.mT
+    g = N.diagonal(dim1=-2, dim2=-1).clone()
+    delta, finite = _delta(g, S, rho)
+    N.diagonal(dim1=-2, dim2=-1).add_(delta)
+    return _replace(G, U, torch.matmul(N, Vh, out=A), g, finite, out)
+
+
+def _delta(g: Tensor, S: Tensor, rho: float) -> tuple[Tensor, Tensor]:
+    """δ = g' − g, zero in a matrix whose g is not finite; and which matrices are."""
+    finite = g.isfinite().all(-1, keepdim=True)
+    return torch.where(finite, rescale(g, S, rho) - g, 0), finite
+
+
+def _replace(G: Tensor, U: Tensor, A: Tensor, g: Tensor, finite: Tensor, out: Tensor) -> Tensor:
+    """out = U A where G is finite, G where it is not."""
+    finite = finite.unsqueeze(-1)
+    A.masked_fill_(~finite, 0)
+    _add_product(torch.mul(G, ~finite, out=out), U, A, out)
+    return g
+
+
+def _add_product(base: Tensor, left: Tensor, right: Tensor, out: Tensor) -> None:
+    """out = base + left right, rounded once, to out's dtype."""
+    add = torch.addmm if base.ndim == 2 else torch.baddbmm
+    if base.dtype == left.dtype:
+        add(base, left, right, out=out)
+    else:
+        out.copy_(add(base.to(left.dtype), left, right))

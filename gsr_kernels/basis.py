@@ -1,0 +1,225 @@
+"""The singular basis of one weight, where it came from, and the file that keeps those of a whole model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gsr_kernels.files import replacing
+
+FORMAT = "gsr_kernels.bases"
+FORMAT_VERSION = 1
+
+# how U and Vh are kept, by the name of a precision
+STORAGE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralBasis:
+    """Thin SVD ``W = U diag(S) Vh`` of a weight ``W [.., d1, d2]``, taken before a task (paper, algorithm 1).
+
+    Shapes: ``U [.., d1, k]``, ``S [.., k]`` descending, ``Vh [.., k, d2]``; leading dimensions are batches (experts,
+    heads). With ``head_dim`` 0 or 1 the last of them holds the heads that the weight's rows or columns were split
+    into: the weight's own shape is then ``weight_shape``.
+
+    Raises ValueError where the shapes do not fit together.
+    """
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+    fingerprint: str | None = None
+    head_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        batch, k = self.S.shape[:-1], self.S.shape[-1] if self.S.ndim else 0
+        fits = self.U.ndim >= 2 and self.U.shape[:-2] == batch and self.U.shape[-1] == k
+        fits = fits and self.Vh.ndim >= 2 and self.Vh.shape[:-2] == batch and self.Vh.shape[-2] == k
+        if not fits or k < 1 or k > min(self.U.shape[-2], self.Vh.shape[-1]):
+            raise ValueError(
+                "SpectralBasis needs U [.., d1, k], S [.., k], Vh [.., k, d2] with 1 <= k <= min(d1, d2), "
+                f"got U {_shape(self.U)}, S {_shape(self.S)}, Vh {_shape(self.Vh)}"
+            )
+        if self.head_dim not in (None, 0, 1) or (self.head_dim is not None and not batch):
+            raise ValueError(f"head_dim must be None, or 0 or 1 for a batched basis, got {self.head_dim}")
+
+    @classmethod
+    def of(
+        cls,
+        weight: Tensor,
+        rank: int | None = None,
+        heads: int | tuple[int, int] | None = None,
+        precision: str | None = None,
+    ) -> SpectralBasis:
+        """Decomposes ``weight [.., d1, d2]`` in float32 or better and keeps its ``rank`` largest directions.
+
+        Args:
+            weight: any float dtype; float64 gives a float64 basis, anything else a float32 S.
+            rank: 1 <= rank <= min(d1, d2); all of them by default.
+            heads: h splits the rows into h heads, ``(h, 1)`` the columns (an output projection); each head then has a
+                basis of its own. The whole matrix by default, as in the paper.
+            precision: how U and Vh are kept: "fp32", "fp16" or "bf16". By default float32 on a CPU and 16-bit on a GPU.
+
+        Raises:
+            TypeError: weight is not a real floating-point matrix.
+            ValueError: rank, heads or precision out of range; a NaN or Inf in weight.
+        """
+        if not weight.is_floating_point() or weight.ndim < 2 or not weight.numel():
+            raise TypeError(f"weight must be a real, non-empty matrix [.., d1, d2], got {weight.dtype} {_shape(weight)}")
+        if not weight.isfinite().all():
+            raise ValueError("weight holds NaN or Inf: it has no singular basis; restore it from a checkpoint")
+        matrix, head_dim = split_heads(weight.detach(), heads)
+        most = min(matrix.shape[-2:])
+        if rank is not None and not 1 <= rank <= most:
+            raise ValueError(f"rank must lie in [1, {most}] for a weight {_shape(matrix)}, got {rank}")
+
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        U, S, Vh = torch.linalg.svd(matrix.to(wide), full_matrices=False)
+        if not (U.isfinite().all() and S.isfinite().all() and Vh.isfinite().all()):
+            raise ValueError(f"the decomposition of a weight {_shape(weight)} did not converge to finite factors")
+        storage = _storage(precision, wide, weight.device)
+        U, S, Vh = U[..., :rank], S[..., :rank], Vh[..., :rank, :]
+        return cls(U.to(storage).contiguous(), S.contiguous(), Vh.to(storage).contiguous(), fingerprint(weight), head_dim)
+
+    @property
+    def rank(self) -> int:
+        """k, the number of directions kept of each matrix."""
+        return self.S.shape[-1]
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[.., d1, d2]`` of the matrices that were decomposed."""
+        return torch.Size((*self.U.shape[:-1], self.Vh.shape[-1]))
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """The shape of the weight, heads joined."""
+        if self.head_dim is None:
+            return self.shape
+        *batch, heads, d1, d2 = self.shape
+        return torch.Size((*batch, heads * d1, d2) if self.head_dim == 0 else (*batch, d1, heads * d2))
+
+    @property
+    def full_rank(self) -> bool:
+        """Whether no direction was cut off."""
+        return self.rank == min(self.shape[-2:])
+
+    @property
+    def nbytes(self) -> int:
+        """What U, S and Vh hold in memory."""
+        return sum(factor.numel() * factor.element_size() for factor in (self.U, self.S, self.Vh))
+
+    def split(self, weight: Tensor) -> Tensor:
+        """A weight or gradient ``weight_shape`` as the matrices ``shape`` of this basis: a view."""
+        if self.head_dim is None:
+            return weight
+        return split_heads(weight, (self.shape[-3], self.head_dim))[0]
+
+    def to(self, device: torch.device | str) -> SpectralBasis:
+        """The same basis on another device."""
+        return replace(self, U=self.U.to(device), S=self.S.to(device), Vh=self.Vh.to(device))
+
+
+def split_heads(matrix: Tensor, heads: int | tuple[int, int] | None) -> tuple[Tensor, int | None]:
+    """``[.., d1, d2]`` as ``[.., h, d1 / h, d2]`` (rows) or ``[.., h, d1, d2 / h]`` (columns), a view; and which."""
+    if heads is None:
+        return matrix, None
+    count, dim = heads if isinstance(heads, tuple) else (heads, 0)
+    if dim not in (0, 1) or count < 1 or matrix.shape[dim - 2] % count:
+        raise ValueError(f"heads must be h or (h, 0 or 1) with h a divisor of that side of {_shape(matrix)}, got {heads}")
+    parts = matrix.unflatten(dim - 2, (count, -1))
+    return (parts if dim == 0 else parts.movedim(-2, -3)), dim
+
+
+def fingerprint(weight: Tensor) -> str:
+    """A weight's dtype, shape and a 64-bit sum over its bits: equal on every device, made where the weight lies.
+
+    It tells whether a stored basis belongs to a weight; it is no defence against forgery.
+    """
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    words = weight.detach().contiguous().view(integers[weight.element_size()])
+    total = 0
+    # chunks bound the int64 copies; each word is mixed with its place, so that order counts
+    for start in range(0, words.numel(), 1 << 22):
+        word = words.view(-1)[start : start + (1 << 22)].long()
+        place = torch.arange(start, start + word.numel(), device=word.device)
+        mixed = (word + place * 0x9E3779B97F4A7C1) * 0x2545F4914F6CDD1D
+        mixed = (mixed ^ (mixed >> 29)) * 0x1B03738712FAD5C9
+        total += int((mixed ^ (mixed >> 32)).sum())
+    kind = str(weight.dtype).removeprefix("torch.")
+    return f"{kind}:{_shape(weight)}:{total % 2**64:016x}"
+
+
+def save_bases(path: str | os.PathLike[str], bases: Mapping[str, SpectralBasis]) -> None:
+    """Writes the bases of a model, keyed by parameter name, to one safetensors file.
+
+    The file appears whole or not at all.
+    """
+    tensors = {
+        f"{name}.{factor}": getattr(basis, factor).cpu() for name, basis in bases.items() for factor in ("U", "S", "Vh")
+    }
+    entries = {
+        name: {"fingerprint": basis.fingerprint, "rank": basis.rank, "head_dim": basis.head_dim}
+        for name, basis in bases.items()
+    }
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "bases": json.dumps(entries)}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
+
+
+def load_bases(
+    path: str | os.PathLike[str], names: Iterable[str] | None = None, device: torch.device | str = "cpu"
+) -> dict[str, SpectralBasis]:
+    """Reads a bases file: every basis in it, or those of ``names`` that it holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, of another kind, or of a newer format.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"bases: no file {os.fspath(path)}; handle.save_bases(path) writes one")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            entries = _entries(path, file.metadata() or {})
+            wanted = entries if names is None else [name for name in names if name in entries]
+            return {
+                name: SpectralBasis(
+                    *(file.get_tensor(f"{name}.{factor}") for factor in ("U", "S", "Vh")),
+                    fingerprint=entries[name]["fingerprint"],
+                    head_dim=entries[name]["head_dim"],
+                )
+                for name in wanted
+            }
+    except SafetensorError as error:
+        raise ValueError(f"bases: {os.fspath(path)} is truncated or damaged ({error}); write it anew") from error
+
+
+def _entries(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, dict]:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"bases: {os.fspath(path)} is not a bases file; handle.save_bases(path) writes one")
+    if int(metadata["format_version"]) > FORMAT_VERSION:
+        raise ValueError(
+            f"bases: {os.fspath(path)} has format {metadata['format_version']}, newer than {FORMAT_VERSION}: "
+            "upgrade gsr-kernels, or write the file anew"
+        )
+    return json.loads(metadata["bases"])
+
+
+def _storage(precision: str | None, wide: torch.dtype, device: torch.device) -> torch.dtype:
+    if precision is None:
+        return wide if wide == torch.float64 or device.type == "cpu" else torch.float16
+    if precision not in STORAGE:
+        raise ValueError(f"precision must be one of {', '.join(STORAGE)}, got {precision!r}")
+    return STORAGE[precision]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

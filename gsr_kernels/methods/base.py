@@ -1,0 +1,59 @@
+"""What every method is: arithmetic on tensors at the moments of an optimizer step, ignorant of optimizer and mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gsr_kernels.basis import SpectralBasis
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods: frozen settings and functions of ``(G, W, basis, state)``, one weight at a time.
+
+    ``W``, ``G`` ``[.., d1, d2]`` and ``basis`` have the same leading dimensions (experts, heads); ``state`` holds what a
+    method keeps for a weight during a task, tensors only.
+    """
+
+    # whether constrain() does anything: only then is it called after every step
+    constrains: ClassVar[bool] = False
+
+    def decompose(self, name: str, W: Tensor, rank: int | None, heads: int | None) -> SpectralBasis:
+        """The basis of one weight, taken when a task begins; ``name`` is the parameter's."""
+        return SpectralBasis.of(W, rank=rank, heads=heads)
+
+    def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
+        """What the method keeps for this weight during the task."""
+        return {}
+
+    def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
+        """The gradient that the optimizer is given in place of G."""
+        return G
+
+    def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
+        """Corrects W in place after the optimizer has moved it."""
+
+    def transform(
+        self,
+        gradients: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        bases: Sequence[SpectralBasis],
+        states: Sequence[State],
+    ) -> list[Tensor]:
+        """Rewrites a model's gradients in place; says which matrices were finite, a bool ``[..]`` a weight.
+
+        A matrix with a NaN or Inf in its gradient keeps it as it came.
+        """
+        flags = []
+        for G, W, basis, state in zip(gradients, weights, bases, states):
+            finite = G.isfinite().all(-1).all(-1)
+            G.copy_(torch.where(finite[..., None, None], self.gradient(G, W, basis, state), G))
+            flags.append(finite)
+        return flags

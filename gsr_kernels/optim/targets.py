@@ -1,0 +1,99 @@
+"""Which parameters of a model are matrices that a method can act on, and why the others are not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+OUTPUT_NAMES = {"lm_head", "embed_out", "output_embeddings"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One parameter: matched where ``reason`` is None, else skipped for that reason."""
+
+    name: str
+    parameter: nn.Parameter
+    heads: int | None = None
+    reason: str | None = None
+
+
+def find_targets(model: nn.Module, targets: str | Iterable[str], trained: set[Tensor]) -> list[Target]:
+    """Every parameter of two or more dimensions, each once, matched or skipped with the reason.
+
+    Args:
+        model: names are its parameters', without the prefixes of torch.compile and DistributedDataParallel.
+        targets: "all-linear": nn.Linear, transformers' Conv1D, MultiheadAttention's projections (q, k and v apart)
+            and 3-D expert parameters, without embeddings and the output head. Else a regular expression that matches
+            a whole module or parameter name, or a list of endings of such names.
+        trained: the parameters that the optimizer holds.
+
+    Raises ValueError where nothing is matched, listing what there is.
+    """
+    found: list[Target] = []
+    seen: dict[Tensor, str] = {}
+    output = _output_embedding(model)
+    for prefix, module in model.named_modules():
+        for local, parameter in module.named_parameters(recurse=False):
+            name = _plain(f"{prefix}.{local}" if prefix else local)
+            if parameter.ndim < 2:
+                continue
+            heads = 3 if isinstance(module, nn.MultiheadAttention) and local == "in_proj_weight" else None
+            reason = _unusable(parameter, trained)
+            if parameter in seen:
+                reason = f"tied to {seen[parameter]}"
+            elif reason is None and targets == "all-linear":
+                reason = _not_linear(module, name, parameter, output)
+            elif reason is None and not _matches(name, targets):
+                reason = "not in targets"
+            seen.setdefault(parameter, name)
+            found.append(Target(name, parameter, heads, reason))
+    if all(target.reason for target in found):
+        there = "\n".join(f"  {t.name} {tuple(t.parameter.shape)}: {t.reason}" for t in found) or "  no matrix at all"
+        raise ValueError(f"targets={targets!r} matches no trained matrix of the model. There is:\n{there}")
+    return found
+
+
+def _unusable(parameter: Tensor, trained: set[Tensor]) -> str | None:
+    if not parameter.is_floating_point():
+        return f"quantised ({parameter.dtype}): load the model in a float dtype"
+    if not parameter.requires_grad:
+        return "frozen"
+    if parameter not in trained:
+        return "not in the optimizer"
+    if hasattr(parameter, "placements"):
+        return "sharded (DTensor): not supported yet"
+    return None if parameter.numel() else "empty"
+
+
+def _not_linear(module: nn.Module, name: str, parameter: Tensor, output: Tensor | None) -> str | None:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "embedding"
+    if parameter is output or OUTPUT_NAMES & set(name.split(".")):
+        return "output head"
+    if ".lora_" in name:
+        return "factor of an adapter"
+    conv1d = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
+    linear = isinstance(module, nn.Linear | nn.MultiheadAttention) or conv1d
+    experts = parameter.ndim == 3 and parameter.shape[0] > 1 and not isinstance(module, _ConvNd)
+    return None if (linear and parameter.ndim == 2) or experts else f"{type(module).__name__} is not linear"
+
+
+def _matches(name: str, targets: str | Iterable[str]) -> bool:
+    names = (name, name.rpartition(".")[0])
+    if isinstance(targets, str):
+        return any(re.fullmatch(targets, one) for one in names)
+    return any(one == ending or one.endswith(f".{ending}") for one in names for ending in targets)
+
+
+def _output_embedding(model: nn.Module) -> Tensor | None:
+    get = getattr(model, "get_output_embeddings", None)
+    return getattr(get(), "weight", None) if callable(get) else None
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "").removeprefix("module.")
