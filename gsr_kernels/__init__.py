@@ -1,1 +1,11 @@
+"""Fine-tune a large model on new tasks without it forgetting the old ones: Gradient Spectrum Rescaling."""
 
+from importlib.metadata import version
+
+from gsr_kernels.basis import SpectralBasis, load_bases, save_bases
+from gsr_kernels.methods import GSR
+from gsr_kernels.ops import rescale_gradient
+from gsr_kernels.optim import Handle, attach
+
+__version__ = version("gsr-kernels")
+__all__ = ["GSR", "Handle", "SpectralBasis", "attach", "load_bases", "rescale_gradient", "save_bases"]

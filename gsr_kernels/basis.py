@@ -73,7 +73,8 @@ class SpectralBasis:
             ValueError: rank, heads or precision out of range; a NaN or Inf in weight.
         """
         if not weight.is_floating_point() or weight.ndim < 2 or not weight.numel():
-            raise TypeError(f"weight must be a real, non-empty matrix [.., d1, d2], got {weight.dtype} {_shape(weight)}")
+            got = f"{weight.dtype} {_shape(weight)}"
+            raise TypeError(f"weight must be a real, non-empty matrix [.., d1, d2], got {got}")
         if not weight.isfinite().all():
             raise ValueError("weight holds NaN or Inf: it has no singular basis; restore it from a checkpoint")
         matrix, head_dim = split_heads(weight.detach(), heads)
@@ -86,8 +87,8 @@ class SpectralBasis:
         if not (U.isfinite().all() and S.isfinite().all() and Vh.isfinite().all()):
             raise ValueError(f"the decomposition of a weight {_shape(weight)} did not converge to finite factors")
         storage = _storage(precision, wide, weight.device)
-        U, S, Vh = U[..., :rank], S[..., :rank], Vh[..., :rank, :]
-        return cls(U.to(storage).contiguous(), S.contiguous(), Vh.to(storage).contiguous(), fingerprint(weight), head_dim)
+        U, S, Vh = U[..., :rank].to(storage), S[..., :rank], Vh[..., :rank, :].to(storage)
+        return cls(U.contiguous(), S.contiguous(), Vh.contiguous(), fingerprint(weight), head_dim)
 
     @property
     def rank(self) -> int:
@@ -134,7 +135,7 @@ def split_heads(matrix: Tensor, heads: int | tuple[int, int] | None) -> tuple[Te
         return matrix, None
     count, dim = heads if isinstance(heads, tuple) else (heads, 0)
     if dim not in (0, 1) or count < 1 or matrix.shape[dim - 2] % count:
-        raise ValueError(f"heads must be h or (h, 0 or 1) with h a divisor of that side of {_shape(matrix)}, got {heads}")
+        raise ValueError(f"heads must be h or (h, 0 or 1), h a divisor of that side of {_shape(matrix)}, got {heads}")
     parts = matrix.unflatten(dim - 2, (count, -1))
     return (parts if dim == 0 else parts.movedim(-2, -3)), dim
 
@@ -192,7 +193,9 @@ def load_bases(
             wanted = entries if names is None else [name for name in names if name in entries]
             return {
                 name: SpectralBasis(
-                    *(file.get_tensor(f"{name}.{factor}") for factor in ("U", "S", "Vh")),
+                    U=file.get_tensor(f"{name}.U"),
+                    S=file.get_tensor(f"{name}.S"),
+                    Vh=file.get_tensor(f"{name}.Vh"),
                     fingerprint=entries[name]["fingerprint"],
                     head_dim=entries[name]["head_dim"],
                 )

@@ -110,9 +110,7 @@ def _check(G: Tensor, basis: SpectralBasis, out: Tensor | None) -> None:
 
 
 @torch.library.custom_op("gsr_kernels::rescale_gradient", mutates_args=("out",))
-def _rescale_gradient(
-    G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor
-) -> None:
+def _rescale_gradient(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor) -> None:
     implementation("rescale_gradient")(G, U, S, Vh, rho, out_of_span, out)
 
 

@@ -18,8 +18,8 @@ State = dict[str, Tensor]
 class Method:
     """Base of all methods: frozen settings and functions of ``(G, W, basis, state)``, one weight at a time.
 
-    ``W``, ``G`` ``[.., d1, d2]`` and ``basis`` have the same leading dimensions (experts, heads); ``state`` holds what a
-    method keeps for a weight during a task, tensors only.
+    ``W``, ``G`` ``[.., d1, d2]`` and ``basis`` have the same leading dimensions (experts, heads); ``state`` holds what
+    a method keeps for a weight during a task, tensors only.
     """
 
     # whether constrain() does anything: only then is it called after every step

@@ -12,25 +12,30 @@ Measures = dict[str, Tensor]
 
 
 def measure_before(G: Tensor, basis: SpectralBasis) -> Measures:
-    """Of the gradient as it came: its norm, and where its energy lies. ``G [.., d1, d2]``; batches are summed."""
-    wide = torch.promote_types(G.dtype, torch.float32)
-    G = G.to(wide)
-    # a norm of 1e25 has a square beyond float32
-    scale = G.abs().amax().clamp_min(torch.finfo(wide).tiny)
-    N = project(G / scale, basis.U.to(wide), basis.Vh.to(wide))
+    """Of the gradient as it came, ``[.., d1, d2]``: its norm, where its energy lies, the signs of the diagonal of N.
+
+    Squares are summed in float64: those of 1e25 overflow float32. Batches are summed.
+    """
+    wide = torch.promote_types(torch.promote_types(G.dtype, basis.U.dtype), torch.float32)
+    N = project(G.to(wide), basis.U.to(wide), basis.Vh.to(wide))
     g = N.diagonal(dim1=-2, dim2=-1)
-    energy = (G / scale).square().sum().clamp_min(torch.finfo(wide).tiny)
+    energy = _energy(G)
+    # a zero gradient has no shares: 0, not NaN
+    share = torch.where(energy > 0, 1 / energy, 0)
     return {
-        "norm": energy.sqrt() * scale,
-        "outside_span": (1 - N.square().sum() / energy).clamp_min(0),
-        "on_diagonal": g.square().sum() / energy,
+        "energy": energy,
+        "outside_span": ((energy - _energy(N)) * share).clamp_min(0),
+        "on_diagonal": _energy(g) * share,
         "positive": (g > 0).sum(),
         "negative": (g < 0).sum(),
     }
 
 
-def measure_after(G: Tensor, before: Measures) -> dict[str, float]:
-    """The finished record: shares of energy in [0, 1], ‖G'‖/‖G‖, the count of each sign."""
-    norm = torch.linalg.vector_norm(G, dtype=torch.float64) if G.device.type == "cpu" else torch.linalg.vector_norm(G)
-    ratio = norm / before["norm"].clamp_min(torch.finfo(torch.float32).tiny)
-    return {**before, "norm_ratio": ratio}
+def measure_after(G: Tensor, before: Measures) -> Measures:
+    """The finished record, with ``norm_ratio`` = ‖G'‖ / ‖G‖ in place of the energy."""
+    energy = before.pop("energy")
+    return {**before, "norm_ratio": torch.where(energy > 0, _energy(G) / energy, 1).sqrt()}
+
+
+def _energy(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from gsr_kernels.backends.torch.rescale import rescale
 
-def rescale_gradient(
-    G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor
-) -> Tensor:
+
+def rescale_gradient(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor) -> Tensor:
     """Writes G' to ``out [.., d1, d2]``, which may be G, and returns the diagonal ``g [.., k]`` that it found.
 
     Products and sums are in the wider dtype of G and U, at least float32 on a CPU. A matrix whose g is not finite

@@ -1,0 +1,6 @@
+"""How a method meets an optimizer."""
+
+from gsr_kernels.optim.attach import attach
+from gsr_kernels.optim.handle import Handle
+
+__all__ = ["Handle", "attach"]

@@ -1,0 +1,133 @@
+"""How a method meets an optimizer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+from tqdm import tqdm
+
+from gsr_kernels.basis import load_bases
+from gsr_kernels.methods import GSR, Method
+from gsr_kernels.optim.handle import Handle, Weight, attached, decompose, prepare
+from gsr_kernels.optim.rank import Rank, resolve_rank
+from gsr_kernels.optim.targets import Target, find_targets
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    method: Method | None = None,
+    *,
+    rho: float | None = None,
+    rank: Rank = None,
+    targets: str | Iterable[str] = "all-linear",
+    out_of_span: str | None = None,
+    bases: str | os.PathLike[str] | None = None,
+    nonfinite: str = "skip",
+    record_every: int = 0,
+) -> Handle:
+    """Puts a method between a model's gradients and any torch optimizer, from the next ``optimizer.step()`` on.
+
+    Args:
+        model: its weights are decomposed now; call ``handle.refresh()`` when the next task begins.
+        optimizer: holds the model's parameters; closures are served. A wrapper with the optimizer inside (Accelerate)
+            is looked through.
+        method: what to do; or give ``rho``, short for ``GSR(rho=rho)``.
+        rank: directions kept of each weight. None: all; an int, clamped to each weight's own rank; a float in (0, 1):
+            that share of it; or ``{regex: either}``.
+        targets: "all-linear", a regular expression or a list of name endings; see ``find_targets``.
+        out_of_span: "drop" or "keep" what the bases do not span; None: "drop" where rank is None (the paper), else
+            "keep".
+        bases: a file that ``handle.save_bases`` wrote: what matches its weight is loaded, the rest decomposed.
+        nonfinite: "skip" leaves a matrix whose gradient holds NaN or Inf as it came and counts it, without waiting for
+            the device; "error" raises FloatingPointError before any weight is changed.
+        record_every: measure every n-th step for ``handle.metrics()``; 0: never.
+
+    Returns:
+        The handle: refresh, metrics, save_bases, doctor, remove.
+
+    Raises:
+        TypeError, ValueError: what cannot be served, by the name of the argument; the optimizer is then as it was.
+    """
+    method = _resolve_method(method, rho, rank, out_of_span)
+    optimizer = _innermost(optimizer)
+    if nonfinite not in ("skip", "error"):
+        raise ValueError(f"nonfinite must be 'skip' or 'error', got {nonfinite!r}")
+    if record_every < 0:
+        raise ValueError(f"record_every must be 0 or the number of steps between records, got {record_every}")
+
+    places = {
+        parameter: (group, index)
+        for group, settings in enumerate(optimizer.param_groups)
+        for index, parameter in enumerate(settings["params"])
+    }
+    if places.keys().isdisjoint(model.parameters()):
+        raise ValueError(
+            "optimizer holds none of the model's parameters: build it from model.parameters(), "
+            "after the model was moved, wrapped or loaded"
+        )
+    found = find_targets(model, targets, set(places))
+    matched = {target.name: target for target in found if target.reason is None}
+    ranks = resolve_rank(rank, {name: _sides(target) for name, target in matched.items()})
+
+    parameters = {name: target.parameter for name, target in matched.items()}
+    heads = {name: target.heads for name, target in matched.items()}
+    stored = None if bases is None else load_bases(bases, matched)
+    computed = decompose(method, parameters, ranks, heads, stored)
+    states = prepare(method, parameters, computed)
+    weights = []
+    for name, parameter in parameters.items():
+        basis = computed[name].to(parameter.device)
+        skipped = torch.zeros((), dtype=torch.int64, device=parameter.device)
+        weights.append(Weight(name, places[parameter], ranks[name], heads[name], basis, states[name], skipped))
+
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    coverage = sum(parameter.numel() for parameter in parameters.values()) / trainable
+    handle = Handle(optimizer, method, weights, found, coverage, nonfinite, record_every)
+    tqdm.write(handle.summary(), file=sys.stderr)
+    if coverage < 0.5:
+        warnings.warn(
+            f"gsr_kernels: only {coverage:.1%} of the trainable parameters are under the method; print(handle) says "
+            "what was skipped and why",
+            stacklevel=2,
+        )
+    return handle
+
+
+def _resolve_method(method: Method | None, rho: float | None, rank: Rank, out_of_span: str | None) -> Method:
+    if (method is None) == (rho is None):
+        raise ValueError("give exactly one of method and rho; rho=0.5 is short for method=GSR(rho=0.5)")
+    if rho is not None:
+        method = GSR(rho=rho)
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be one of gsr_kernels.methods, got {method!r}")
+    if hasattr(method, "out_of_span"):
+        chosen = out_of_span or method.out_of_span or ("drop" if rank is None else "keep")
+        return replace(method, out_of_span=chosen)
+    if out_of_span is not None:
+        raise ValueError(f"out_of_span is not a setting of {type(method).__name__}")
+    return method
+
+
+def _innermost(optimizer: Optimizer) -> Optimizer:
+    inner = getattr(optimizer, "optimizer", None)
+    optimizer = inner if isinstance(inner, Optimizer) else optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(optimizer, LBFGS):
+        raise TypeError("optimizer: LBFGS evaluates gradients inside its step, out of a method's reach; use AdamW")
+    if optimizer in attached:
+        raise ValueError("optimizer has a handle already: handle.refresh() begins a new task, handle.remove() ends it")
+    return optimizer
+
+
+def _sides(target: Target) -> tuple[int, int]:
+    d1, d2 = target.parameter.shape[-2:]
+    return d1 // (target.heads or 1), d2
