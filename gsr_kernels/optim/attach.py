@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -110,7 +111,8 @@ def _resolve_method(method: Method | None, rho: float | None, rank: Rank, out_of
         raise TypeError(f"method must be one of gsr_kernels.methods, got {method!r}")
     if hasattr(method, "out_of_span"):
         chosen = out_of_span or method.out_of_span or ("drop" if rank is None else "keep")
-        return replace(method, out_of_span=chosen)
+        settings: dict[str, Any] = {"out_of_span": chosen}
+        return replace(method, **settings)
     if out_of_span is not None:
         raise ValueError(f"out_of_span is not a setting of {type(method).__name__}")
     return method
