@@ -1,0 +1,44 @@
+"""Every way of tuning that the study compares: a name, a method of `gsr_kernels.methods` and how it is attached."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """`method` is a class of `gsr_kernels.methods` (None: plain fine-tuning) with its `arguments`.
+
+    `attach` are further arguments of `gsr_kernels.attach`.
+    """
+
+    title: str
+    method: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    attach: dict[str, Any] = field(default_factory=dict)
+
+    def bind(self, model, optimizer):
+        """Attach the method for one task, decomposing the weights as they are now; None for plain fine-tuning."""
+        if self.method is None:
+            return None
+        import gsr_kernels
+        from gsr_kernels import methods
+
+        method = getattr(methods, self.method)(**self.arguments)
+        return gsr_kernels.attach(model, optimizer, method=method, **self.attach)
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+CONFIGURATIONS = {
+    "perft": Configuration("PerFT"),
+    "seqft": Configuration("SeqFT"),
+    "gsr-drop-rho0": Configuration("GSR drop, ρ 0", "GSR", {"rho": 0.0}, {"out_of_span": "drop"}),
+    "gsr-drop": Configuration("GSR drop, ρ 1", "GSR", {"rho": 1.0}, {"out_of_span": "drop"}),
+    "gsr-keep": Configuration("GSR keep, ρ 1", "GSR", {"rho": 1.0}, {"out_of_span": "keep"}),
+    "gsr-full": Configuration("GSR-full drop, p 1", "GSRFull", {"p": 1.0}),
+    "psp": Configuration("PSP minor block 0.4", "PSP", {"k": 0.4, "variant": "minor_block"}),
+    "osf": Configuration("OSF", "OSF"),
+}

@@ -1,0 +1,63 @@
+"""The figures of docs/evidence.md, from the finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from . import runner, stats, tables
+from .configurations import CONFIGURATIONS
+
+# the same bytes from the same runs
+matplotlib.rcParams["svg.hashsalt"] = "evidence"
+matplotlib.rcParams["svg.fonttype"] = "none"
+
+
+def differences(records: list[dict], path: Path) -> None:
+    """Each method's AP minus SeqFT's, seed by seed, with mean and 95 % interval."""
+    baseline = tables.fresh(records, tables.BASELINE)
+    names = [name for name in tables.compared(records) if name != tables.BASELINE]
+    figure, axes = plt.subplots(figsize=(7, 0.5 * len(names) + 1.4))
+    for row, name in enumerate(reversed(names)):
+        seeds = tables.fresh(records, name)
+        d = [100 * (seeds[s]["AP"] - baseline[s]["AP"]) for s in sorted(seeds.keys() & baseline.keys())]
+        found = stats.interval(d)
+        axes.plot(d, [row] * len(d), "o", color="0.7", markersize=4)
+        axes.plot([found.low, found.high], [row, row], color="C0", linewidth=2)
+        axes.plot(found.mean, row, "D", color="C0", markersize=6)
+    axes.axvline(0, color="black", linewidth=0.8)
+    margin = 100 * tables.MARGIN
+    axes.axvspan(-margin, margin, color="0.95", zorder=0)
+    axes.set_yticks(range(len(names)), [CONFIGURATIONS[name].title for name in reversed(names)])
+    axes.set_xlabel("AP minus SeqFT's, points; dots: seeds, bar: 95 % interval, grey: ±2 points")
+    _save(figure, path)
+
+
+def trade_off(records: list[dict], path: Path) -> None:
+    """AP against learning accuracy over the rates, on the tuning seed; a line a method, dots grow with the rate."""
+    figure, axes = plt.subplots(figsize=(7, 5))
+    for name, configuration in CONFIGURATIONS.items():
+        tried = runner.tuning(records, name) if name != "perft" else []
+        if not tried:
+            continue
+        found = [tables.scores(record) for record in tried]
+        x, y = [100 * f["LA"] for f in found], [100 * f["AP"] for f in found]
+        (line,) = axes.plot(x, y, linewidth=1, label=configuration.title)
+        axes.scatter(x, y, s=[25 * (i + 1) for i in range(len(x))], color=line.get_color())
+    low, high = axes.get_xlim()
+    axes.plot([low, high], [low, high], "--", color="0.6", linewidth=1, label="nothing forgotten")
+    axes.set_xlim(low, high)
+    axes.set_xlabel("learning accuracy")
+    axes.set_ylabel("AP")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)

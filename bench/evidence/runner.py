@@ -1,0 +1,88 @@
+"""The queue of runs: what is still missing, in order, on a few processes of one thread each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .sampler import SOURCES
+from .train import Run, execute
+
+# from the finished records to the runs that can be named by now, done or not
+Plan = Callable[[list[dict]], Iterable[Run]]
+
+RESULTS = Path(__file__).with_name("results")
+RATES = (5e-5, 1.2e-4, 3e-4)
+TUNING_SEED = 1000
+SEEDS = tuple(range(8))
+
+
+def read(results: Path = RESULTS) -> list[dict]:
+    """Every finished run, in the order of its path."""
+    return [json.loads(path.read_text()) for path in sorted(results.glob("*/*.json"))]
+
+
+def tuning(records: list[dict], method: str) -> list[dict]:
+    """The tuning runs of one method, by rate."""
+    found = [r for r in records if r["method"] == method and r["seed"] == TUNING_SEED]
+    return sorted(found, key=lambda r: r["lr"])
+
+
+def choose(records: list[dict], method: str) -> float | None:
+    """The rate with the best mean accuracy on the validation rows of the first two tasks, once all rates were run.
+
+    The lower rate wins a tie.
+    """
+    tried = tuning(records, method)
+    if not set(RATES) <= {r["lr"] for r in tried}:
+        return None
+    return max(tried, key=lambda r: (sum(r["validation"]), -r["lr"]))["lr"]
+
+
+def comparison(records: list[dict], methods: list[str]) -> Iterator[Run]:
+    """All runs that can be named by now: each method's rates first, its seeds once its rate is chosen."""
+    for method in methods:
+        yield from (Run(method, "forth", lr, TUNING_SEED) for lr in RATES)
+    for method in methods:
+        lr = choose(records, method)
+        if lr is not None:
+            yield from (Run(method, ("forth", "back")[seed % 2], lr, seed, whole=seed == 0) for seed in SEEDS)
+
+
+def gate(records: list[dict]) -> Iterator[Run]:
+    """Each task alone, once: may it be part of the study?"""
+    yield from (Run("perft", task, RATES[1], TUNING_SEED) for task in SOURCES)
+
+
+def work(data: Path, plan: Plan, workers: int, results: Path = RESULTS) -> None:
+    """Do what `plan` names and `results` lacks until nothing is missing; it may be stopped and started at any time."""
+    flying: dict[Future, Run] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, tqdm(unit="run") as bar:
+        while True:
+            missing = [r for r in plan(read(results)) if not _path(results, r).exists()]
+            bar.total = bar.n + len(missing)
+            waiting = [r for r in missing if r not in flying.values()]
+            for each in waiting[: workers - len(flying)]:
+                flying[pool.submit(execute, each, data)] = each
+            if not flying:
+                return
+            done, _ = wait(flying, return_when=FIRST_COMPLETED)
+            for future in done:
+                _write(_path(results, flying.pop(future)), future.result())
+                bar.update()
+
+
+def _path(results: Path, run: Run) -> Path:
+    return results / f"{run.name}.json"
+
+
+def _write(path: Path, record: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    part.replace(path)

@@ -1,0 +1,132 @@
+"""The tables of docs/evidence.md, from the finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gsr_kernels.continual.metrics import ResultMatrix
+
+from . import runner, stats
+from .configurations import CONFIGURATIONS
+from .stats import Interval
+
+BASELINE = "seqft"
+MARGIN = 0.02
+GATE = 0.20
+# question, method, what it is set against
+PAIRS = (
+    ("does the diagonal's rescaling act? ρ 1 against ρ 0", "gsr-drop", "gsr-drop-rho0"),
+    ("does dropping what lies outside the span act? drop against keep", "gsr-drop", "gsr-keep"),
+    ("all of N rescaled, or its diagonal alone?", "gsr-full", "gsr-drop"),
+    ("soft weights on all directions, or a hard cut?", "gsr-full", "psp"),
+    ("which hard cut? OSF against PSP", "osf", "psp"),
+)
+
+
+def matrix(record: dict) -> ResultMatrix:
+    """The result matrix of one run."""
+    found = ResultMatrix(record["tasks"])
+    for after, row in zip(record["tasks"], record["matrix"], strict=True):
+        scored = zip(record["tasks"], row, strict=True)
+        found.record(after, {task: score for task, score in scored if score is not None})
+    return found
+
+
+def scores(record: dict) -> dict[str, float]:
+    """The metrics of one run that a_i(i) and a_T(i) suffice for."""
+    found = matrix(record)
+    return {"AP": found.ap(), "BWT": found.bwt(), "LA": record["plasticity"]}
+
+
+def fresh(records: list[dict], method: str) -> dict[int, dict[str, float]]:
+    """The metrics of a method's fresh seeds at its chosen rate, by seed."""
+    lr = runner.choose(records, method)
+    chosen = [r for r in records if r["method"] == method and r["seed"] in runner.SEEDS and r["lr"] == lr]
+    return {record["seed"]: scores(record) for record in chosen}
+
+
+def compared(records: list[dict]) -> list[str]:
+    """The methods with at least two fresh seeds, in the order of the configurations."""
+    return [name for name in CONFIGURATIONS if name != "perft" and len(fresh(records, name)) > 1]
+
+
+def outcome(records: list[dict]) -> str:
+    rows = []
+    for method in compared(records):
+        seeds = fresh(records, method)
+        cells = [_interval(stats.interval([s[key] for s in seeds.values()])) for key in ("AP", "BWT", "LA")]
+        rows.append([CONFIGURATIONS[method].title, f"{runner.choose(records, method):g}", len(seeds), *cells])
+    return _table(["method", "lr", "seeds", "AP ↑", "BWT ↑", "learning accuracy ↑"], rows)
+
+
+def against_baseline(records: list[dict], key: str = "AP") -> str:
+    names = [name for name in compared(records) if name != BASELINE]
+    return _comparisons(records, [(CONFIGURATIONS[name].title, name, BASELINE) for name in names], key)
+
+
+def against_each_other(records: list[dict]) -> str:
+    return _comparisons(records, PAIRS, "AP")
+
+
+def rates(records: list[dict]) -> str:
+    rows = []
+    for method in CONFIGURATIONS:
+        tried = runner.tuning(records, method) if method != "perft" else []
+        best = max((scores(r)["AP"] for r in tried), default=None)
+        for record in tried:
+            found = scores(record)
+            marks = ["chosen"] * (record["lr"] == runner.choose(records, method)) + ["oracle"] * (found["AP"] == best)
+            first = sum(record["validation"]) / len(record["validation"])
+            cells = [_points(first), *(_points(found[key]) for key in ("AP", "BWT", "LA")), ", ".join(marks)]
+            rows.append([CONFIGURATIONS[method].title, f"{record['lr']:g}", *cells])
+    return _table(["method", "lr", "validation, first two", "AP", "BWT", "learning accuracy", ""], rows)
+
+
+def gate(records: list[dict]) -> str:
+    rows = []
+    for record in (r for r in records if r["method"] == "perft" and r["seed"] == runner.TUNING_SEED):
+        score, majority = record["matrix"][0][0], record["majority"][0]
+        verdict = "yes" if score - majority >= GATE else "no"
+        rows.append([record["tasks"][0], _points(majority), _points(score), _points(score - majority), verdict])
+    return _table(["task", "commonest label", "PerFT", "gain", f"gain ≥ {100 * GATE:.0f}"], rows)
+
+
+def matrices(records: list[dict]) -> str:
+    blocks = []
+    for method in compared(records):
+        lr = runner.choose(records, method)
+        whole = [r for r in records if r["method"] == method and r["whole"] and r["lr"] == lr]
+        for record in whole:
+            title = f"{CONFIGURATIONS[method].title}, seed {record['seed']}: F.Ra {_points(matrix(record).fra())}"
+            rows = [[after, *map(_points, row)] for after, row in zip(record["tasks"], record["matrix"], strict=True)]
+            blocks.append(f"{title}\n\n" + _table(["after", *record["tasks"]], rows))
+    return "\n\n".join(blocks)
+
+
+def _comparisons(records: list[dict], pairs: Iterable[tuple[str, str, str]], key: str) -> str:
+    found = {}
+    for title, method, other in pairs:
+        a, b = fresh(records, method), fresh(records, other)
+        shared = sorted(a.keys() & b.keys())
+        if len(shared) > 1:
+            found[title] = stats.compare([a[s][key] for s in shared], [b[s][key] for s in shared], MARGIN), len(shared)
+    adjusted = stats.holm({title: comparison.p for title, (comparison, _) in found.items()})
+    rows = []
+    for title, (c, seeds) in found.items():
+        cells = [_interval(c.difference), f"{c.p:.3f}", f"{adjusted[title]:.3f}", _points(c.detectable)]
+        rows.append([title, seeds, *cells, "yes" if c.equivalent else "no"])
+    header = [f"difference in {key}", "p", "p, Holm", "detectable", f"within ±{100 * MARGIN:.0f}"]
+    return _table(["", "seeds", *header], rows)
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(found: Interval) -> str:
+    return f"{_points(found.mean)} [{_points(found.low)}, {_points(found.high)}]"
+
+
+def _table(header: list[str], rows: list[list]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
