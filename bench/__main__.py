@@ -1,0 +1,27 @@
+"""``python -m bench [CASE …]``: measures, prints, and writes bench/results/results.csv."""
+
+import argparse
+import pkgutil
+from importlib import import_module
+
+import bench.cases
+from bench.results import FILE, replace_case
+
+
+def main() -> None:
+    known = [module.name for module in pkgutil.iter_modules(bench.cases.__path__)]
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(known)}; all by default")
+    chosen = parser.parse_args().cases or known
+    if unknown := set(chosen) - set(known):
+        parser.error(f"no case {', '.join(sorted(unknown))}; there is {', '.join(known)}")
+    for case in chosen:
+        rows = list(import_module(f"bench.cases.{case}").rows())
+        replace_case(case, rows)
+        for row in rows:
+            print("  ".join(f"{key}={value}" for key, value in row.items() if value != ""))
+    print(f"written to {FILE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The transform on a CPU beside two bare products of its shapes and beside the literal reference."""
+
+from collections.abc import Iterator
+
+import torch
+from tqdm import tqdm
+
+from bench.timing import interleaved, peak_extra_bytes, percentiles
+from gsr_kernels import SpectralBasis, reference, rescale_gradient
+
+SHAPES = [(1024, 1024), (3072, 768), (768, 3072)]
+RHO = 0.5
+
+
+def rows() -> Iterator[dict]:
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    cases = [(threads, shape) for threads in (1, 2) for shape in SHAPES]
+    for threads, shape in tqdm(cases, "rescale_gradient on a CPU"):
+        torch.set_num_threads(threads)
+        yield from _rows(threads, *shape)
+    torch.set_num_threads(before)
+
+
+def _rows(threads: int, d1: int, d2: int) -> Iterator[dict]:
+    W, G = torch.randn(2, d1, d2)
+    basis = SpectralBasis.of(W)
+    U, S, Vh, r = basis.U, basis.S, basis.Vh, basis.rank
+    out, tall = torch.empty_like(G), d1 > d2
+    middle = torch.empty(r, d2) if tall else torch.empty(d1, r)
+
+    def two_products() -> None:
+        torch.mm(U.mT, G, out=middle) if tall else torch.mm(G, Vh.mT, out=middle)
+        torch.mm(U, middle, out=out) if tall else torch.mm(middle, Vh, out=out)
+
+    variants = {"two_products": two_products}
+    for mode in ("drop", "keep"):
+        variants[f"rescale_gradient {mode}"] = lambda mode=mode: rescale_gradient(G, basis, RHO, mode, out=out)
+        variants[f"reference {mode}"] = lambda mode=mode: reference.rescale_gradient(G, U, S, Vh, RHO, mode)
+    _check(G, basis)
+    times = {name: percentiles(values) for name, values in interleaved(variants).items()}
+    for name, run in variants.items():
+        yield {
+            "variant": name.split()[0],
+            "out_of_span": name.partition(" ")[2],
+            "shape": f"{d1}x{d2}",
+            "dtype": "float32",
+            "rank": r,
+            "rho": RHO,
+            "threads": threads,
+            **times[name],
+            "ratio": round(times[name]["p50_ms"] / times["two_products"]["p50_ms"], 3),
+            "ratio_to": "two_products",
+            "flop": 4 * d1 * d2 * r,
+            "extra_mib": round(peak_extra_bytes(run) / 2**20, 3),
+            "allowed_mib": round(4 * r * max(d1, d2) / 2**20, 3),
+        }
+
+
+def _check(G: torch.Tensor, basis: SpectralBasis) -> None:
+    """What is wrong is not timed."""
+    truth = reference.rescale_gradient(G.double(), basis.U.double(), basis.S.double(), basis.Vh.double(), RHO)
+    error = torch.linalg.norm(rescale_gradient(G, basis, RHO) - truth) / torch.linalg.norm(truth)
+    if not error < 1e-4:
+        raise RuntimeError(f"rescale_gradient is off by {error:.1e} at {tuple(G.shape)}")
