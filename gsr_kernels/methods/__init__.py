@@ -1,9 +1,28 @@
 """The methods, one file each."""
 
 from gsr_kernels.methods.base import Method
+from gsr_kernels.methods.chain import Chain
 from gsr_kernels.methods.gsr import GSR
+from gsr_kernels.methods.gsr_data_aware import DataAwareGSR
 from gsr_kernels.methods.gsr_full import GSRFull
-from gsr_kernels.methods.osf import OSF
+from gsr_kernels.methods.in_span import InSpan
+from gsr_kernels.methods.osf import OSF, adaptive_shares, scheduled_share
 from gsr_kernels.methods.psp import PSP
+from gsr_kernels.methods.sr import SR
+from gsr_kernels.methods.statistics import input_scales, layer_importance
 
-__all__ = ["GSR", "OSF", "PSP", "GSRFull", "Method"]
+__all__ = [
+    "GSR",
+    "OSF",
+    "PSP",
+    "SR",
+    "Chain",
+    "DataAwareGSR",
+    "GSRFull",
+    "InSpan",
+    "Method",
+    "adaptive_shares",
+    "input_scales",
+    "layer_importance",
+    "scheduled_share",
+]

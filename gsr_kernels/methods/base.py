@@ -13,19 +13,32 @@ from gsr_kernels.basis import SpectralBasis
 
 State = dict[str, Tensor]
 
+# how a weight is split: None whole, h its rows into h heads, (h, 1) its columns
+Heads = int | tuple[int, int] | None
+
 
 @dataclass(frozen=True)
 class Method:
     """Base of all methods: frozen settings and functions of ``(G, W, basis, state)``, one weight at a time.
 
     ``W``, ``G`` ``[.., d1, d2]`` and ``basis`` have the same leading dimensions (experts, heads); ``state`` holds what
-    a method keeps for a weight during a task, tensors only.
+    a method keeps for a weight during a task, tensors only, changed in place.
     """
 
-    # whether constrain() does anything: only then is it called after every step
-    constrains: ClassVar[bool] = False
+    # whether the singular basis of W enters: where it does not, decompose() may return any other
+    uses_basis: ClassVar[bool] = True
 
-    def decompose(self, name: str, W: Tensor, rank: int | None, heads: int | None) -> SpectralBasis:
+    @property
+    def own_basis(self) -> bool:
+        """Whether decompose() returns another basis than that of W at the rank asked for."""
+        return False
+
+    @property
+    def constrains(self) -> bool:
+        """Whether constrain() does anything: only then is it called after every step."""
+        return type(self).constrain is not Method.constrain
+
+    def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """The basis of one weight, taken when a task begins; ``name`` is the parameter's."""
         return SpectralBasis.of(W, rank=rank, heads=heads)
 
@@ -46,10 +59,12 @@ class Method:
         weights: Sequence[Tensor],
         bases: Sequence[SpectralBasis],
         states: Sequence[State],
+        scale: Tensor | None = None,
     ) -> list[Tensor]:
         """Rewrites a model's gradients in place; says which matrices were finite, a bool ``[..]`` a weight.
 
-        A matrix with a NaN or Inf in its gradient keeps it as it came.
+        A matrix with a NaN or Inf in its gradient keeps it as it came. ``scale`` is the number that the gradients are
+        still multiplied by (a gradient scaler's, which a fused optimizer divides by later).
         """
         flags = []
         for G, W, basis, state in zip(gradients, weights, bases, states):

@@ -38,6 +38,7 @@ class GSR(Method):
         weights: Sequence[Tensor],
         bases: Sequence[SpectralBasis],
         states: Sequence[State],
+        scale: Tensor | None = None,
     ) -> list[Tensor]:
         """See Method.transform. One non-finite entry anywhere in G makes its g non-finite, so that g alone tells."""
         compute = implementation("rescale_gradient")

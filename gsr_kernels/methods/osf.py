@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.methods.base import Method, State
+from gsr_kernels.basis import SpectralBasis, split_heads
+from gsr_kernels.methods.base import Heads, Method, State
 from gsr_kernels.methods.projections import complement, operands, remove_block
 
 VARIANTS = ("remove_block", "complement")
@@ -27,34 +28,53 @@ class OSF(Method):
     of a 16-bit weight alone moves the protected block.
 
     Args:
-        protect: the protected share of each weight's directions, in (0, 1); or ``{parameter name: share}`` with shares
-            in (0, 1]. A half by default. Every weight has at least one protected direction.
+        protect: the protected share of each weight's r directions, in (0, 1), rounded down: ``⌊share · r⌋``; or
+            ``{parameter name: share}`` with shares in [0, 1], rounded to the nearest, as ``adaptive_shares`` makes
+            them. Every weight has at least one protected direction. A half by default, as in PEFT.
         variant: one of ``VARIANTS``.
 
-    Raises ValueError where either is out of range, or where every weight would be protected whole.
+    Raises ValueError where either is out of range, and in attach() for a weight without a share.
     """
 
     protect: float | Mapping[str, float] = 0.5
     variant: str = "remove_block"
 
-    constrains: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
-        shares = self.protect.values() if isinstance(self.protect, Mapping) else [self.protect]
-        wrong = [share for share in shares if not 0 < share <= 1]
-        if wrong or not shares:
-            raise ValueError(f"protect must be shares in (0, 1); {wrong[0] if wrong else 'none'} protects nothing")
-        if all(share == 1 for share in shares):
-            raise ValueError("protect = 1 for every weight protects everything: nothing would be trained")
+        if not isinstance(self.protect, Mapping):
+            if not 0 < self.protect < 1:
+                raise ValueError(f"protect must lie in (0, 1): {self.protect} protects {_all_or_nothing(self.protect)}")
+            return
+        for name, share in self.protect.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"protect must hold shares in [0, 1], got {share} for {name}")
+        for share in (0, 1):
+            if all(one == share for one in self.protect.values()):
+                raise ValueError(f"protect = {share} for every weight protects {_all_or_nothing(share)}")
 
-    def decompose(self, name: str, W: Tensor, rank: int | None, heads: int | None) -> SpectralBasis:
+    def __repr__(self) -> str:
+        protect = f"{len(self.protect)} shares" if isinstance(self.protect, Mapping) else self.protect
+        return f"OSF(protect={protect}, variant={self.variant!r})"
+
+    @property
+    def own_basis(self) -> bool:
         """The protected directions alone."""
+        return True
+
+    def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
+        """The protected directions, in full precision: 16 bits would leak."""
         if rank is not None:
             raise ValueError("rank must be None for OSF: it keeps the directions that it protects, see protect")
-        most = min(W.shape[-2:]) if heads is None else min(W.shape[-2] // heads, W.shape[-1])
-        return super().decompose(name, W, min(most, max(1, round(self._share(name) * most))), heads)
+        r = min(split_heads(W, heads)[0].shape[-2:])
+        if not isinstance(self.protect, Mapping):
+            protected = math.floor(self.protect * r)
+        elif name in self.protect:
+            protected = round(self.protect[name] * r)
+        else:
+            raise ValueError(f"protect has no share for it; it names {', '.join(self.protect)}")
+        precision = "fp64" if W.dtype == torch.float64 else "fp32"
+        return SpectralBasis.of(W, max(1, protected), heads, precision)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
         """The protected parts of W: ``U_hᵀ W V_h``, or ``U_hᵀ W`` and ``W V_h``."""
@@ -76,9 +96,33 @@ class OSF(Method):
             wide = wide - U @ (U.mT @ wide - state["rows"])
             W.copy_(wide - (wide @ Vh.mT - state["columns"]) @ Vh)
 
-    def _share(self, name: str) -> float:
-        if not isinstance(self.protect, Mapping):
-            return self.protect
-        if name not in self.protect:
-            raise ValueError(f"protect has no share for {name}; it names {', '.join(self.protect)}")
-        return self.protect[name]
+
+def adaptive_shares(importance: Mapping[str, float], mrr: float = 0.1, trr: float = 0.8) -> dict[str, float]:
+    """Protected shares ``mrr + I (trr − mrr)``, I the layer's importance scaled to mean 1, cut off at 0 and 1.
+
+    Args:
+        importance: by parameter name, as ``layer_importance`` measures it.
+        mrr, trr: the share of a layer without importance, and of one with the mean importance.
+
+    Raises ValueError where not ``0 <= mrr <= trr <= 1``, or where the mean importance is not above 0.
+    """
+    if not 0 <= mrr <= trr <= 1:
+        raise ValueError(f"mrr and trr must be shares with 0 <= mrr <= trr <= 1, got {mrr} and {trr}")
+    mean = sum(importance.values()) / max(1, len(importance))
+    if not mean > 0:
+        raise ValueError(f"importance must have a positive mean to be scaled by, got {mean:.3g}: give protect a share")
+    return {name: min(1.0, max(0.0, mrr + one / mean * (trr - mrr))) for name, one in importance.items()}
+
+
+def scheduled_share(task: int, tasks: int) -> float:
+    """The paper's schedule for equal shares: ``task / tasks``, task counted from 0.
+
+    The share of the first task is 0: it is trained without OSF. Raises ValueError where not ``0 <= task < tasks``.
+    """
+    if not 0 <= task < tasks:
+        raise ValueError(f"task must lie in [0, tasks), got {task} of {tasks}")
+    return task / tasks
+
+
+def _all_or_nothing(share: float) -> str:
+    return "nothing" if share <= 0 else "everything, so that nothing is trained"

@@ -43,11 +43,11 @@ class PSP(Method):
         if self.k == 1 and self.variant != "minor_block":
             raise ValueError(f"k = 1 with variant {self.variant!r} protects nothing: choose k < 1")
 
-    def decompose(self, name: str, W: Tensor, rank: int | None, heads: int | None) -> SpectralBasis:
-        """The whole basis: a truncated one has lost the minor directions (ValueError)."""
-        if rank is not None:
-            raise ValueError("rank must be None for PSP: the minor directions are the first that a rank cuts off")
-        return super().decompose(name, W, rank, heads)
+    def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
+        """Nothing is kept; a truncated basis has lost the minor directions (ValueError)."""
+        if not basis.full_rank:
+            raise ValueError(f"rank must be None for PSP: that of {name} cuts off the minor directions")
+        return {}
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
         """See the class."""

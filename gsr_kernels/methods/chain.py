@@ -1,0 +1,82 @@
+"""Several methods on one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.methods.base import Heads, Method, State
+
+
+@dataclass(frozen=True)
+class Chain(Method):
+    """Methods applied in the order given, each to the gradients that the one before it leaves; one basis serves all.
+
+    Raises TypeError for what is no method, ValueError, by name, for methods that cannot go together: two that correct
+    the weight after the step, or two of which one needs a basis of its own.
+    """
+
+    methods: tuple[Method, ...]
+
+    def __post_init__(self) -> None:
+        wrong = [method for method in self.methods if not isinstance(method, Method) or isinstance(method, Chain)]
+        if wrong or not self.methods:
+            raise TypeError(f"method must be one of gsr_kernels.methods or several, got {self.methods!r}")
+        constraining = [method for method in self.methods if method.constrains]
+        if len(constraining) > 1:
+            raise ValueError(f"method: {_names(constraining)} cannot go together: each corrects the weight")
+        using = [method for method in self.methods if method.uses_basis]
+        if len(using) > 1 and any(method.own_basis for method in using):
+            raise ValueError(f"method: {_names(using)} cannot go together: they need different bases")
+
+    @property
+    def constrains(self) -> bool:
+        """Whether one of them does."""
+        return any(method.constrains for method in self.methods)
+
+    def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
+        """The basis of the methods that need one."""
+        leading = next((method for method in self.methods if method.uses_basis), self.methods[0])
+        return leading.decompose(name, W, rank, heads)
+
+    def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
+        """What each keeps, its place before the key."""
+        return {
+            f"{place}.{key}": value
+            for place, method in enumerate(self.methods)
+            for key, value in method.prepare(name, W, basis).items()
+        }
+
+    def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
+        """The correction of the one that corrects."""
+        for place, method in enumerate(self.methods):
+            if method.constrains:
+                method.constrain(W, basis, _own(state, place))
+
+    def transform(
+        self,
+        gradients: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        bases: Sequence[SpectralBasis],
+        states: Sequence[State],
+        scale: Tensor | None = None,
+    ) -> list[Tensor]:
+        """See Method.transform."""
+        flags: list[Tensor] = []
+        for place, method in enumerate(self.methods):
+            own = [_own(state, place) for state in states]
+            found = method.transform(gradients, weights, bases, own, scale)
+            flags = [old & new for old, new in zip(flags, found)] if flags else found
+        return flags
+
+
+def _own(state: State, place: int) -> State:
+    prefix = f"{place}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _names(methods: Sequence[Method]) -> str:
+    return " and ".join(type(method).__name__ for method in methods)

@@ -1,0 +1,114 @@
+"""Spectral regularization: each weight's largest singular value is pulled to a target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gsr_kernels.basis import SpectralBasis, split_heads
+from gsr_kernels.methods.base import Heads, Method, State
+
+TARGETS = ("one", "initial")
+
+# power iterations before the first step, from random vectors; afterwards one a step keeps up with the weight
+START = 20
+
+
+@dataclass(frozen=True)
+class SR(Method):
+    """The penalty ``lam (σ_max^k − t^k)²`` a weight, as a term of its gradient ("Learning Continually by Spectral
+    Regularization", arXiv 2406.06811):
+
+        2 lam k σ^(k−1) (σ^k − t^k) u vᵀ
+
+    with u, σ, v from power iteration, one a step, kept from step to step. It is added once per optimizer step, after
+    any clipping and before the methods that come after it. The paper's term for biases is left out: this acts on
+    matrices.
+
+    Args:
+        lam: its strength, at least 0. GSR's paper tried 1e-3, 1e-6 and 1e-9, and reports 1e-9.
+        k: at least 1.
+        target: "one" (the paper), t = 1; "initial", t = σ_max when the task begins.
+
+    Raises ValueError where one is out of range, and in a step where no weight has a gradient.
+    """
+
+    lam: float = 1e-9
+    k: float = 2
+    target: str = "one"
+
+    uses_basis: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lam) and self.lam >= 0):
+            raise ValueError(f"lam must be a finite number of at least 0, got {self.lam}")
+        if not (math.isfinite(self.k) and self.k >= 1):
+            raise ValueError(f"k must be a finite number of at least 1, got {self.k}")
+        if self.target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
+
+    def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
+        """The first direction alone, by power iteration: no decomposition is needed."""
+        if rank is not None:
+            raise ValueError("rank is not a setting of SR, which follows the largest singular value alone")
+        matrix, head_dim = split_heads(W, heads)
+        state = _largest(matrix)
+        factors = state["u"].unsqueeze(-1), state["sigma"].unsqueeze(-1), state["v"].unsqueeze(-2)
+        return SpectralBasis(*factors, head_dim=head_dim)
+
+    def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
+        """u and v to go on from, and t."""
+        state = _largest(W)
+        initial = state.pop("sigma")
+        return {**state, "target": initial if self.target == "initial" else torch.ones_like(initial)}
+
+    def transform(
+        self,
+        gradients: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        bases: Sequence[SpectralBasis],
+        states: Sequence[State],
+        scale: Tensor | None = None,
+    ) -> list[Tensor]:
+        """See Method.transform."""
+        if not gradients:
+            raise ValueError("SR: no weight of the model has a gradient: call backward() before optimizer.step()")
+        flags = []
+        for G, W, state in zip(gradients, weights, states):
+            sigma = _iterate(W.to(state["v"].dtype), state)
+            size = 2 * self.lam * self.k * sigma ** (self.k - 1) * (sigma**self.k - state["target"] ** self.k)
+            if scale is not None:
+                size = size * scale
+            finite = G.isfinite().all(-1).all(-1)
+            term = (size.unsqueeze(-1) * state["u"]).unsqueeze(-1) * state["v"].unsqueeze(-2)
+            G.add_(torch.where(finite[..., None, None], term, 0))
+            flags.append(finite)
+        return flags
+
+
+def _largest(W: Tensor) -> State:
+    """u, sigma and v of W's largest singular value, in float32 or better."""
+    W = W.to(torch.promote_types(W.dtype, torch.float32))
+    # a generator of its own: attach() must not shift what training draws
+    start = torch.randn(W.shape[-1], generator=torch.Generator().manual_seed(0), dtype=W.dtype).to(W.device)
+    v = torch.nn.functional.normalize(start, dim=0).expand(*W.shape[:-2], -1).clone()
+    state = {"u": W.new_zeros(W.shape[:-1]), "v": v}
+    for _ in range(START):
+        sigma = _iterate(W, state)
+    return {**state, "sigma": sigma}
+
+
+def _iterate(W: Tensor, state: State) -> Tensor:
+    """One power iteration on ``u [.., d1]`` and ``v [.., d2]`` in place; returns ``σ = uᵀ W v [..]``."""
+    u, v = state["u"], state["v"]
+    for out, image in ((u, lambda: W @ v.unsqueeze(-1)), (v, lambda: W.mT @ u.unsqueeze(-1))):
+        moved = image().squeeze(-1)
+        size = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+        # a zero weight has no direction to turn to
+        out.copy_(torch.where(size > 0, moved / torch.where(size > 0, size, 1), out))
+    return size.squeeze(-1)
