@@ -85,7 +85,7 @@ def attach(
     states = prepare(method, parameters, computed)
     weights = []
     for name, parameter in parameters.items():
-        basis = computed[name].to(parameter.device)
+        basis = computed[name]
         skipped = torch.zeros((), dtype=torch.int64, device=parameter.device)
         weights.append(Weight(name, places[parameter], ranks[name], heads[name], basis, states[name], skipped))
 

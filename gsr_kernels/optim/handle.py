@@ -224,7 +224,7 @@ def decompose(
     for name, parameter in tqdm(parameters.items(), "singular bases", unit="weight", leave=False, disable=None):
         kept = (stored or {}).get(name)
         if kept is not None and _fits(kept, parameter, ranks[name], heads[name]):
-            bases[name] = kept
+            bases[name] = kept.to(parameter.device)
             continue
         try:
             bases[name] = method.decompose(name, parameter.detach(), ranks[name], heads[name])
