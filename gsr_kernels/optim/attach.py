@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,21 +14,23 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 from tqdm import tqdm
 
-from gsr_kernels.basis import load_bases
-from gsr_kernels.methods import GSR, Method
+from gsr_kernels.basis import load_bases, split_heads
+from gsr_kernels.methods import GSR, Chain, Method
 from gsr_kernels.optim.handle import Handle, Weight, attached, decompose, prepare
+from gsr_kernels.optim.heads import resolve_heads
 from gsr_kernels.optim.rank import Rank, resolve_rank
-from gsr_kernels.optim.targets import Target, find_targets
+from gsr_kernels.optim.targets import find_targets
 
 
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
-    method: Method | None = None,
+    method: Method | Sequence[Method] | None = None,
     *,
     rho: float | None = None,
     rank: Rank = None,
     targets: str | Iterable[str] = "all-linear",
+    heads: Mapping[str, int | tuple[int, int]] | None = None,
     out_of_span: str | None = None,
     bases: str | os.PathLike[str] | None = None,
     nonfinite: str = "skip",
@@ -40,10 +42,12 @@ def attach(
         model: its weights are decomposed now; call ``handle.refresh()`` when the next task begins.
         optimizer: holds the model's parameters; closures are served. A wrapper with the optimizer inside (Accelerate)
             is looked through.
-        method: what to do; or give ``rho``, short for ``GSR(rho=rho)``.
+        method: what to do, or several in the order of their use; or give ``rho``, short for ``GSR(rho=rho)``.
         rank: directions kept of each weight. None: all; an int, clamped to each weight's own rank; a float in (0, 1):
             that share of it; or ``{regex: either}``.
         targets: "all-linear", a regular expression or a list of name endings; see ``find_targets``.
+        heads: ``{regex: h}`` takes the rows of a weight in h heads, ``{regex: (h, 1)}`` its columns, each with a basis
+            of its own; whole by default, as in the paper.
         out_of_span: "drop" or "keep" what the bases do not span; None: "drop" where rank is None (the paper), else
             "keep".
         bases: a file that ``handle.save_bases`` wrote: what matches its weight is loaded, the rest decomposed.
@@ -76,18 +80,18 @@ def attach(
         )
     found = find_targets(model, targets, set(places))
     matched = {target.name: target for target in found if target.reason is None}
-    ranks = resolve_rank(rank, {name: _sides(target) for name, target in matched.items()})
-
     parameters = {name: target.parameter for name, target in matched.items()}
-    heads = {name: target.heads for name, target in matched.items()}
+    split = resolve_heads(heads, list(matched.values()))
+    matrices = {name: split_heads(parameter, split[name])[0] for name, parameter in parameters.items()}
+    ranks = resolve_rank(rank, {name: (matrix.shape[-2], matrix.shape[-1]) for name, matrix in matrices.items()})
+
     stored = None if bases is None else load_bases(bases, matched)
-    computed = decompose(method, parameters, ranks, heads, stored)
+    computed = decompose(method, parameters, ranks, split, stored)
     states = prepare(method, parameters, computed)
     weights = []
     for name, parameter in parameters.items():
-        basis = computed[name]
         skipped = torch.zeros((), dtype=torch.int64, device=parameter.device)
-        weights.append(Weight(name, places[parameter], ranks[name], heads[name], basis, states[name], skipped))
+        weights.append(Weight(name, places[parameter], ranks[name], split[name], computed[name], states[name], skipped))
 
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     coverage = sum(parameter.numel() for parameter in parameters.values()) / trainable
@@ -102,20 +106,23 @@ def attach(
     return handle
 
 
-def _resolve_method(method: Method | None, rho: float | None, rank: Rank, out_of_span: str | None) -> Method:
+def _resolve_method(
+    method: Method | Sequence[Method] | None, rho: float | None, rank: Rank, out_of_span: str | None
+) -> Method:
     if (method is None) == (rho is None):
         raise ValueError("give exactly one of method and rho; rho=0.5 is short for method=GSR(rho=0.5)")
     if rho is not None:
         method = GSR(rho=rho)
-    if not isinstance(method, Method):
-        raise TypeError(f"method must be one of gsr_kernels.methods, got {method!r}")
-    if hasattr(method, "out_of_span"):
-        chosen = out_of_span or method.out_of_span or ("drop" if rank is None else "keep")
-        settings: dict[str, Any] = {"out_of_span": chosen}
-        return replace(method, **settings)
-    if out_of_span is not None:
-        raise ValueError(f"out_of_span is not a setting of {type(method).__name__}")
-    return method
+    methods: list[Any] = list(method) if isinstance(method, Sequence) else [method]
+    if not methods or not all(isinstance(one, Method) for one in methods):
+        raise TypeError(f"method must be one of gsr_kernels.methods or several, got {method!r}")
+    spanning = [place for place, one in enumerate(methods) if hasattr(one, "out_of_span")]
+    if out_of_span is not None and not spanning:
+        raise ValueError(f"out_of_span is not a setting of {', '.join(type(one).__name__ for one in methods)}")
+    for place in spanning:
+        chosen = out_of_span or methods[place].out_of_span or ("drop" if rank is None else "keep")
+        methods[place] = replace(methods[place], out_of_span=chosen)
+    return methods[0] if len(methods) == 1 else Chain(tuple(methods))
 
 
 def _innermost(optimizer: Optimizer) -> Optimizer:
@@ -128,8 +135,3 @@ def _innermost(optimizer: Optimizer) -> Optimizer:
     if optimizer in attached:
         raise ValueError("optimizer has a handle already: handle.refresh() begins a new task, handle.remove() ends it")
     return optimizer
-
-
-def _sides(target: Target) -> tuple[int, int]:
-    d1, d2 = target.parameter.shape[-2:]
-    return d1 // (target.heads or 1), d2

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gsr_kernels.basis import SpectralBasis, fingerprint, save_bases
+from gsr_kernels.basis import SpectralBasis, fingerprint, save_bases, split_heads
 from gsr_kernels.methods import Method
-from gsr_kernels.methods.base import State
+from gsr_kernels.methods.base import Heads, State
 from gsr_kernels.optim.metrics import Measures, measure_after, measure_before
 from gsr_kernels.optim.targets import Target
 from gsr_kernels.reference import FLOOR
@@ -32,7 +32,7 @@ class Weight:
     name: str
     place: tuple[int, int]
     rank: int | None
-    heads: int | None
+    heads: Heads
     basis: SpectralBasis
     state: State
     # on the weight's device until they are asked for
@@ -184,7 +184,9 @@ class Handle:
 
         before = [measure_before(G, weight.basis) for G, weight in zip(gradients, live)] if record else []
         bases, states = [weight.basis for weight in live], [weight.state for weight in live]
-        finite = self.method.transform(gradients, matrices, bases, states)
+        # a fused optimizer divides by the scale of a GradScaler inside its step
+        scale = getattr(self._optimizer, "grad_scale", None)
+        finite = self.method.transform(gradients, matrices, bases, states, scale)
         for weight, flags in zip(live, finite):
             weight.steps += 1
             weight.skipped += (~flags).sum()
@@ -216,7 +218,7 @@ def decompose(
     method: Method,
     parameters: Mapping[str, Tensor],
     ranks: Mapping[str, int | None],
-    heads: Mapping[str, int | None],
+    heads: Mapping[str, Heads],
     stored: Mapping[str, SpectralBasis] | None = None,
 ) -> dict[str, SpectralBasis]:
     """The basis of every parameter: the stored one where it fits, else a new one, under a progress bar."""
@@ -242,8 +244,9 @@ def prepare(method: Method, parameters: Mapping[str, Tensor], bases: Mapping[str
         }
 
 
-def _fits(basis: SpectralBasis, parameter: Tensor, rank: int | None, heads: int | None) -> bool:
-    alike = basis.weight_shape == parameter.shape and basis.head_dim == (None if heads is None else 0)
+def _fits(basis: SpectralBasis, parameter: Tensor, rank: int | None, heads: Heads) -> bool:
+    matrices, head_dim = split_heads(parameter, heads)
+    alike = basis.shape == matrices.shape and basis.head_dim == head_dim
     wanted = min(basis.shape[-2:]) if rank is None else rank
     return alike and basis.rank == wanted and basis.fingerprint == fingerprint(parameter)
 

@@ -24,7 +24,7 @@ def resolve_rank(rank: Rank, shapes: Mapping[str, tuple[int, int]]) -> dict[str,
         return _clamp(rank, shapes)
     resolved: dict[str, int | None] = dict.fromkeys(shapes)
     for pattern, value in rank.items():
-        matched = {name: shape for name, shape in shapes.items() if _ends_with(pattern, name)}
+        matched = {name: shape for name, shape in shapes.items() if ends_with(pattern, name)}
         if not matched:
             raise ValueError(f"rank: the pattern {pattern!r} matches none of {', '.join(shapes)}")
         resolved |= _clamp(value, matched)
@@ -46,5 +46,6 @@ def _clamp(rank: int | float | None, shapes: Mapping[str, tuple[int, int]]) -> d
     return {name: min(rank, min(shape)) for name, shape in shapes.items()}
 
 
-def _ends_with(pattern: str, name: str) -> bool:
+def ends_with(pattern: str, name: str) -> bool:
+    """Whether a regular expression matches the end of a parameter's name, with or without its last part."""
     return any(re.search(rf"(?:^|\.)(?:{pattern})$", one) for one in (name, name.rpartition(".")[0]))
