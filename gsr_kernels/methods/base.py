@@ -34,6 +34,11 @@ class Method:
         return False
 
     @property
+    def lasting(self) -> tuple[str, ...]:
+        """The keys of the state that the basis and a later W cannot give again: checkpoints hold them."""
+        return ()
+
+    @property
     def constrains(self) -> bool:
         """Whether constrain() does anything: only then is it called after every step."""
         return type(self).constrain is not Method.constrain

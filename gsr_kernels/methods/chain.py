@@ -33,6 +33,16 @@ class Chain(Method):
             raise ValueError(f"method: {_names(using)} cannot go together: they need different bases")
 
     @property
+    def own_basis(self) -> bool:
+        """Whether one of them has."""
+        return any(method.own_basis for method in self.methods)
+
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """What each names, its place before the key."""
+        return tuple(f"{place}.{key}" for place, method in enumerate(self.methods) for key in method.lasting)
+
+    @property
     def constrains(self) -> bool:
         """Whether one of them does."""
         return any(method.constrains for method in self.methods)

@@ -43,6 +43,11 @@ class DataAwareGSR(Method):
         """That of W D."""
         return True
 
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """D, which later inputs would give otherwise."""
+        return ("scale",)
+
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """The basis of W D."""
         if name not in self.input_scale:

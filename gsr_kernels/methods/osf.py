@@ -62,6 +62,11 @@ class OSF(Method):
         """The protected directions alone."""
         return True
 
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """The protected parts of W."""
+        return ("block",) if self.variant == "remove_block" else ("rows", "columns")
+
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """The protected directions, in full precision: 16 bits would leak."""
         if rank is not None:

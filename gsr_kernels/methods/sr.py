@@ -52,6 +52,11 @@ class SR(Method):
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
 
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """All of it."""
+        return ("u", "v", "target")
+
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """The first direction alone, by power iteration: no decomposition is needed."""
         if rank is not None:
