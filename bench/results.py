@@ -11,10 +11,13 @@ from pathlib import Path
 import torch
 
 FILE = Path(__file__).parent / "results" / "results.csv"
-COLUMNS = (
-    "case,variant,shape,dtype,rank,rho,out_of_span,threads,p20_ms,p50_ms,p80_ms,ratio,ratio_to,flop,bytes,floor_ms,"
-    "extra_mib,allowed_mib,device,driver,torch,triton,date,commit"
-).split(",")
+# fmt: off
+COLUMNS = [
+    "case", "variant", "shape", "dtype", "rank", "rho", "out_of_span", "threads", "p20_ms", "p50_ms", "p80_ms",
+    "ratio", "ratio_to", "flop", "bytes", "floor_ms", "extra_mib", "allowed_mib",
+    "device", "driver", "torch", "triton", "date", "commit",
+]
+# fmt: on
 
 
 def conditions() -> dict[str, str]:
@@ -59,5 +62,7 @@ def _output(*command: str) -> str:
 
 
 def _processor() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {len(names)} cores"
