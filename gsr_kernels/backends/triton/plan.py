@@ -1,0 +1,300 @@
+"""The step of a whole model: built once from its bases, launched group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gsr_kernels.backends.triton import step_kernels as kernels
+from gsr_kernels.backends.triton.addresses import AddressTable, matrix_stride
+from gsr_kernels.backends.triton.configurations import BLOCK, Configuration, configuration, device_properties, options
+from gsr_kernels.backends.triton.product import TYPES
+from gsr_kernels.backends.triton.tables import pack, tile_table
+from gsr_kernels.backends.triton.precision import product
+from gsr_kernels.backends.triton.tiles import INTERPRETED
+from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.reference import FLOOR
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the matrices of one launch have in common."""
+
+    gradient: torch.dtype
+    operand: torch.dtype
+    transposed: bool
+    stored: bool
+    even: bool
+
+    @property
+    def order(self) -> tuple[str, str, bool, bool, bool]:
+        """Forms sorted by this have equal ones side by side, and gradients of one dtype."""
+        return str(self.gradient), str(self.operand), self.transposed, self.stored, self.even
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The constants of the kernels."""
+        return {"DTYPE": TYPES[self.operand], "TRANSPOSED": self.transposed, "STORED": self.stored}
+
+    @property
+    def bounded(self) -> bool:
+        """Whether max |G| must be known, to fit fp16."""
+        return self.operand == torch.float16 and (self.gradient != torch.float16 or self.stored)
+
+    def configuration(self, kernel: str, architecture: int) -> Configuration:
+        """How a tiled kernel is cut for this form."""
+        converted = self.gradient != self.operand if kernel == "first_product" else not self.stored
+        return configuration(kernel, architecture, converted)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring matrices of one form that share launches and the workspace, and where their tiles lie."""
+
+    form: Form
+    matrices: tuple[int, int]
+    first: tuple[int, int]
+    second: tuple[int, int]
+
+
+class Plan:
+    """``G' = U Uᵀ G V Vᵀ + U diag(δ) Vh`` for the gradients of a model, in a few launches a group of matrices.
+
+    Args:
+        bases: the bases of the weights, on one device, U and Vh contiguous fp16 or bf16 (fp32 in the interpreter).
+        dtypes: of each weight's gradient: bf16, fp16 or fp32.
+        rho: see ``set_rho``; it lies in device memory.
+        out_of_span: "drop", which needs a basis of full rank, or "keep", of each weight.
+        workspace_mb: what the stored products of one group may take.
+
+    Attributes:
+        g, finite: of each weight ``[.., k]`` float32 and ``[..]`` bool: the diagonal found in the last step, and whether
+            it was finite. The next step writes over them.
+
+    Raises:
+        TypeError, ValueError: nothing to do, several devices, dtypes or layouts that the kernels do not take.
+    """
+
+    def __init__(
+        self,
+        bases: Sequence[SpectralBasis],
+        dtypes: Sequence[torch.dtype],
+        rho: float,
+        out_of_span: Sequence[str],
+        workspace_mb: float = 256,
+        floor: float = FLOOR,
+    ) -> None:
+        if not bases or not len(bases) == len(dtypes) == len(out_of_span):
+            raise ValueError(
+                f"a plan needs one gradient dtype and one out_of_span a basis, and at least one basis: got {len(bases)} "
+                f"bases, {len(dtypes)} dtypes, {len(out_of_span)} out_of_span"
+            )
+        self.device = bases[0].U.device
+        for one in zip(bases, dtypes, out_of_span):
+            _check(*one, self.device)
+        self.bases = list(bases)
+        self._floor = floor
+        self._architecture, self._multiprocessors = device_properties(self.device)
+        forms = [_form(*one) for one in zip(bases, dtypes, out_of_span)]
+        self.rho = torch.full((1,), float(rho), device=self.device)
+        self._lay_out(forms, workspace_mb)
+
+    def set_rho(self, rho: float) -> None:
+        """Changes rho for the steps to come, those of a captured graph too."""
+        self.rho.fill_(rho)
+
+    def run(self, gradients: Sequence[Tensor], outs: Sequence[Tensor] | None = None) -> None:
+        """Writes every G' over its G, or to ``outs``; a matrix with a NaN or Inf in it comes back as it came.
+
+        After the first step with gradients of contiguous layout there is neither allocation nor synchronisation. Under
+        capture in a CUDA graph the gradients must be those of the last eager step: see ``capture``.
+
+        Raises ValueError where shapes, dtypes or devices are not those of the plan.
+        """
+        self._addresses.set(gradients, gradients if outs is None else outs)
+        for dtype, span in self._spans.items():
+            self._measure(dtype, *span)
+        for group, aligned in zip(self._groups, self._addresses.aligned):
+            self._launch(group, aligned)
+        self._addresses.finish()
+
+    def warmup(self) -> None:
+        """Compiles and loads every kernel that a step may need, without a tile to work on."""
+        distinct = {(group.form, aligned): group for group in self._groups for aligned in (group.form.even, False)}
+        for dtype in self._spans:
+            self._measure(dtype, 0, 0)
+        for (_, aligned), group in tqdm(distinct.items(), desc="compiling", unit="form"):
+            self._launch(Group(group.form, (0, 0), (0, 0), (0, 0)), aligned)
+
+    def capture(self, gradients: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
+        """The step on these gradients as a CUDA graph: a function of the gradients that replays it.
+
+        The plan then belongs to these addresses; replaying or running with others raises ValueError. ``set_rho`` is
+        seen by the next replay.
+        """
+        self.warmup()
+        self._addresses.set(gradients, gradients)
+        torch.cuda.current_stream().synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.run(gradients)
+        self._addresses.frozen = True
+
+        def replay(gradients: Sequence[Tensor]) -> None:
+            self._addresses.set(gradients, gradients)
+            graph.replay()
+
+        return replay
+
+    def _lay_out(self, forms: Sequence[Form], workspace_mb: float) -> None:
+        """Sorts the matrices by form, gives each its places, and writes the tables."""
+        order = sorted(range(len(forms)), key=lambda i: forms[i].order)
+        rows: list[dict[int, int]] = []
+        kinds: list[Form] = []
+        start = {}
+        for i in order:
+            start[i] = len(rows)
+            rows += _rows(self.bases[i])
+            kinds += [forms[i]] * (len(rows) - start[i])
+
+        d1, d2, k = (np.array([row[field.value] for row in rows]) for field in (kernels.D1, kernels.D2, kernels.K))
+        standing = np.array([form.transposed for form in kinds])
+        height = np.where(standing, d2, d1)
+        # a stored product is float32, its folded form as wide as the operand
+        product = np.array([form.stored for form in kinds]) * _padded(4 * height * k)
+        folded = np.array([form.stored for form in kinds]) * _padded(height * k * [form.operand.itemsize for form in kinds])
+        cuts = [form.configuration("first_product", self._architecture) for form in kinds]
+        parts = -(-height // [cut.BM for cut in cuts])
+        diagonal = np.cumsum(k) - k
+        groups = list(pack(kinds, (product + folded).tolist(), int(workspace_mb * 2**20)))
+
+        workspace = max(int((product + folded)[a:b].sum()) for a, b in groups)
+        self._workspace = torch.empty(workspace, dtype=torch.uint8, device=self.device)
+        self._partials = torch.empty(max(int((parts * k)[a:b].sum()) for a, b in groups), device=self.device)
+        self._g, self._delta = torch.empty(2, int(k.sum()), device=self.device).unbind()
+        self._scales = torch.empty(len(rows), device=self.device)
+        self._finite = torch.empty(len(rows), dtype=torch.bool, device=self.device)
+        self._extremes = torch.empty(len(rows), kernels.PIECES.value, device=self.device)
+
+        self._groups: list[Group] = []
+        tiles: list[np.ndarray] = []
+        count = 0
+        for a, b in groups:
+            place, sums = self._workspace.data_ptr(), 0
+            for i in range(a, b):
+                rows[i] |= {kernels.PRODUCT.value: place, kernels.FOLDED.value: place + int(product[i])}
+                rows[i] |= {kernels.PARTIALS.value: sums, kernels.PARTS.value: int(parts[i])}
+                rows[i] |= {kernels.DIAGONAL.value: int(diagonal[i])}
+                place += int(product[i] + folded[i])
+                sums += int(parts[i] * k[i])
+            spans = []
+            for kernel, shapes in (("first_product", (height, k)), ("second_product", (d1, d2))):
+                cut = kinds[a].configuration(kernel, self._architecture)
+                tiles.append(tile_table(range(a, b), list(zip(*(side[a:b].tolist() for side in shapes))), cut.BM, cut.BN))
+                spans.append((count, len(tiles[-1])))
+                count += len(tiles[-1])
+            self._groups.append(Group(kinds[a], (a, b - a), spans[0], spans[1]))
+        self._tiles = torch.from_numpy(np.concatenate(tiles)).to(self.device)
+
+        # sorted by form, the matrices of one gradient dtype that fp16 bounds are neighbours
+        self._spans: dict[torch.dtype, tuple[int, int]] = {}
+        for dtype in {form.gradient for form in kinds if form.bounded}:
+            bounded = [i for i, form in enumerate(kinds) if form.gradient == dtype and form.operand == torch.float16]
+            self._spans[dtype] = (bounded[0], len(bounded))
+        weights = [(basis, form.gradient, start[i]) for i, (basis, form) in enumerate(zip(self.bases, forms))]
+        self._addresses = AddressTable(weights, rows, [group.matrices for group in self._groups], self.device)
+        self.g, self.finite = [], []
+        for i, basis in enumerate(self.bases):
+            n, at = basis.S.numel(), int(diagonal[start[i]])
+            self.g.append(self._g[at : at + n].view(basis.S.shape))
+            self.finite.append(self._finite[start[i] : start[i] + n // basis.rank].view(basis.S.shape[:-1]))
+
+    def _measure(self, dtype: torch.dtype, start: int, count: int) -> None:
+        """max |G| of the gradients of one dtype, for fp16 operands: one launch for the whole model."""
+        kernels.largest[self._grid(count * kernels.PIECES.value, 8)](
+            self._addresses.table, start, count, self._extremes, G_DTYPE=TYPES[dtype], BLOCK=BLOCK, **options()
+        )
+
+    def _launch(self, group: Group, aligned: bool) -> None:
+        """The launches of one group: three, and a fourth where the first product is stored."""
+        form, table, tiles = group.form, self._addresses.table, self._tiles
+        gradient = {"G_DTYPE": TYPES[form.gradient]}
+        align = {"ALIGN": 8 if aligned else 1}
+        first = form.configuration("first_product", self._architecture)
+        second = form.configuration("second_product", self._architecture)
+        kernels.first_product[self._grid(group.first[1], first.per_multiprocessor)](
+            table, tiles, *group.first, self._partials, self._extremes,
+            **gradient, **form.constants, **align, **first.sizes, **first.options,
+        )  # fmt: skip
+        kernels.rescale_all[self._grid(group.matrices[1], 1)](
+            table, *group.matrices, self._partials, self._extremes, self._g, self._delta, self._scales, self._finite,
+            self.rho, self._floor, **form.constants, BLOCK=BLOCK, **options(num_warps=8),
+        )  # fmt: skip
+        if form.stored:
+            kernels.fold[self._grid(group.first[1], 4)](
+                table, tiles, *group.first, self._delta, self._scales,
+                DTYPE=TYPES[form.operand], TRANSPOSED=form.transposed, **align, BM=first.BM, BN=first.BN,
+                **options(num_warps=8),
+            )  # fmt: skip
+        kernels.second_product[self._grid(group.second[1], second.per_multiprocessor)](
+            table, tiles, *group.second, self._delta, self._scales, self._finite,
+            **gradient, **form.constants, **align, **second.sizes, **second.options,
+        )  # fmt: skip
+
+    def _grid(self, work: int, per_multiprocessor: int) -> tuple[int]:
+        return (max(1, min(work, per_multiprocessor * self._multiprocessors)),)
+
+
+def served(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str) -> bool:
+    """Whether the kernels of the step take a weight; those that they do not are cuBLAS's."""
+    if out_of_span == "drop" and not basis.full_rank:
+        return False
+    return INTERPRETED.value or product(gradient, basis.U.dtype).by == "triton"
+
+
+def _check(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str, device: torch.device) -> None:
+    if basis.U.device != device or basis.S.device != device or basis.Vh.device != device:
+        raise ValueError(f"the bases of a plan must lie on one device: one is on {basis.U.device}, another on {device}")
+    if not served(basis, gradient, out_of_span):
+        raise ValueError(
+            f"a plan takes no basis in {basis.U.dtype} of rank {basis.rank} of {tuple(basis.shape)} with a gradient in "
+            f"{gradient} and out_of_span={out_of_span!r}: use rescale_gradient, which takes it to cuBLAS"
+        )
+    if basis.U.dtype != basis.Vh.dtype or basis.U.dtype not in TYPES or gradient not in TYPES:
+        raise TypeError(f"a plan takes fp16, bf16 and fp32, got U {basis.U.dtype}, Vh {basis.Vh.dtype}, G {gradient}")
+    if basis.S.dtype != torch.float32 or not all(part.is_contiguous() for part in (basis.U, basis.S, basis.Vh)):
+        raise ValueError("a plan takes contiguous U, S, Vh with S in float32: call .contiguous() on them")
+
+
+def _form(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str) -> Form:
+    *_, d1, d2 = basis.shape
+    # the product with the fewer rows; for a dropped remainder it is the one that is stored, r x r
+    transposed = d1 > d2
+    stored = out_of_span == "drop" and d1 != d2
+    strides = (d2, basis.rank, matrix_stride(basis))
+    even = not any(stride % 8 for stride in strides) and not (basis.U.data_ptr() | basis.Vh.data_ptr()) % 16
+    return Form(gradient, basis.U.dtype, transposed, stored, even)
+
+
+def _rows(basis: SpectralBasis) -> list[dict[int, int]]:
+    """The fields of a weight's matrices that never change."""
+    *_, d1, d2 = basis.shape
+    k, stride = basis.rank, matrix_stride(basis)
+    sizes = {kernels.D1: d1, kernels.D2: d2, kernels.K: k, kernels.G_STRIDE: stride, kernels.OUT_STRIDE: stride}
+    factors = {kernels.U: (basis.U, d1 * k), kernels.S: (basis.S, k), kernels.VH: (basis.Vh, k * d2)}
+    return [
+        {field.value: size for field, size in sizes.items()}
+        | {field.value: factor.data_ptr() + i * n * factor.element_size() for field, (factor, n) in factors.items()}
+        for i in range(basis.S.numel() // k)
+    ]
+
+
+def _padded(size: np.ndarray) -> np.ndarray:
+    # addresses inside the workspace stay multiples of 256 bytes
+    return -(-size // 256) * 256

@@ -1,0 +1,231 @@
+# mypy: disallow-untyped-defs=False
+"""The kernels of the fused step. Each walks the tiles of a whole group of matrices with a persistent grid.
+
+A matrix is a row of ``table``, int64: addresses, strides, sizes and places in the group's buffers, in the order of the
+constants below. A tile is a row of ``tiles``, int32: matrix, and its place among the tiles of that matrix.
+TRANSPOSED: the gradient is taken lying down, Gᵀ. STORED: the first product is kept, for what lies outside the span is
+dropped. ALIGN: what divides strides, d2 and k; where it is above 1 all addresses are multiples of 16 bytes.
+"""
+
+import triton
+import triton.language as tl
+
+from gsr_kernels.backends.triton.rescale import rescale_row
+from gsr_kernels.backends.triton.tiles import dot, halves, load_tile, load_transposed, power_of_two, store_tile
+
+FIELDS = tl.constexpr(15)
+G, G_STRIDE, OUT, OUT_STRIDE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+U, S, VH = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
+PRODUCT, FOLDED = tl.constexpr(7), tl.constexpr(8)
+D1, D2, K = tl.constexpr(9), tl.constexpr(10), tl.constexpr(11)
+PARTIALS, PARTS, DIAGONAL = tl.constexpr(12), tl.constexpr(13), tl.constexpr(14)
+
+# largest magnitudes are left in this many pieces a matrix
+PIECES = tl.constexpr(64)
+
+
+@triton.jit
+def _address(table, matrix, FIELD: tl.constexpr, DTYPE: tl.constexpr, ALIGN: tl.constexpr):
+    p = tl.load(table + matrix * FIELDS + FIELD).to(tl.pointer_type(DTYPE))
+    # on the pointer: on the integer before it the hint is lost, and loads become 2 bytes wide
+    if ALIGN > 1:
+        p = tl.multiple_of(p, 16)
+    return p
+
+
+@triton.jit
+def _number(table, matrix, FIELD: tl.constexpr, ALIGN: tl.constexpr):
+    return tl.multiple_of(tl.load(table + matrix * FIELDS + FIELD).to(tl.int32), ALIGN)
+
+
+@triton.jit
+def _sizes(table, matrix, ALIGN: tl.constexpr):
+    return _number(table, matrix, D1, 1), _number(table, matrix, D2, ALIGN), _number(table, matrix, K, ALIGN)
+
+
+@triton.jit
+def _tile(tiles, index, BM: tl.constexpr, BN: tl.constexpr):
+    tile = tiles + 3 * index
+    return tl.load(tile), tl.load(tile + 1) * BM, tl.load(tile + 2) * BN
+
+
+@triton.jit
+def _largest(extremes, matrix):
+    return tl.max(tl.load(extremes + matrix * PIECES + tl.arange(0, PIECES)), 0)
+
+
+@triton.jit
+def _factor(p_x, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    # the factor on the side of the product's rows: U [d1, k], or V [d2, k]
+    if TRANSPOSED:
+        return load_transposed(p_x, d2, row, column, rows, k, BM, BN).to(tl.float32)
+    return load_tile(p_x, k, row, column, rows, k, BM, BN).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def largest(table, start, count, extremes, G_DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """max |G| of the matrices [start, start + count) in PIECES pieces, so that fp16 operands can be scaled to fit."""
+    for index in tl.range(tl.program_id(0), count * PIECES, tl.num_programs(0)):
+        matrix, piece = start + index // PIECES, index - index // PIECES * PIECES
+        p, stride = _address(table, matrix, G, G_DTYPE, 1), _number(table, matrix, G_STRIDE, 1)
+        d1, d2 = _number(table, matrix, D1, 1), _number(table, matrix, D2, 1)
+        offsets = tl.arange(0, BLOCK)
+        most = tl.zeros([BLOCK], tl.float32)
+        for row in range(piece, d1, PIECES):
+            p_row = p + row * stride.to(tl.int64)
+            for column in range(0, d2, BLOCK):
+                values = tl.load(p_row + column + offsets, mask=offsets < d2 - column, other=0.0)
+                most = tl.maximum(most, tl.abs(values.to(tl.float32)))
+        tl.store(extremes + matrix * PIECES + piece, tl.max(most, 0))
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def first_product(
+    table, tiles, start, count, partials, extremes,
+    G_DTYPE: tl.constexpr, DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, STORED: tl.constexpr, ALIGN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """G V, reduced with U to g = diag(Uᵀ G V); or Gᵀ U, reduced with V. A tile is BM rows and BN of the k directions.
+
+    Its sums over rows go to partials [row tiles, k], to a place of their own: no atomics.
+    """
+    scaled: tl.constexpr = DTYPE == tl.float16 and G_DTYPE != tl.float16
+    for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
+        matrix, row, column = _tile(tiles, index, BM, BN)
+        d1, d2, k = _sizes(table, matrix, ALIGN)
+        p_g, stride = _address(table, matrix, G, G_DTYPE, ALIGN), _number(table, matrix, G_STRIDE, ALIGN)
+        p_factor = _address(table, matrix, U if TRANSPOSED else VH, DTYPE, ALIGN)
+        scale = power_of_two(_largest(extremes, matrix), 15) if scaled else 1.0
+        rows, depth = (d2, d1) if TRANSPOSED else (d1, d2)
+
+        accumulator = tl.zeros([BM, BN], tl.float32)
+        for step in range(0, depth, BK):
+            if TRANSPOSED:
+                g = load_transposed(p_g, stride, row, step, rows, depth, BM, BK)
+                factor = load_tile(p_factor, k, step, column, depth, k, BK, BN)
+            else:
+                g = load_tile(p_g, stride, row, step, rows, depth, BM, BK)
+                factor = load_transposed(p_factor, d2, step, column, depth, k, BK, BN)
+            if scaled:
+                g = g.to(tl.float32) * scale
+            accumulator = dot(g.to(DTYPE), factor, accumulator)
+
+        accumulator *= 1.0 / scale
+        if STORED:
+            p_product = _address(table, matrix, PRODUCT, tl.float32, ALIGN)
+            store_tile(p_product, k, row, column, rows, k, accumulator, BM, BN)
+        p_x = _address(table, matrix, VH if TRANSPOSED else U, DTYPE, ALIGN)
+        p_sums = partials + tl.load(table + matrix * FIELDS + PARTIALS) + (row // BM) * k.to(tl.int64)
+        left, right = halves(accumulator, BM, BN)
+        _reduce(left, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED, BM, BN // 2)
+        _reduce(right, p_x, p_sums, row, column + BN // 2, rows, k, d2, TRANSPOSED, BM, BN // 2)
+
+
+@triton.jit
+def _reduce(
+    product, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    x = _factor(p_x, row, column, rows, k, d2, TRANSPOSED, BM, BN)
+    o = column + tl.arange(0, BN)
+    tl.store(p_sums + o, tl.sum(product * x, 0), mask=o < k)
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def rescale_all(
+    table, start, count, partials, extremes, g, delta, scales, finite, rho, floor,
+    DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, STORED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums the partial sums to g in their order, and rescales: one program a matrix.
+
+    Leaves δ times the power of two in ``scales`` with which the left operand of the second product fits DTYPE. Where g
+    is not finite, δ is 0 and ``finite`` is false.
+    """
+    for matrix in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
+        d1, d2, k = _sizes(table, matrix, 1)
+        place = tl.load(table + matrix * FIELDS + DIAGONAL)
+        p_partials = partials + tl.load(table + matrix * FIELDS + PARTIALS)
+        p_s, parts = _address(table, matrix, S, tl.float32, 1), _number(table, matrix, PARTS, 1)
+        ok, most = rescale_row(p_partials, parts, k, p_s, tl.load(rho), floor, g + place, delta + place, True, BLOCK)
+        scale = tl.where(ok, 1.0, 1.0)
+        if DTYPE == tl.float16:
+            if STORED:
+                # an entry of the first product is at most the norm of one row of what is multiplied
+                depth = d1 if TRANSPOSED else d2
+                most += tl.sqrt(depth.to(tl.float32)) * _largest(extremes, matrix)
+            scale = tl.where(ok, power_of_two(most, 15), 1.0)
+            for column in range(0, k, BLOCK):
+                o = column + tl.arange(0, BLOCK)
+                shares = tl.load(delta + place + o, mask=o < k, other=0.0) * scale
+                tl.store(delta + place + o, shares, mask=o < k)
+        tl.store(scales + matrix, scale)
+        tl.store(finite + matrix, ok)
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def fold(
+    table, tiles, start, count, delta, scales,
+    DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """δ into the stored product, G V + U diag(δ) or Gᵀ U + V diag(δ), rounded once to DTYPE."""
+    for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
+        matrix, row, column = _tile(tiles, index, BM, BN)
+        d1, d2, k = _sizes(table, matrix, ALIGN)
+        rows = d2 if TRANSPOSED else d1
+        p_product = _address(table, matrix, PRODUCT, tl.float32, ALIGN)
+        p_x = _address(table, matrix, VH if TRANSPOSED else U, DTYPE, ALIGN)
+        p_delta = delta + tl.load(table + matrix * FIELDS + DIAGONAL) + column
+        shares = tl.load(p_delta + tl.arange(0, BN), mask=tl.arange(0, BN) < k - column, other=0.0)
+        product = load_tile(p_product, k, row, column, rows, k, BM, BN)
+        x = _factor(p_x, row, column, rows, k, d2, TRANSPOSED, BM, BN)
+        folded = product * tl.load(scales + matrix) + x * shares[None, :]
+        store_tile(_address(table, matrix, FOLDED, DTYPE, ALIGN), k, row, column, rows, k, folded, BM, BN)
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def second_product(
+    table, tiles, start, count, delta, scales, finite,
+    G_DTYPE: tl.constexpr, DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, STORED: tl.constexpr, ALIGN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """G' = G + (U diag(δ)) Vh; or, from the folded product F, G' = F Vh or U Fᵀ. Where g was not finite, G' = G.
+
+    A tile reads of G only its own entries, so that G' may be written over G.
+    """
+    for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
+        matrix, row, column = _tile(tiles, index, BM, BN)
+        d1, d2, k = _sizes(table, matrix, ALIGN)
+        ok = tl.load(finite + matrix) != 0
+        p_left = _address(table, matrix, FOLDED if STORED and not TRANSPOSED else U, DTYPE, ALIGN)
+        p_right = _address(table, matrix, FOLDED if STORED and TRANSPOSED else VH, DTYPE, ALIGN)
+        p_delta = delta + tl.load(table + matrix * FIELDS + DIAGONAL)
+
+        accumulator = tl.zeros([BM, BN], tl.float32)
+        # no step at all where g was not finite: NaN times 0 would stay NaN
+        for step in range(0, tl.where(ok, k, 0), BK):
+            left = load_tile(p_left, k, row, step, d1, k, BM, BK)
+            if STORED and TRANSPOSED:
+                right = load_transposed(p_right, k, step, column, k, d2, BK, BN)
+            else:
+                right = load_tile(p_right, d2, step, column, k, d2, BK, BN)
+            if not STORED:
+                o = step + tl.arange(0, BK)
+                shares = tl.load(p_delta + o, mask=o < k, other=0.0)
+                left = (left.to(tl.float32) * shares[None, :]).to(DTYPE)
+            accumulator = dot(left, right, accumulator)
+
+        accumulator *= 1.0 / tl.load(scales + matrix)
+        p_g, g_stride = _address(table, matrix, G, G_DTYPE, ALIGN), _number(table, matrix, G_STRIDE, ALIGN)
+        p_out, out_stride = _address(table, matrix, OUT, G_DTYPE, ALIGN), _number(table, matrix, OUT_STRIDE, ALIGN)
+        # how many rows of G stay under the product
+        staying = tl.where(ok, 0, d1) if STORED else d1
+        left, right = halves(accumulator, BM, BN)
+        _add(left, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM, BN // 2)
+        _add(right, p_g, g_stride, p_out, out_stride, row, column + BN // 2, d1, d2, staying, BM, BN // 2)
+
+
+@triton.jit
+def _add(
+    tile, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM: tl.constexpr, BN: tl.constexpr
+):
+    base = load_tile(p_g, g_stride, row, column, staying, d2, BM, BN)
+    store_tile(p_out, out_stride, row, column, d1, d2, tile + base.to(tl.float32), BM, BN)
