@@ -2,6 +2,7 @@
 
 from gsr_kernels.methods.base import Method
 from gsr_kernels.methods.chain import Chain
+from gsr_kernels.methods.ewc import EWC
 from gsr_kernels.methods.gsr import GSR
 from gsr_kernels.methods.gsr_data_aware import DataAwareGSR
 from gsr_kernels.methods.gsr_full import GSRFull
@@ -12,6 +13,7 @@ from gsr_kernels.methods.sr import SR
 from gsr_kernels.methods.statistics import input_scales, layer_importance
 
 __all__ = [
+    "EWC",
     "GSR",
     "OSF",
     "PSP",

@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import nn
+
+from gsr_kernels.methods import EWC
+from python_tests.oracle import error
+
+
+def make_model():
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+def loss(model, batch):
+    x, y = batch
+    return nn.functional.cross_entropy(model(x), y)
+
+
+def rows(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    draw = {"generator": generator, "dtype": torch.float64}
+    return [(torch.randn(1, 5, **draw), torch.randint(3, (1,), generator=generator)) for _ in range(count)]
+
+
+def literal(model, tasks, lam):
+    """The penalty with every task's own F and θ*, by autograd."""
+    penalty = sum(
+        (fisher * (parameter - anchor).square()).sum()
+        for fishers, anchors in tasks
+        for parameter, fisher, anchor in zip(model.parameters(), fishers, anchors)
+    )
+    return torch.autograd.grad(lam / 2 * penalty, list(model.parameters()))
+
+
+def test_the_pull_is_the_gradient_of_the_penalties_of_all_tasks():
+    model, tasks = make_model(), []
+    ewc = EWC(model, lam=3.0)
+    for seed in range(3):
+        batches = rows(6, seed)
+        squares = [
+            [g.square() for g in torch.autograd.grad(loss(model, batch), list(model.parameters()))] for batch in batches
+        ]
+        fishers = [torch.stack(one).mean(0) for one in zip(*squares)]
+        tasks.append((fishers, [parameter.detach().clone() for parameter in model.parameters()]))
+        ewc.consolidate(batches, loss)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    ewc.attach(optimizer)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    truth = literal(model, tasks, 3.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for old, parameter, pull in zip(before, model.parameters(), truth):
+        assert error(old - parameter.detach(), pull) < 1e-10
+
+
+def test_nothing_is_pulled_before_the_first_task_or_after_removal():
+    model = make_model()
+    ewc = EWC(model, lam=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    hook = ewc.attach(optimizer)
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    ewc.consolidate(rows(2, 0), loss)
+    hook.remove()
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    optimizer.step()
+    assert torch.equal(model[0].weight, start[0] + 1)
+
+
+def test_it_holds_what_a_task_needs():
+    def forgotten(lam):
+        torch.manual_seed(0)
+        model = make_model()
+        ewc = EWC(model, lam)
+        old = rows(32, 0)
+        for batches in (old, rows(32, 1)):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+            hook = ewc.attach(optimizer)
+            for batch in 10 * batches:
+                optimizer.zero_grad()
+                loss(model, batch).backward()
+                optimizer.step()
+            hook.remove()
+            ewc.consolidate(batches, loss)
+        return sum(loss(model, batch).item() for batch in old)
+
+    assert forgotten(10.0) < forgotten(0.0)
+
+
+def test_refuses_bad_input_and_keeps_what_it_had():
+    model = make_model()
+    with pytest.raises(ValueError, match="lam"):
+        EWC(model, lam=-1.0)
+    with pytest.raises(ValueError, match="no parameter that requires gradients"):
+        EWC(nn.Linear(2, 2).requires_grad_(False), lam=1.0)
+    ewc = EWC(model, lam=1.0)
+    with pytest.raises(ValueError, match="batches is empty"):
+        ewc.consolidate([], loss)
+    with pytest.raises(ValueError, match=r"the gradient of 0.weight holds NaN"):
+        ewc.consolidate([(torch.full((1, 5), torch.nan, dtype=torch.float64), torch.tensor([0]))], loss)
+    assert not ewc.fisher and not ewc.anchors
+    optimizer = torch.optim.SGD(model.parameters())
+    ewc.attach(optimizer)
+    with pytest.raises(TypeError, match="closure"):
+        optimizer.step(lambda: torch.tensor(0.0))
