@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, overload
@@ -11,17 +12,25 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.reference import FLOOR
 
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "triton")
 OUT_OF_SPAN = ("drop", "keep")
 
 
-def implementation(name: str, backend: str = "auto") -> Callable[..., Any]:
-    """The function ``name`` of a backend, imported when it is first asked for."""
+def implementation(name: str, backend: str = "auto", device: torch.device | None = None) -> Callable[..., Any]:
+    """The function ``name`` of a backend, imported when it is first asked for.
+
+    "auto" is "triton" for a CUDA device and "torch" for any other. Raises ValueError for an unknown backend, and for
+    "triton" on a CPU outside Triton's interpreter.
+    """
+    on_gpu = device is not None and device.type == "cuda"
     if backend == "auto":
-        backend = "torch"
+        backend = "triton" if on_gpu else "torch"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "triton" and not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"backend='triton' needs tensors on a CUDA device, or TRITON_INTERPRET=1; got {device}")
     return getattr(import_module(f"gsr_kernels.backends.{backend}.{name}"), name)
 
 
@@ -66,7 +75,7 @@ def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):
         rho: 0 leaves the singular components as they are, 1 shares them out anew inside each sign group.
         out_of_span: "drop" (the paper) loses what the basis does not span, "keep" leaves it as it is. By default
             "drop" for a full-rank basis and "keep" for a truncated one.
-        backend: "auto" or "torch".
+        backend: "auto" (Triton on a GPU, torch elsewhere), "torch" or "triton".
         out: where to write G', of G's shape and dtype; ``out=G`` works in place.
 
     Returns:
@@ -87,13 +96,17 @@ def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):
     for gradient, one, target in zip(gradients, bases, outs):
         _check(gradient, one, target)
     # torch.compile sees an operator; in eager its body is called directly: the boundary costs tens of microseconds
-    compute = _rescale_gradient if torch.compiler.is_compiling() else implementation("rescale_gradient", backend)
+    compiling = torch.compiler.is_compiling()
 
     results = []
     for gradient, one, target in zip(gradients, bases, outs):
         mode = out_of_span or ("drop" if one.full_rank else "keep")
         result = torch.empty_like(gradient) if target is None else target
-        compute(one.split(gradient), one.U, one.S, one.Vh, rho, mode, one.split(result))
+        arguments = (one.split(gradient), one.U, one.S, one.Vh, rho, mode, one.split(result))
+        if compiling:
+            _rescale_gradient(*arguments, backend)
+        else:
+            implementation("rescale_gradient", backend, gradient.device)(*arguments)
         results.append(result)
     return results[0] if single else results
 
@@ -110,10 +123,107 @@ def _check(G: Tensor, basis: SpectralBasis, out: Tensor | None) -> None:
 
 
 @torch.library.custom_op("gsr_kernels::rescale_gradient", mutates_args=("out",))
-def _rescale_gradient(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor) -> None:
-    implementation("rescale_gradient")(G, U, S, Vh, rho, out_of_span, out)
+def _rescale_gradient(
+    G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor, backend: str = "auto"
+) -> None:
+    implementation("rescale_gradient", backend, G.device)(G, U, S, Vh, rho, out_of_span, out)
 
 
 @_rescale_gradient.register_fake
-def _(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor) -> None:
+def _(
+    G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor, backend: str = "auto"
+) -> None:
     return None
+
+
+def project(G: Tensor, U: Tensor, Vh: Tensor, backend: str = "auto") -> Tensor:
+    """Equation (2), ``N = Uᵀ G V`` ``[.., k, k]``: see ``reference.project``.
+
+    G ``[.., d1, d2]``, U ``[.., d1, k]``, Vh ``[.., k, d2]`` of any strides, products in float32 or better.
+
+    Raises TypeError for other than float dtypes, ValueError for shapes or devices that do not fit or a backend unknown.
+    """
+    *batch, d1, k = U.shape
+    _fit(G=(G, (*batch, d1, Vh.shape[-1])), U=(U, U.shape), Vh=(Vh, (*batch, k, Vh.shape[-1])))
+    return _project(G, U, Vh, backend)
+
+
+def skew(N: Tensor, S: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Equation (3), the generators ``(H, K)`` of the turns of U and V, each ``[.., k, k]``: see ``reference.skew``.
+
+    Their row norms say how fast a step turns each singular vector. Raises as ``project``.
+    """
+    _fit(N=(N, (*S.shape, S.shape[-1])), S=(S, S.shape))
+    return _skew(N, S, backend)
+
+
+def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR, backend: str = "auto") -> Tensor:
+    """Equation (7), ``g' [.., k]`` of g and S: see ``reference.rescale``. Any magnitude of g.
+
+    Raises as ``project``, and ValueError for a rho outside [0, 1].
+    """
+    check_rho(rho)
+    _fit(g=(g, S.shape), S=(S, S.shape))
+    return _rescale(g, S, rho, floor, backend)
+
+
+def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: str = "auto") -> Tensor:
+    """Equation (8), ``G' = U [H diag(S) + diag(g) + diag(S) Kᵀ] Vh`` ``[.., d1, d2]``: see ``reference.recompose``.
+
+    ``rescale_gradient`` gets there from δ = g' − g, in two products. Raises as ``project``.
+    """
+    *batch, k = S.shape
+    square, d1, d2 = (*batch, k, k), U.shape[-2], Vh.shape[-1]
+    _fit(H=(H, square), g=(g, S.shape), K=(K, square), U=(U, (*batch, d1, k)), S=(S, S.shape), Vh=(Vh, (*batch, k, d2)))
+    return _recompose(H, g, K, U, S, Vh, backend)
+
+
+def _fit(**tensors: tuple[Tensor, tuple[int, ...]]) -> None:
+    device = next(iter(tensors.values()))[0].device
+    for name, (tensor, shape) in tensors.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}")
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {tuple(shape)} beside the others, got {tuple(tensor.shape)}")
+        if tensor.device != device:
+            raise ValueError(f"{', '.join(tensors)} must lie on one device: {name} is on {tensor.device}, not {device}")
+
+
+@torch.library.custom_op("gsr_kernels::project", mutates_args=())
+def _project(G: Tensor, U: Tensor, Vh: Tensor, backend: str) -> Tensor:
+    return implementation("project", backend, G.device)(G, U, Vh)
+
+
+@_project.register_fake
+def _(G: Tensor, U: Tensor, Vh: Tensor, backend: str) -> Tensor:
+    return G.new_empty((*U.shape[:-2], U.shape[-1], U.shape[-1]), dtype=torch.promote_types(G.dtype, U.dtype))
+
+
+@torch.library.custom_op("gsr_kernels::skew", mutates_args=())
+def _skew(N: Tensor, S: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return implementation("skew", backend, N.device)(N, S)
+
+
+@_skew.register_fake
+def _(N: Tensor, S: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return N.new_empty(N.shape), N.new_empty(N.shape)
+
+
+@torch.library.custom_op("gsr_kernels::rescale", mutates_args=())
+def _rescale(g: Tensor, S: Tensor, rho: float, floor: float, backend: str) -> Tensor:
+    return implementation("rescale", backend, g.device)(g, S, rho, floor)
+
+
+@_rescale.register_fake
+def _(g: Tensor, S: Tensor, rho: float, floor: float, backend: str) -> Tensor:
+    return g.new_empty(g.shape)
+
+
+@torch.library.custom_op("gsr_kernels::recompose", mutates_args=())
+def _recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: str) -> Tensor:
+    return implementation("recompose", backend, U.device)(H, g, K, U, S, Vh)
+
+
+@_recompose.register_fake
+def _(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: str) -> Tensor:
+    return U.new_empty((*U.shape[:-1], Vh.shape[-1]))

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from gsr_kernels.backends.triton import step_kernels as kernels
 from gsr_kernels.backends.triton.addresses import AddressTable, matrix_stride
 from gsr_kernels.backends.triton.configurations import BLOCK, Configuration, configuration, device_properties, options
+from gsr_kernels.backends.triton.precision import product
 from gsr_kernels.backends.triton.product import TYPES
 from gsr_kernels.backends.triton.tables import pack, tile_table
-from gsr_kernels.backends.triton.precision import product
 from gsr_kernels.backends.triton.tiles import INTERPRETED
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.reference import FLOOR
@@ -74,8 +74,8 @@ class Plan:
         workspace_mb: what the stored products of one group may take.
 
     Attributes:
-        g, finite: of each weight ``[.., k]`` float32 and ``[..]`` bool: the diagonal found in the last step, and whether
-            it was finite. The next step writes over them.
+        g, finite: of each weight the diagonal that the last step found, ``[.., k]`` float32, and whether it was finite,
+            ``[..]`` bool. The next step writes over them.
 
     Raises:
         TypeError, ValueError: nothing to do, several devices, dtypes or layouts that the kernels do not take.
@@ -92,8 +92,8 @@ class Plan:
     ) -> None:
         if not bases or not len(bases) == len(dtypes) == len(out_of_span):
             raise ValueError(
-                f"a plan needs one gradient dtype and one out_of_span a basis, and at least one basis: got {len(bases)} "
-                f"bases, {len(dtypes)} dtypes, {len(out_of_span)} out_of_span"
+                "a plan needs bases, and for each of them a gradient dtype and an out_of_span: "
+                f"got {len(bases)} bases, {len(dtypes)} dtypes, {len(out_of_span)} out_of_span"
             )
         self.device = bases[0].U.device
         for one in zip(bases, dtypes, out_of_span):
@@ -167,8 +167,8 @@ class Plan:
         standing = np.array([form.transposed for form in kinds])
         height = np.where(standing, d2, d1)
         # a stored product is float32, its folded form as wide as the operand
-        product = np.array([form.stored for form in kinds]) * _padded(4 * height * k)
-        folded = np.array([form.stored for form in kinds]) * _padded(height * k * [form.operand.itemsize for form in kinds])
+        stored, width = np.array([form.stored for form in kinds]), [form.operand.itemsize for form in kinds]
+        product, folded = stored * _padded(4 * height * k), stored * _padded(height * k * width)
         cuts = [form.configuration("first_product", self._architecture) for form in kinds]
         parts = -(-height // [cut.BM for cut in cuts])
         diagonal = np.cumsum(k) - k
@@ -196,7 +196,8 @@ class Plan:
             spans = []
             for kernel, shapes in (("first_product", (height, k)), ("second_product", (d1, d2))):
                 cut = kinds[a].configuration(kernel, self._architecture)
-                tiles.append(tile_table(range(a, b), list(zip(*(side[a:b].tolist() for side in shapes))), cut.BM, cut.BN))
+                sides = zip(*(side[a:b].tolist() for side in shapes))
+                tiles.append(tile_table(range(a, b), list(sides), cut.BM, cut.BN))
                 spans.append((count, len(tiles[-1])))
                 count += len(tiles[-1])
             self._groups.append(Group(kinds[a], (a, b - a), spans[0], spans[1]))

@@ -46,5 +46,5 @@ def product(gradient: torch.dtype, basis: torch.dtype) -> Product:
     if fp64 in (gradient, basis):
         return Product(fp64, "cublas", 24)
     if (gradient, basis) not in PRODUCTS:
-        raise TypeError(f"G in {gradient} does not meet a basis in {basis}: G and basis must be fp16, bf16, fp32 or fp64")
+        raise TypeError(f"G in {gradient} and a basis in {basis}: both must be fp16, bf16, fp32 or fp64")
     return PRODUCTS[gradient, basis]

@@ -24,7 +24,7 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
     for start in range(0, k, BLOCK):
         o, m = start + offsets, offsets < k - start
         g = tl.zeros([BLOCK], tl.float32)
-        for part in range(0, parts):
+        for part in range(parts):
             g += tl.load(p_partials + part * k.to(tl.int64) + o, mask=m, other=0.0).to(tl.float32)
         tl.store(p_g + o, g, mask=m)
         # false for NaN as well

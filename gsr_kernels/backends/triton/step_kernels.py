@@ -89,7 +89,7 @@ def first_product(
 
     Its sums over rows go to partials [row tiles, k], to a place of their own: no atomics.
     """
-    scaled: tl.constexpr = DTYPE == tl.float16 and G_DTYPE != tl.float16
+    scaled: tl.constexpr = tl.float16 == DTYPE and tl.float16 != G_DTYPE
     for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
         matrix, row, column = _tile(tiles, index, BM, BN)
         d1, d2, k = _sizes(table, matrix, ALIGN)
@@ -147,7 +147,7 @@ def rescale_all(
         p_s, parts = _address(table, matrix, S, tl.float32, 1), _number(table, matrix, PARTS, 1)
         ok, most = rescale_row(p_partials, parts, k, p_s, tl.load(rho), floor, g + place, delta + place, True, BLOCK)
         scale = tl.where(ok, 1.0, 1.0)
-        if DTYPE == tl.float16:
+        if tl.float16 == DTYPE:
             if STORED:
                 # an entry of the first product is at most the norm of one row of what is multiplied
                 depth = d1 if TRANSPOSED else d2
@@ -224,8 +224,6 @@ def second_product(
 
 
 @triton.jit
-def _add(
-    tile, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM: tl.constexpr, BN: tl.constexpr
-):
+def _add(tile, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM: tl.constexpr, BN: tl.constexpr):
     base = load_tile(p_g, g_stride, row, column, staying, d2, BM, BN)
     store_tile(p_out, out_stride, row, column, d1, d2, tile + base.to(tl.float32), BM, BN)

@@ -1,0 +1,63 @@
+"""The sketch ``Y = W Ω`` of a randomized SVD, Ω a function of its seed and indices alone."""
+
+import torch
+from torch import Tensor
+
+# Philox 4x32 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+ROUNDS = 10
+WORD = 0xFFFFFFFF
+
+# a row of a sparse Ω has one entry in every so many columns
+SPARSITY = 16
+
+
+def sketch(W: Tensor, width: int, seed: int, kind: str) -> Tensor:
+    """``Y [.., m, width] = W [.., m, n] Ω [n, width]`` in the dtype of W; see ``omega``."""
+    return W @ omega(W.shape[-1], width, seed, kind, W.device).to(W.dtype)
+
+
+def omega(rows: int, width: int, seed: int, kind: str, device: torch.device | str = "cpu") -> Tensor:
+    """Ω ``[rows, width]`` in float32: independent of the device, and fewer columns are the first of more.
+
+    ``kind`` "gaussian" draws standard normal numbers; "sparse" one ±4 in every 16 columns of a row, variance 1 as well.
+    A quarter of the rows, counted by c0, and the columns, counted by c1, make the counter; the four words of its
+    random number belong to the four quarters.
+    """
+    quarter = -(-rows // 4)
+    c0 = torch.arange(quarter, device=device)[:, None]
+    c1 = torch.arange(width, device=device)[None, :]
+    if kind == "sparse":
+        words = philox(seed, c0, c1 // SPARSITY)
+        quarters = [_sign(word, c1) for word in words]
+    else:
+        words = philox(seed, c0, c1)
+        quarters = [*_normal(words[0], words[1]), *_normal(words[2], words[3])]
+    return torch.cat(quarters)[:rows]
+
+
+def philox(seed: int, c0: Tensor, c1: Tensor) -> list[Tensor]:
+    """Four 32-bit words, kept in int64, of the counter (c0, c1, 0, 0)."""
+    low, high = seed & WORD, (seed >> 32) & WORD
+    a, b = torch.broadcast_tensors(c0, c1)
+    c = d = torch.zeros_like(a)
+    for _ in range(ROUNDS):
+        # the product wraps around, its 64 bits are right
+        even, odd = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a, b = (odd >> 32 & WORD) ^ b ^ low, odd & WORD
+        c, d = (even >> 32 & WORD) ^ d ^ high, even & WORD
+        low, high = (low + KEY_STEPS[0]) & WORD, (high + KEY_STEPS[1]) & WORD
+    return [a, b, c, d]
+
+
+def _normal(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    # 23 bits and a half: exact in float32 and never 0
+    u, v = ((word >> 9).float().add_(0.5).mul_(2.0**-23) for word in (first, second))
+    radius, angle = (-2 * u.log()).sqrt(), 2 * torch.pi * v
+    return radius * angle.cos(), radius * angle.sin()
+
+
+def _sign(word: Tensor, column: Tensor) -> Tensor:
+    size = torch.where(word & SPARSITY > 0, SPARSITY**0.5, -(SPARSITY**0.5))
+    return torch.where(word % SPARSITY == column % SPARSITY, size, 0.0)
