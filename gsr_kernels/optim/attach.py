@@ -7,19 +7,24 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gsr_kernels.basis import load_bases, split_heads
+from gsr_kernels.basis import fingerprint, load_bases, split_heads
 from gsr_kernels.methods import GSR, Chain, Method
-from gsr_kernels.optim.handle import Handle, Weight, attached, decompose, prepare
+from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.heads import resolve_heads
 from gsr_kernels.optim.rank import Rank, resolve_rank
+from gsr_kernels.optim.report import summary
+from gsr_kernels.optim.rho import Rho, resolve_rho
+from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets
+from gsr_kernels.optim.weights import Weight, decompose, prepare, stored_bases
 
 
 def attach(
@@ -27,7 +32,7 @@ def attach(
     optimizer: Optimizer,
     method: Method | Sequence[Method] | None = None,
     *,
-    rho: float | None = None,
+    rho: Rho | None = None,
     rank: Rank = None,
     targets: str | Iterable[str] = "all-linear",
     heads: Mapping[str, int | tuple[int, int]] | None = None,
@@ -42,7 +47,8 @@ def attach(
         model: its weights are decomposed now; call ``handle.refresh()`` when the next task begins.
         optimizer: holds the model's parameters; closures are served. A wrapper with the optimizer inside (Accelerate)
             is looked through.
-        method: what to do, or several in the order of their use; or give ``rho``, short for ``GSR(rho=rho)``.
+        method: what to do, or several in the order of their use; or give ``rho``, short for ``GSR(rho=rho)``,
+            a number or ``{regex: number}``.
         rank: directions kept of each weight. None: all; an int, clamped to each weight's own rank; a float in (0, 1):
             that share of it; or ``{regex: either}``.
         targets: "all-linear", a regular expression or a list of name endings; see ``find_targets``.
@@ -50,23 +56,29 @@ def attach(
             of its own; whole by default, as in the paper.
         out_of_span: "drop" or "keep" what the bases do not span; None: "drop" where rank is None (the paper), else
             "keep".
-        bases: a file that ``handle.save_bases`` wrote: what matches its weight is loaded, the rest decomposed.
+        bases: a file, one a task, that keeps the bases: written now, or read if it is there. Where it was taken from
+            other weights than the model has, a checkpoint must be loaded before the first step (resume).
         nonfinite: "skip" leaves a matrix whose gradient holds NaN or Inf as it came and counts it, without waiting for
             the device; "error" raises FloatingPointError before any weight is changed.
         record_every: measure every n-th step for ``handle.metrics()``; 0: never.
 
     Returns:
-        The handle: refresh, metrics, save_bases, doctor, remove.
+        The handle: refresh, metrics, save_bases, state_dict, doctor, remove.
 
     Raises:
-        TypeError, ValueError: what cannot be served, by the name of the argument; the optimizer is then as it was.
+        TypeError, ValueError, FileNotFoundError: what cannot be served, by the name of the argument; the optimizer is
+            then as it was.
     """
-    method = _resolve_method(method, rho, rank, out_of_span)
-    optimizer = _innermost(optimizer)
+    optimizer = innermost(optimizer)
+    check_model(model)
+    if id(optimizer) in attached:
+        raise ValueError("optimizer has a handle already: handle.refresh() begins a new task, handle.remove() ends it")
     if nonfinite not in ("skip", "error"):
         raise ValueError(f"nonfinite must be 'skip' or 'error', got {nonfinite!r}")
     if record_every < 0:
         raise ValueError(f"record_every must be 0 or the number of steps between records, got {record_every}")
+    if bases is not None and not Path(bases).parent.is_dir():
+        raise FileNotFoundError(f"bases: no directory {Path(bases).parent} to keep {Path(bases).name} in")
 
     places = {
         parameter: (group, index)
@@ -79,24 +91,21 @@ def attach(
             "after the model was moved, wrapped or loaded"
         )
     found = find_targets(model, targets, set(places))
-    matched = {target.name: target for target in found if target.reason is None}
-    parameters = {name: target.parameter for name, target in matched.items()}
-    split = resolve_heads(heads, list(matched.values()))
-    matrices = {name: split_heads(parameter, split[name])[0] for name, parameter in parameters.items()}
+    matched = {target.name: target.parameter for target in found if target.reason is None}
+    methods = _resolve_methods(method, rho, rank, out_of_span, list(matched))
+    split = resolve_heads(heads, [target for target in found if target.reason is None])
+    matrices = {name: split_heads(parameter, split[name])[0] for name, parameter in matched.items()}
     ranks = resolve_rank(rank, {name: (matrix.shape[-2], matrix.shape[-1]) for name, matrix in matrices.items()})
 
-    stored = None if bases is None else load_bases(bases, matched)
-    computed = decompose(method, parameters, ranks, split, stored)
-    states = prepare(method, parameters, computed)
-    weights = []
-    for name, parameter in parameters.items():
-        skipped = torch.zeros((), dtype=torch.int64, device=parameter.device)
-        weights.append(Weight(name, places[parameter], ranks[name], split[name], computed[name], states[name], skipped))
-
+    weights = [Weight(name, places[matched[name]], methods[name], ranks[name], split[name]) for name in matched]
+    resuming = _fill(weights, list(matched.values()), bases)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    coverage = sum(parameter.numel() for parameter in parameters.values()) / trainable
-    handle = Handle(optimizer, method, weights, found, coverage, nonfinite, record_every)
-    tqdm.write(handle.summary(), file=sys.stderr)
+    coverage = sum(parameter.numel() for parameter in matched.values()) / trainable
+    file = None if bases is None else os.fspath(bases)
+    handle = Handle(optimizer, weights, found, coverage, nonfinite, record_every, file, resuming)
+    if bases is not None and not Path(bases).exists():
+        handle.save_bases(bases)
+    tqdm.write(summary(weights, coverage), file=sys.stderr)
     if coverage < 0.5:
         warnings.warn(
             f"gsr_kernels: only {coverage:.1%} of the trainable parameters are under the method; print(handle) says "
@@ -106,16 +115,37 @@ def attach(
     return handle
 
 
-def _resolve_method(
-    method: Method | Sequence[Method] | None, rho: float | None, rank: Rank, out_of_span: str | None
-) -> Method:
+def _fill(weights: list[Weight], parameters: list[nn.Parameter], path: str | os.PathLike[str] | None) -> bool:
+    """Gives the weights their bases; says whether those of the file were taken from other weights."""
+    if path is not None and Path(path).exists():
+        stored = load_bases(path, [weight.name for weight in weights])
+        bases = stored_bases(weights, parameters, stored, os.fspath(path))
+    else:
+        bases = decompose(weights, parameters)
+    states = prepare(weights, parameters, bases)
+    for weight, parameter, basis, state in zip(weights, parameters, bases, states):
+        weight.basis, weight.state = basis, state
+        weight.skipped = torch.zeros((), dtype=torch.int64, device=parameter.device)
+    return any(basis.fingerprint != fingerprint(parameter) for basis, parameter in zip(bases, parameters))
+
+
+def _resolve_methods(
+    method: Method | Sequence[Method] | None, rho: Rho | None, rank: Rank, out_of_span: str | None, names: list[str]
+) -> dict[str, Method]:
+    """The method of each weight; weights under one method share the object."""
     if (method is None) == (rho is None):
         raise ValueError("give exactly one of method and rho; rho=0.5 is short for method=GSR(rho=0.5)")
     if rho is not None:
-        method = GSR(rho=rho)
-    methods: list[Any] = list(method) if isinstance(method, Sequence) else [method]
-    if not methods or not all(isinstance(one, Method) for one in methods):
+        of = resolve_rho(rho, names)
+        shared = {value: _resolve_method([GSR(rho=value)], rank, out_of_span) for value in set(of.values())}
+        return {name: shared[of[name]] for name in names}
+    several: list[Any] = list(method) if isinstance(method, Sequence) else [method]
+    if not several or not all(isinstance(one, Method) for one in several):
         raise TypeError(f"method must be one of gsr_kernels.methods or several, got {method!r}")
+    return dict.fromkeys(names, _resolve_method(several, rank, out_of_span))
+
+
+def _resolve_method(methods: list[Any], rank: Rank, out_of_span: str | None) -> Method:
     spanning = [place for place, one in enumerate(methods) if hasattr(one, "out_of_span")]
     if out_of_span is not None and not spanning:
         raise ValueError(f"out_of_span is not a setting of {', '.join(type(one).__name__ for one in methods)}")
@@ -123,15 +153,3 @@ def _resolve_method(
         chosen = out_of_span or methods[place].out_of_span or ("drop" if rank is None else "keep")
         methods[place] = replace(methods[place], out_of_span=chosen)
     return methods[0] if len(methods) == 1 else Chain(tuple(methods))
-
-
-def _innermost(optimizer: Optimizer) -> Optimizer:
-    inner = getattr(optimizer, "optimizer", None)
-    optimizer = inner if isinstance(inner, Optimizer) else optimizer
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if isinstance(optimizer, LBFGS):
-        raise TypeError("optimizer: LBFGS evaluates gradients inside its step, out of a method's reach; use AdamW")
-    if optimizer in attached:
-        raise ValueError("optimizer has a handle already: handle.refresh() begins a new task, handle.remove() ends it")
-    return optimizer

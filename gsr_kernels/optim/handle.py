@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
-from gsr_kernels.basis import SpectralBasis, fingerprint, save_bases, split_heads
+from gsr_kernels.basis import save_bases
 from gsr_kernels.methods import Method
-from gsr_kernels.methods.base import Heads, State
-from gsr_kernels.optim.metrics import Measures, measure_after, measure_before
+from gsr_kernels.optim import state
+from gsr_kernels.optim.metrics import summarize
+from gsr_kernels.optim.report import describe, findings
 from gsr_kernels.optim.targets import Target
-from gsr_kernels.reference import FLOOR
+from gsr_kernels.optim.transform import transform
+from gsr_kernels.optim.weights import Weight, decompose, prepare
 
-# which optimizers have a handle, so that none is given two
-attached: weakref.WeakKeyDictionary[Optimizer, Handle] = weakref.WeakKeyDictionary()
-
-
-@dataclass
-class Weight:
-    """One matrix under the method; ``place`` finds it in the optimizer's groups, since wrappers swap parameters."""
-
-    name: str
-    place: tuple[int, int]
-    rank: int | None
-    heads: Heads
-    basis: SpectralBasis
-    state: State
-    # on the weight's device until they are asked for
-    skipped: Tensor
-    measures: Measures = field(default_factory=dict)
-    steps: int = 0
+# the handle of an optimizer by its id, so that none is given two; a handle lives as long as its optimizer
+attached: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 
 
 class Handle:
@@ -47,14 +32,14 @@ class Handle:
     def __init__(
         self,
         optimizer: Optimizer,
-        method: Method,
-        weights: list[Weight],
-        found: list[Target],
+        weights: Sequence[Weight],
+        found: Sequence[Target],
         coverage: float,
         nonfinite: str,
         record_every: int,
+        bases: str | None,
+        resuming: bool,
     ) -> None:
-        self.method = method
         self.weights = weights
         self.coverage = coverage
         self._optimizer = optimizer
@@ -62,24 +47,35 @@ class Handle:
         self._nonfinite = nonfinite
         self._record_every = record_every
         self._steps = 0
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
-        attached[optimizer] = self
+        self._rehearsed = False
+        # the file that holds the bases as they are; and whether they still wait for the checkpoint that they belong to
+        self._file = bases
+        self._resuming = resuming
+        # whether the optimizer's state was loaded from a checkpoint that holds nothing for the method
+        self._unconfirmed = False
+        self._refresh_every = 0
+        self._hook()
 
-    def refresh(self, reset_moments: bool = False) -> None:
+    @property
+    def methods(self) -> list[Method]:
+        """The methods at work, each once."""
+        return list({id(weight.method): weight.method for weight in self.weights}.values())
+
+    def refresh(self, reset_moments: bool = False, every: int | None = None) -> None:
         """Begins a new task: new bases of the weights as they are now, new method state.
 
         The optimizer's moments stay, unless ``reset_moments``. If a weight cannot be decomposed nothing is changed.
+        With ``every=n`` nothing happens now: within the task each weight is refreshed every n steps, a few at each
+        step so that none stalls; 0 ends that.
+
+        Raises ValueError where a weight holds NaN or Inf, or every is negative.
         """
-        parameters = {weight.name: self._parameter(weight) for weight in self.weights}
-        ranks = {weight.name: weight.rank for weight in self.weights}
-        heads = {weight.name: weight.heads for weight in self.weights}
-        bases = decompose(self.method, parameters, ranks, heads)
-        states = prepare(self.method, parameters, bases)
-        for weight in self.weights:
-            weight.basis, weight.state = bases[weight.name], states[weight.name]
+        if every is not None:
+            if every < 0:
+                raise ValueError(f"every must be the number of steps between refreshes, or 0 for none, got {every}")
+            self._refresh_every = every
+            return
+        self._refresh(self.weights)
         if reset_moments:
             self._optimizer.state.clear()
 
@@ -90,68 +86,91 @@ class Handle:
         ``record_every``: ``outside_span`` and ``on_diagonal`` (shares of the gradient's energy), ``norm_ratio``
         (‖G'‖/‖G‖), ``positive`` and ``negative`` (signs of the diagonal of N).
         """
-        records = {}
-        for weight in self.weights:
-            S = weight.basis.S
-            active = (FLOOR * S.amax(-1, keepdim=True) < S).sum()
-            values = {
-                "skipped_nonfinite": weight.skipped,
-                "inactive_directions": S.numel() - active,
-                **weight.measures,
-            }
-            records[weight.name] = {key: value.item() for key, value in values.items()}
-        return records
+        return {weight.name: summarize(weight.skipped, weight.basis.S, weight.measures) for weight in self.weights}
 
     def save_bases(self, path: str | os.PathLike[str]) -> None:
         """Writes the bases to a file that ``attach(bases=path)`` reads; it appears whole or not at all."""
         save_bases(path, {weight.name: weight.basis for weight in self.weights})
+        self._file = os.fspath(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, settings and the fingerprints of the bases: tensors, numbers and strings, never the bases.
+
+        The optimizer's own ``state_dict()`` holds it under "gsr_kernels"; call this where a checkpoint is written
+        without that, as by torch.distributed.checkpoint.
+        """
+        return {
+            "format_version": state.FORMAT_VERSION,
+            "bases": self._file or "",
+            "resuming": int(self._resuming),
+            "steps": self._steps,
+            "refresh_every": self._refresh_every,
+            "weights": state.weight_states(self.weights),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any], bases: str | os.PathLike[str] | None = None) -> None:
+        """Goes on from ``state_dict()``, before or after the model's weights are loaded.
+
+        Bases of other weights than the checkpoint's are read from ``bases``, by default the file of
+        ``attach(bases=…)``; they are never decomposed anew. ``optimizer.load_state_dict`` calls this.
+
+        Raises ValueError, with nothing changed, where a basis is not to be had: the message names the file wanted.
+        """
+        state.check_version(saved["format_version"])
+        parameters = [self._parameter(weight) for weight in self.weights]
+        wanted = saved["bases"] or None
+        state.load_weight_states(self.weights, parameters, saved["weights"], bases or self._file, wanted)
+        self._steps = saved["steps"]
+        self._refresh_every = saved["refresh_every"]
+        self._file = os.fspath(bases) if bases is not None else self._file
+        # accelerate writes and reads the state of an optimizer once before training
+        self._resuming = bool(saved["resuming"])
+        self._unconfirmed = False
 
     def remove(self) -> None:
         """Takes the method off the optimizer, which then steps as if it had never been there."""
         for hook in self._hooks:
             hook.remove()
-        attached.pop(self._optimizer, None)
+        attached.pop(id(self._optimizer), None)
 
     def doctor(self) -> list[str]:
         """What is silently wrong, each finding also given as a warning; runs by itself after the first step."""
-        idle = [weight.name for weight in self.weights if not weight.steps]
-        findings = []
-        if not self._steps:
-            findings.append(
-                "no step of the optimizer has reached the method: training steps another optimizer than the one that "
-                "attach() was given, or none yet"
-            )
-        elif idle:
-            findings.append(
-                f"{len(idle)} of {len(self.weights)} matched weights have had no gradient at any step "
-                f"({', '.join(idle[:5])}{', …' if len(idle) > 5 else ''}): they are frozen, unused, or gradients are "
-                "set to None before optimizer.step()"
-            )
-        for finding in findings:
+        found = findings(self.weights, self._steps)
+        for finding in found:
             warnings.warn(f"gsr_kernels: {finding}", stacklevel=2)
-        return findings
+        return found
 
     def __str__(self) -> str:
-        weights = {weight.name: weight for weight in self.weights}
-        lines = [self.summary()]
-        for target in self._found:
-            weight = weights.get(target.name)
-            if weight is None:
-                note = f"skipped: {target.reason}"
-            else:
-                basis = weight.basis
-                note = f"rank {basis.rank} of {min(basis.shape[-2:])}"
-                note += f", {basis.shape[:-2].numel()} matrices" if basis.S.ndim > 1 else ""
-            lines.append(f"  {target.name:<48} {'x'.join(map(str, target.parameter.shape)):>14}  {note}")
-        return "\n".join(lines)
+        return describe(self.weights, self._found, self.coverage)
 
-    def summary(self) -> str:
-        """One line: the method, the matrices, the share of trainable weights that they are."""
-        size = sum(weight.basis.nbytes for weight in self.weights) / 2**20
-        return (
-            f"{self.method} acts on {len(self.weights)} weights, {self.coverage:.1%} of the trainable parameters "
-            f"(bases: {size:.1f} MiB)"
-        )
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        """A handle on a copy of its optimizer: copy model and handle together. A copied optimizer alone is bare."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        for name, value in vars(self).items():
+            if name != "_hooks":
+                setattr(twin, name, copy.deepcopy(value, memo))
+        twin._hook()
+        return twin
+
+    def _hook(self) -> None:
+        optimizer = self._optimizer
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._into_checkpoint),
+            optimizer.register_load_state_dict_pre_hook(self._out_of_checkpoint),
+        ]
+        attached[id(optimizer)] = self
+
+    def _into_checkpoint(self, optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        return {**saved, state.KEY: self.state_dict()}
+
+    def _out_of_checkpoint(self, optimizer: Optimizer, saved: dict[str, Any]) -> None:
+        if state.KEY in saved:
+            self.load_state_dict(saved[state.KEY])
+        else:
+            self._unconfirmed = not self._steps
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -171,37 +190,63 @@ class Handle:
 
     @torch.no_grad()
     def _transform(self) -> None:
-        record = self._record_every and self._steps % self._record_every == 0
+        parameters = [self._parameter(weight) for weight in self.weights]
+        live = [(weight, W, W.grad) for weight, W in zip(self.weights, parameters) if W.grad is not None]
+        self._rehearsed = self._is_rehearsal([G for _, _, G in live])
+        if self._rehearsed:
+            return
+        self._check_resumed()
+        record = bool(self._record_every) and self._steps % self._record_every == 0
         self._steps += 1
-        live, gradients, matrices = [], [], []
-        for weight in self.weights:
-            parameter = self._parameter(weight)
-            if parameter.grad is not None:
-                _follow(weight, parameter.grad)
-                live.append(weight)
-                gradients.append(weight.basis.split(parameter.grad))
-                matrices.append(weight.basis.split(parameter))
-
-        before = [measure_before(G, weight.basis) for G, weight in zip(gradients, live)] if record else []
-        bases, states = [weight.basis for weight in live], [weight.state for weight in live]
         # a fused optimizer divides by the scale of a GradScaler inside its step
         scale = getattr(self._optimizer, "grad_scale", None)
-        finite = self.method.transform(gradients, matrices, bases, states, scale)
-        for weight, flags in zip(live, finite):
-            weight.steps += 1
-            weight.skipped += (~flags).sum()
-            if self._nonfinite == "error" and not flags.all():
-                raise FloatingPointError(f"the gradient of {weight.name} holds NaN or Inf; no weight was changed")
-        for weight, G, measured in zip(live, gradients, before):
-            weight.measures = measure_after(G, measured)
+        strict = self._nonfinite == "error"
+        for method in self.methods:
+            transform(method, [one for one in live if one[0].method is method], scale, record, strict)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.method.constrains:
-            for weight in self.weights:
-                self.method.constrain(weight.basis.split(self._parameter(weight)), weight.basis, weight.state)
+        if self._rehearsed:
+            return
+        for weight in self.weights:
+            if weight.method.constrains:
+                weight.method.constrain(weight.basis.split(self._parameter(weight)), weight.basis, weight.state)
+        if self._refresh_every:
+            n = self._refresh_every
+            due = [w for i, w in enumerate(self.weights) if (self._steps + i * n // len(self.weights)) % n == 0]
+            self._refresh(due)
         if self._steps == 1:
             self.doctor()
+
+    def _refresh(self, weights: Sequence[Weight]) -> None:
+        if not weights:
+            return
+        parameters = [self._parameter(weight) for weight in weights]
+        bases = decompose(weights, parameters)
+        states = prepare(weights, parameters, bases)
+        for weight, basis, kept in zip(weights, bases, states):
+            weight.basis, weight.state = basis, kept
+        self._file, self._resuming, self._unconfirmed = None, False, False
+
+    def _is_rehearsal(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether this is the step that torch.distributed.checkpoint takes to fill a new optimizer: all of it zero."""
+        if self._optimizer.state or any(group.get("lr") != 0 for group in self._optimizer.param_groups):
+            return False
+        return not any(bool(G.any()) for G in gradients)
+
+    def _check_resumed(self) -> None:
+        if self._resuming:
+            raise RuntimeError(
+                f"bases: {self._file} was taken from other weights than the model had in attach(). To resume, load the "
+                "checkpoint's optimizer or handle state first; for a new task name another file or handle.refresh()"
+            )
+        if self._unconfirmed:
+            self._unconfirmed = False
+            warnings.warn(
+                "gsr_kernels: the optimizer's state came from a checkpoint that holds nothing for the method; the "
+                "bases are those of the weights in attach(). To resume within a task, load handle.state_dict() as well",
+                stacklevel=2,
+            )
 
     def _parameter(self, weight: Weight) -> nn.Parameter:
         group, index = weight.place
@@ -212,50 +257,3 @@ class Handle:
                 "handle.remove(), then attach() again"
             )
         return parameter
-
-
-def decompose(
-    method: Method,
-    parameters: Mapping[str, Tensor],
-    ranks: Mapping[str, int | None],
-    heads: Mapping[str, Heads],
-    stored: Mapping[str, SpectralBasis] | None = None,
-) -> dict[str, SpectralBasis]:
-    """The basis of every parameter: the stored one where it fits, else a new one, under a progress bar."""
-    bases = {}
-    for name, parameter in tqdm(parameters.items(), "singular bases", unit="weight", leave=False, disable=None):
-        kept = (stored or {}).get(name)
-        if kept is not None and _fits(kept, parameter, ranks[name], heads[name]):
-            bases[name] = kept.to(parameter.device)
-            continue
-        try:
-            bases[name] = method.decompose(name, parameter.detach(), ranks[name], heads[name])
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    return bases
-
-
-def prepare(method: Method, parameters: Mapping[str, Tensor], bases: Mapping[str, SpectralBasis]) -> dict[str, State]:
-    """What the method keeps for every parameter."""
-    with torch.no_grad():
-        return {
-            name: method.prepare(name, bases[name].split(parameter), bases[name])
-            for name, parameter in parameters.items()
-        }
-
-
-def _fits(basis: SpectralBasis, parameter: Tensor, rank: int | None, heads: Heads) -> bool:
-    matrices, head_dim = split_heads(parameter, heads)
-    alike = basis.shape == matrices.shape and basis.head_dim == head_dim
-    wanted = min(basis.shape[-2:]) if rank is None else rank
-    return alike and basis.rank == wanted and basis.fingerprint == fingerprint(parameter)
-
-
-def _follow(weight: Weight, gradient: Tensor) -> None:
-    """Moves what is kept of a weight to where its gradient is: the model was moved after attach()."""
-    if gradient.layout != torch.strided:
-        raise TypeError(f"the gradient of {weight.name} is sparse: build the layer with sparse=False")
-    if gradient.device != weight.basis.U.device:
-        weight.basis = weight.basis.to(gradient.device)
-        weight.state = {key: value.to(gradient.device) for key, value in weight.state.items()}
-        weight.skipped = weight.skipped.to(gradient.device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.reference import project
+from gsr_kernels.reference import FLOOR, project
 
 Measures = dict[str, Tensor]
 
@@ -35,6 +35,13 @@ def measure_after(G: Tensor, before: Measures) -> Measures:
     """The finished record, with ``norm_ratio`` = ‖G'‖ / ‖G‖ in place of the energy."""
     energy = before.pop("energy")
     return {**before, "norm_ratio": torch.where(energy > 0, _energy(G) / energy, 1).sqrt()}
+
+
+def summarize(skipped: Tensor, S: Tensor, measures: Measures) -> dict[str, float]:
+    """What ``handle.metrics()`` gives of one weight, as numbers."""
+    active = (FLOOR * S.amax(-1, keepdim=True) < S).sum()
+    values = {"skipped_nonfinite": skipped, "inactive_directions": S.numel() - active, **measures}
+    return {key: value.item() for key, value in values.items()}
 
 
 def _energy(tensor: Tensor) -> Tensor:

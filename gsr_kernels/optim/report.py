@@ -1,0 +1,51 @@
+"""What a handle says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gsr_kernels.optim.targets import Target
+from gsr_kernels.optim.weights import Weight
+
+
+def summary(weights: Sequence[Weight], coverage: float) -> str:
+    """One line: the methods, the matrices, the share of trainable weights that they are."""
+    methods = {id(weight.method): repr(weight.method) for weight in weights}
+    size = sum(weight.basis.nbytes for weight in weights) / 2**20
+    return (
+        f"{', '.join(methods.values())} on {len(weights)} weights, {coverage:.1%} of the trainable parameters "
+        f"(bases: {size:.1f} MiB)"
+    )
+
+
+def describe(weights: Sequence[Weight], found: Sequence[Target], coverage: float) -> str:
+    """The summary, and a line for every matrix of the model: its rank, or why it was skipped."""
+    lines = [summary(weights, coverage)]
+    by_name = {weight.name: weight for weight in weights}
+    for target in found:
+        weight = by_name.get(target.name)
+        if weight is None:
+            note = f"skipped: {target.reason}"
+        else:
+            basis = weight.basis
+            note = f"rank {basis.rank} of {min(basis.shape[-2:])}"
+            note += f", {basis.shape[:-2].numel()} matrices" if basis.S.ndim > 1 else ""
+        lines.append(f"  {target.name:<48} {'x'.join(map(str, target.parameter.shape)):>14}  {note}")
+    return "\n".join(lines)
+
+
+def findings(weights: Sequence[Weight], steps: int) -> list[str]:
+    """What is silently wrong: no step reached the method, or weights never had a gradient."""
+    idle = [weight.name for weight in weights if not weight.steps]
+    if not steps:
+        return [
+            "no step of the optimizer has reached the method: training steps another optimizer than the one that "
+            "attach() was given, or none yet"
+        ]
+    if not idle:
+        return []
+    return [
+        f"{len(idle)} of {len(weights)} matched weights have had no gradient at any step "
+        f"({', '.join(idle[:5])}{', …' if len(idle) > 5 else ''}): they are frozen, unused, or gradients are "
+        "set to None before optimizer.step()"
+    ]

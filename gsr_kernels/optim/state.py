@@ -1,0 +1,121 @@
+"""What a checkpoint holds of a method at work: counters, settings and which bases it needs, never the bases."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsr_kernels.basis import SpectralBasis, load_bases
+from gsr_kernels.methods.base import State
+from gsr_kernels.optim.weights import Weight, prepare
+
+FORMAT_VERSION = 1
+
+# where an optimizer's own state_dict holds it
+KEY = "gsr_kernels"
+
+
+def weight_states(weights: Sequence[Weight]) -> dict[str, dict[str, Any]]:
+    """Of each weight, by name: tensors, numbers and strings alone, which ``torch.load(weights_only=True)`` reads."""
+    return {
+        weight.name: {
+            "method": repr(weight.method),
+            "fingerprint": weight.basis.fingerprint,
+            "rank": weight.basis.rank,
+            "steps": weight.steps,
+            "skipped": int(weight.skipped),
+            "state": {key: weight.state[key] for key in weight.method.lasting},
+        }
+        for weight in weights
+    }
+
+
+def load_weight_states(
+    weights: Sequence[Weight],
+    parameters: Sequence[Tensor],
+    saved: Mapping[str, Mapping[str, Any]],
+    bases: str | os.PathLike[str] | None,
+    wanted: str | None,
+) -> None:
+    """Gives the weights what ``weight_states`` saved; bases that differ are read from the file ``bases``.
+
+    Raises ValueError, with nothing changed, where the names differ or a basis is neither here nor in the file; the
+    message names ``wanted``, the file that the checkpoint was made with.
+    """
+    names = {weight.name for weight in weights}
+    if names != saved.keys():
+        raise ValueError(
+            f"the checkpoint holds other weights: it lacks {_some(names - saved.keys())} and has "
+            f"{_some(saved.keys() - names)} beside them; attach() with the targets that it was made with"
+        )
+    found = _find([weight for weight in weights if not _same(weight.basis, saved[weight.name])], saved, bases, wanted)
+    states = _states(weights, parameters, saved, found)
+    other = [weight.name for weight in weights if repr(weight.method) != saved[weight.name]["method"]]
+    if other:
+        warnings.warn(
+            f"gsr_kernels: the checkpoint was made with {saved[other[0]]['method']}, and this run goes on with the "
+            f"settings given to attach() ({len(other)} weights differ)",
+            stacklevel=3,
+        )
+    for weight, state in zip(weights, states):
+        entry = saved[weight.name]
+        weight.basis = found.get(weight.name, weight.basis).to(weight.basis.U.device)
+        weight.state = state
+        weight.steps = entry["steps"]
+        weight.skipped = torch.full_like(weight.skipped, entry["skipped"])
+
+
+def check_version(version: int) -> None:
+    """Raises ValueError for state of a newer format than this one."""
+    if version > FORMAT_VERSION:
+        raise ValueError(f"the state has format {version}, newer than {FORMAT_VERSION}: upgrade gsr-kernels")
+
+
+def _find(
+    differing: Sequence[Weight],
+    saved: Mapping[str, Mapping[str, Any]],
+    path: str | os.PathLike[str] | None,
+    wanted: str | None,
+) -> dict[str, SpectralBasis]:
+    names = [weight.name for weight in differing]
+    found = load_bases(path, names) if names and path is not None and Path(path).is_file() else {}
+    missing = [name for name in names if name not in found or not _same(found[name], saved[name])]
+    if missing:
+        source = f"in {wanted}" if wanted else "in no file: call handle.save_bases(path) before saving a checkpoint"
+        here = f", not in {os.fspath(path)}" if path is not None else ""
+        raise ValueError(
+            f"bases: the checkpoint needs those of {len(missing)} weights as they were when its task began "
+            f"({_some(missing)}). They were kept {source}{here}. Give attach() or load_state_dict() that file as bases="
+        )
+    return found
+
+
+def _states(
+    weights: Sequence[Weight],
+    parameters: Sequence[Tensor],
+    saved: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, SpectralBasis],
+) -> list[State]:
+    states = []
+    for weight, parameter in zip(weights, parameters):
+        basis = found.get(weight.name)
+        [fresh] = [weight.state] if basis is None else prepare([weight], [parameter], [basis.to(parameter.device)])
+        lasting = {key: value.to(parameter.device).clone() for key, value in saved[weight.name]["state"].items()}
+        # with another method the saved state is of no use
+        states.append({key: lasting.get(key, value) for key, value in fresh.items()})
+    return states
+
+
+def _same(basis: SpectralBasis, entry: Mapping[str, Any]) -> bool:
+    return basis.fingerprint == entry["fingerprint"] and basis.rank == entry["rank"]
+
+
+def _some(names: set[str] | Sequence[str]) -> str:
+    ordered = sorted(names) or ["nothing"]
+    return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")

@@ -1,0 +1,47 @@
+"""One method on the gradients of one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gsr_kernels.methods import Method
+from gsr_kernels.optim.metrics import measure_after, measure_before
+from gsr_kernels.optim.weights import Weight
+
+
+def transform(
+    method: Method, live: Sequence[tuple[Weight, Tensor, Tensor]], scale: Tensor | None, record: bool, strict: bool
+) -> None:
+    """Rewrites the gradients of ``(weight, W, G)`` in place and counts; with ``record`` it also measures.
+
+    With ``strict`` a gradient that is not finite raises FloatingPointError, by the name of the weight.
+    """
+    for weight, _, G in live:
+        _follow(weight, G)
+    gradients = [weight.basis.split(G) for weight, _, G in live]
+    matrices = [weight.basis.split(W) for weight, W, _ in live]
+    bases = [weight.basis for weight, _, _ in live]
+    states = [weight.state for weight, _, _ in live]
+
+    before = [measure_before(G, basis) for G, basis in zip(gradients, bases)] if record else []
+    finite = method.transform(gradients, matrices, bases, states, scale)
+    for (weight, _, _), flags in zip(live, finite):
+        weight.steps += 1
+        weight.skipped += (~flags).sum()
+        if strict and not flags.all():
+            raise FloatingPointError(f"the gradient of {weight.name} holds NaN or Inf; no weight was changed")
+    for (weight, _, _), G, measured in zip(live, gradients, before):
+        weight.measures = measure_after(G, measured)
+
+
+def _follow(weight: Weight, gradient: Tensor) -> None:
+    """Moves what is kept of a weight to where its gradient is: the model was moved after attach()."""
+    if gradient.layout != torch.strided:
+        raise TypeError(f"the gradient of {weight.name} is sparse: build the layer with sparse=False")
+    if gradient.device != weight.basis.U.device:
+        weight.basis = weight.basis.to(gradient.device)
+        weight.state = {key: value.to(gradient.device) for key, value in weight.state.items()}
+        weight.skipped = weight.skipped.to(gradient.device)

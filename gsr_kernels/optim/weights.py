@@ -1,0 +1,82 @@
+"""The matrices under a method, and the bases that they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gsr_kernels.basis import SpectralBasis, fingerprint, split_heads
+from gsr_kernels.methods import Method
+from gsr_kernels.methods.base import Heads, State
+from gsr_kernels.optim.metrics import Measures
+
+
+@dataclass(eq=False)
+class Weight:
+    """One matrix under a method; ``place`` finds it in the optimizer's groups, since wrappers swap parameters."""
+
+    name: str
+    place: tuple[int, int]
+    method: Method
+    rank: int | None
+    heads: Heads
+    basis: SpectralBasis = field(init=False)
+    state: State = field(init=False)
+    # on the weight's device until they are asked for
+    skipped: Tensor = field(init=False)
+    measures: Measures = field(default_factory=dict)
+    steps: int = 0
+
+
+def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
+    """A new basis of every parameter, under a progress bar, with the fingerprint of the weight that it came from."""
+    bases = []
+    pairs = tqdm(list(zip(weights, parameters)), "singular bases", unit="weight", leave=False, disable=None)
+    for weight, parameter in pairs:
+        try:
+            basis = weight.method.decompose(weight.name, parameter.detach(), weight.rank, weight.heads)
+        except ValueError as error:
+            raise ValueError(f"{weight.name}: {error}") from error
+        bases.append(replace(basis, fingerprint=fingerprint(parameter)))
+    return bases
+
+
+def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:
+    """What the methods keep for every parameter."""
+    with torch.no_grad():
+        return [
+            weight.method.prepare(weight.name, basis.split(parameter), basis)
+            for weight, parameter, basis in zip(weights, parameters, bases)
+        ]
+
+
+def stored_bases(
+    weights: Sequence[Weight], parameters: Sequence[Tensor], stored: Mapping[str, SpectralBasis], path: str
+) -> list[SpectralBasis]:
+    """The stored basis of every parameter, on its device, whichever weights it was taken from.
+
+    Raises ValueError where a basis is missing, or is of another shape, split or rank than wanted.
+    """
+    bases = []
+    for weight, parameter in zip(weights, parameters):
+        basis = stored.get(weight.name)
+        matrices, head_dim = split_heads(parameter, weight.heads)
+        most = min(matrices.shape[-2:])
+        # a method with bases of its own, or none, chose their rank
+        free = weight.method.own_basis or not weight.method.uses_basis
+        rank = basis.rank if basis is not None and free else weight.rank or most
+        if basis is None:
+            problem = f"holds no basis of {weight.name}"
+        elif basis.shape != matrices.shape or basis.head_dim != head_dim:
+            problem = f"holds bases {tuple(basis.shape)} of {weight.name}, which needs {tuple(matrices.shape)}"
+        elif basis.rank != rank:
+            problem = f"holds {basis.rank} directions of {weight.name}, not {rank}"
+        else:
+            bases.append(basis.to(parameter.device))
+            continue
+        raise ValueError(f"bases: {path} {problem}: name another file, or give rank and heads as when it was written")
+    return bases
