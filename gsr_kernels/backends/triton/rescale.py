@@ -58,7 +58,8 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
     most = tl.zeros([BLOCK], tl.float32)
     for start in range(0, k, BLOCK):
         o, m = start + offsets, offsets < k - start
-        g = tl.load(p_g + o, mask=m, other=0.0) * scale
+        before = tl.load(p_g + o, mask=m, other=0.0)
+        g = before * scale
         s = tl.load(p_s + o, mask=m, other=0.0).to(tl.float32)
         alive = s > floor * largest_sigma
         sigma = tl.where(alive, tl.div_rn(s, unit), 1.0)
@@ -66,10 +67,10 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
         size = tl.sqrt_rn((1.0 - rho) * (g * g) + rho * part)
         # the root of a square that vanished is not g: at rho = 0 nothing moves
         moved = m & alive & (tl.where(g != 0, moving, 0.0) > 0)
-        rescaled = tl.where(moved, tl.where(g > 0, size, -size), g)
-        delta = tl.where(moved, (rescaled - g) * (1.0 / scale), 0.0)
+        after = tl.where(g > 0, size, -size)
+        delta = tl.where(moved, (after - g) * (1.0 / scale), 0.0)
         most = tl.maximum(most, tl.abs(delta))
-        tl.store(p_out + o, delta if DIFFERENCE else rescaled * (1.0 / scale), mask=m)
+        tl.store(p_out + o, delta if DIFFERENCE else tl.where(moved, after * (1.0 / scale), before), mask=m)
     return finite, tl.max(most, 0)
 
 
