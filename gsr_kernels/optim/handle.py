@@ -208,8 +208,11 @@ class Handle:
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._rehearsed:
             return
-        for weight in self.weights:
-            if weight.method.constrains:
+        constraining = [weight for weight in self.weights if weight.method.constrains]
+        # a fused optimizer that met an overflow has left the weights as they were: so must the method
+        overflow = getattr(optimizer, "found_inf", None) if constraining else None
+        if overflow is None or not overflow.item():
+            for weight in constraining:
                 weight.method.constrain(weight.basis.split(self._parameter(weight)), weight.basis, weight.state)
         if self._refresh_every:
             n = self._refresh_every

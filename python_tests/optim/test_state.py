@@ -127,7 +127,7 @@ def test_bases_that_were_never_kept_are_asked_for():
     take_steps(model, optimizer, range(2))
     saved = optimizer.state_dict()
     _, resumed, _ = begin(None, model)
-    with pytest.raises(ValueError, match="in no file: call handle.save_bases"):
+    with pytest.raises(ValueError, match=r"in no file: call handle\.save_bases"):
         resumed.load_state_dict(saved)
 
 
@@ -258,7 +258,7 @@ def test_copies():
 
 
 def test_a_handle_ends_with_its_optimizer():
-    model, optimizer, handle = begin()
+    _, optimizer, handle = begin()
     gone = weakref.ref(handle), weakref.ref(optimizer)
     del handle, optimizer
     gc.collect()
