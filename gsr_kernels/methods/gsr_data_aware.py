@@ -19,8 +19,7 @@ class DataAwareGSR(Method):
 
         g = diag(Uᵀ (G D⁻¹) V)        G' = G + U diag(g' − g) Vh D
 
-    What the basis does not span is left as it is; rho = 0 is the identity. Such a basis fits no weight in a bases file:
-    it is decomposed anew each time.
+    What the basis does not span is left as it is; rho = 0 is the identity.
 
     Args:
         rho: in [0, 1]; 0 leaves the components as they are, 1 shares their energy out by σ alone.

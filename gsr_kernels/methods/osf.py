@@ -73,7 +73,8 @@ class OSF(Method):
             raise ValueError("rank must be None for OSF: it keeps the directions that it protects, see protect")
         r = min(split_heads(W, heads)[0].shape[-2:])
         if not isinstance(self.protect, Mapping):
-            protected = math.floor(self.protect * r)
+            # 0.29 · 100 is 29, not 28: the rounding of the product is no direction
+            protected = math.floor(self.protect * r + 1e-9)
         elif name in self.protect:
             protected = round(self.protect[name] * r)
         else:

@@ -52,7 +52,8 @@ class PSP(Method):
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
         """See the class."""
         wide, U, Vh = operands(G, basis)
-        major = basis.rank - math.ceil(self.k * basis.rank)
+        # 0.7 · 10 is 7, not 8: the rounding of the product is no direction
+        major = basis.rank - math.ceil(self.k * basis.rank - 1e-9)
         if self.variant == "minor_block":
             return keep_block(wide, U[..., major:], Vh[..., major:, :])
         project = complement if self.variant == "complement" else remove_block

@@ -31,7 +31,7 @@ def layer_importance(model: nn.Module, batches: Iterable[Any]) -> dict[str, floa
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
         if x.shape == y.shape:
-            cosines[name].append(F.cosine_similarity(x.flatten(0, -2).float(), y.flatten(0, -2).float(), dim=-1))
+            cosines[name].append(F.cosine_similarity(x.float(), y.float(), dim=-1).flatten())
 
     _watch(model, batches, see)
     if not cosines:
@@ -50,7 +50,7 @@ def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -
     totals: dict[str, Tensor] = {}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        size = x.flatten(0, -2).abs().float().sum(0)
+        size = x.reshape(-1, x.shape[-1]).abs().float().sum(0)
         totals[name] = totals[name] + size if name in totals else size
 
     _watch(model, batches, see)

@@ -44,6 +44,11 @@ def test_constrain_projects_the_change_of_the_weight(shape, variant):
     assert error(moved, W + literal(change, basis.U, basis.Vh, variant)) < 1e-10
 
 
+def test_one_share_is_rounded_down_and_no_further():
+    W = torch.randn(100, 120)
+    assert [OSF(share).decompose("w", W, None, None).rank for share in (0.29, 0.299, 1e-3)] == [29, 29, 1]
+
+
 def test_shares_by_name():
     model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
     handle = attach(model, torch.optim.SGD(model.parameters()), OSF({"0.weight": 0.26, "1.weight": 1.0}))

@@ -40,6 +40,14 @@ def test_energy_that_each_variant_keeps_of_a_random_square_gradient(variant, kep
     assert projected.square().sum() / G.square().sum() == pytest.approx(kept, rel=0.05)
 
 
+def test_the_trained_share_is_rounded_up_and_no_further():
+    W, G = torch.randn(2, 10, 10, dtype=torch.float64)
+    basis = SpectralBasis.of(W)
+    for k, trained in ((0.7, 7), (0.71, 8), (1e-3, 1)):
+        truth = reference.psp(G, basis.U, basis.Vh, trained, "minor_block")
+        assert error(PSP(k).gradient(G, W, basis, {}), truth) < 1e-10
+
+
 @pytest.mark.parametrize("k", [0, -0.1, 1.1, float("nan")])
 def test_refuses_a_k_out_of_range(k):
     with pytest.raises(ValueError, match=r"k must lie in \(0, 1\]"):
