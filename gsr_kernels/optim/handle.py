@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 from gsr_kernels.basis import save_bases
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
-from gsr_kernels.optim.metrics import summarize
+from gsr_kernels.optim.metrics import overview, summarize
 from gsr_kernels.optim.report import describe, findings
+from gsr_kernels.optim.supported import innermost
 from gsr_kernels.optim.targets import Target
 from gsr_kernels.optim.transform import transform
 from gsr_kernels.optim.weights import Weight, decompose, prepare
@@ -56,6 +57,11 @@ class Handle:
         self._refresh_every = 0
         self._hook()
 
+    @staticmethod
+    def of(optimizer: Optimizer) -> Handle | None:
+        """The handle of an optimizer, or of the one inside Accelerate's wrapper, if it has one."""
+        return attached.get(id(innermost(optimizer)))
+
     @property
     def methods(self) -> list[Method]:
         """The methods at work, each once."""
@@ -87,6 +93,13 @@ class Handle:
         (‖G'‖/‖G‖), ``positive`` and ``negative`` (signs of the diagonal of N).
         """
         return {weight.name: summarize(weight.skipped, weight.basis.S, weight.measures) for weight in self.weights}
+
+    def scalars(self) -> dict[str, float]:
+        """The metrics of all weights in a few numbers for any logger, by names that begin with "gsr/".
+
+        Sums of the counts ``skipped_nonfinite`` and ``inactive_directions``, means of the rest.
+        """
+        return overview(list(self.metrics().values()))
 
     def save_bases(self, path: str | os.PathLike[str]) -> None:
         """Writes the bases to a file that ``attach(bases=path)`` reads; it appears whole or not at all."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.reference import FLOOR, project
 
 Measures = dict[str, Tensor]
+
+COUNTS = ("skipped_nonfinite", "inactive_directions")
 
 
 def measure_before(G: Tensor, basis: SpectralBasis) -> Measures:
@@ -42,6 +46,15 @@ def summarize(skipped: Tensor, S: Tensor, measures: Measures) -> dict[str, float
     active = (FLOOR * S.amax(-1, keepdim=True) < S).sum()
     values = {"skipped_nonfinite": skipped, "inactive_directions": S.numel() - active, **measures}
     return {key: value.item() for key, value in values.items()}
+
+
+def overview(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What ``handle.scalars()`` gives."""
+    values: dict[str, float] = {}
+    for key in dict.fromkeys(key for record in records for key in record):
+        found = [record[key] for record in records if key in record]
+        values[f"gsr/{key}"] = sum(found) if key in COUNTS else sum(found) / len(found)
+    return values
 
 
 def _energy(tensor: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """What a user expects of gradients, whatever else the training loop does with them."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -189,7 +191,7 @@ def test_refresh_within_a_task_is_spread_over_the_steps():
                 assert torch.equal(weight.basis.U, fresh.U)
     steps = [step for each in when.values() for step in each]
     assert len(set(steps)) == len(steps) == 12
-    assert all(later - earlier == 5 for each in when.values() for earlier, later in zip(each, each[1:]))
+    assert all(later - earlier == 5 for each in when.values() for earlier, later in pairwise(each))
     handle.refresh(every=0)
     old = [weight.basis for weight in handle.weights]
     take_steps(model, optimizer, range(20, 26))

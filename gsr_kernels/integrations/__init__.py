@@ -1,0 +1,1 @@
+"""Trainers of other libraries, each imported when its module is."""

@@ -1,0 +1,43 @@
+"""Lightning's Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from gsr_kernels.optim import Handle, attach
+
+
+class GSRCallback(Callback):
+    """Attaches to the module's optimizer when fitting begins, before a checkpoint is loaded, and logs.
+
+        Trainer(callbacks=[GSRCallback(rho=0.5)])
+
+    Give ``bases=FILE`` to resume from a checkpoint. Every ``log_every_n_steps`` the logger has gsr/outside_span,
+    gsr/on_diagonal, gsr/norm_ratio and gsr/skipped_nonfinite. ``handle`` is the handle while and after fitting.
+
+    Args:
+        settings: as for ``attach``; ``record_every`` is the Trainer's ``log_every_n_steps`` by default.
+
+    Raises TypeError and ValueError as ``attach`` does, and ValueError for a module with several optimizers.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.handle: Handle | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attaches: the optimizers are there, their states are not loaded yet."""
+        if len(trainer.optimizers) != 1:
+            raise ValueError(
+                f"GSRCallback serves one optimizer, configure_optimizers returned {len(trainer.optimizers)}: call "
+                "gsr_kernels.attach() there on those that it is for"
+            )
+        settings = {"record_every": trainer.log_every_n_steps, **self.settings}
+        self.handle = attach(pl_module, trainer.optimizers[0], **settings)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Logs."""
+        if self.handle is not None and trainer.global_step % trainer.log_every_n_steps == 0:
+            pl_module.log_dict(self.handle.scalars())

@@ -1,0 +1,80 @@
+"""Every example, run as a user would."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs an example in an empty directory and returns what it printed."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_every_example_is_short_and_run_here():
+    tested = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
+    examples = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert examples.keys() - {"tiny.py"} == tested
+    assert max(examples.values()) < 80
+
+
+def test_plain(run):
+    printed = run("plain.py")
+    assert "rank 16 of 16" in printed and re.search(r"task 1: loss .*'gsr/norm_ratio': 0\.", printed)
+
+
+def test_resume(run):
+    whole = run("resume.py", "--folder", "whole", "--steps", "40")
+    run("resume.py", "--folder", "halves", "--steps", "20")
+    half = run("resume.py", "--folder", "halves", "--steps", "40")
+    assert half.startswith("steps 20 to 40") and half.split("loss")[1] == whole.split("loss")[1]
+
+
+def test_hf_trainer(run):
+    run("hf_trainer.py", "--folder", "whole", "--steps", "20")
+    run("hf_trainer.py", "--folder", "halves", "--steps", "10")
+    run("hf_trainer.py", "--folder", "halves", "--steps", "20", "--resume")
+    whole, halves = (load_file(f"{name}/checkpoint-20/model.safetensors") for name in ("whole", "halves"))
+    assert all((halves[name] == value).all() for name, value in whole.items())
+    [events] = Path("whole").rglob("events.out.tfevents*")
+    logged = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in logged.Scalars("train/gsr/norm_ratio")] == [5, 10, 15, 20]
+    assert 0 < logged.Scalars("train/gsr/norm_ratio")[0].value < 1
+
+
+def test_trl_sft(run):
+    assert "gsr/norm_ratio" in run("trl_sft.py")
+
+
+def test_accelerate(run):
+    assert run("accelerate_loop.py").strip().endswith("8 batches, 4 optimizer steps")
+
+
+def test_lightning(run):
+    whole = run("lightning_fit.py", "--folder", "whole")
+    run("lightning_fit.py", "--folder", "halves", "--epochs", "1")
+    [checkpoint] = Path("halves").rglob("*.ckpt")
+    resumed = run("lightning_fit.py", "--folder", "halves", "--resume", str(checkpoint))
+    final = [text.strip().splitlines()[-1] for text in (whole, resumed)]
+    assert final[0] == final[1] and "gsr/norm_ratio" in final[0]
+
+
+def test_task_sequence(run):
+    lines = [line for line in run("task_sequence.py").splitlines() if line.startswith("after task")]
+    assert [len(line.split(", ")) for line in lines] == [1, 2, 3]

@@ -1,0 +1,53 @@
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from gsr_kernels import attach
+from gsr_kernels.integrations.lightning import GSRCallback
+from python_tests.optim.toy import assert_same_weights, loss_of, make_model, take_steps
+
+
+class Module(pl.LightningModule):
+    def __init__(self, optimizers=1):
+        super().__init__()
+        self.model = make_model()
+        self.optimizers_made = optimizers
+        self.automatic_optimization = optimizers == 1
+
+    def training_step(self, step):
+        return loss_of(self.model, int(step))
+
+    def configure_optimizers(self):
+        return [torch.optim.AdamW(self.model.parameters(), 1e-2) for _ in range(self.optimizers_made)]
+
+
+def fit(module, folder, **settings):
+    callback = GSRCallback(**settings)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        callbacks=[callback],
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(range(5), batch_size=None))
+    return callback.handle
+
+
+def test_every_step_is_transformed_the_first_as_well(tmp_path):
+    module = Module()
+    handle = fit(module, tmp_path, rho=0.7)
+    assert handle.state_dict()["steps"] == 5 and {weight.steps for weight in handle.weights} == {5}
+    assert [weight.name for weight in handle.weights] == ["model.1.weight", "model.3.weight", "model.5.weight"]
+    plain = make_model()
+    optimizer = torch.optim.AdamW(plain.parameters(), 1e-2)
+    attach(plain, optimizer, rho=0.7)
+    take_steps(plain, optimizer, range(5))
+    assert_same_weights(module.model, plain)
+
+
+def test_several_optimizers_are_attached_by_hand(tmp_path):
+    with pytest.raises(ValueError, match="configure_optimizers returned 2"):
+        fit(Module(optimizers=2), tmp_path, rho=0.7)

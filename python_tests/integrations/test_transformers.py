@@ -1,0 +1,96 @@
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
+from transformers.trainer_optimizer import is_optimizer_factory
+
+from gsr_kernels import Handle, attach
+from gsr_kernels.integrations.transformers import attach_to
+
+ROWS = [{"input_ids": list(range(start, start + 8)), "labels": list(range(start, start + 8))} for start in range(16)]
+
+
+def make_trainer(folder, optimizers=(None, None), model=None, **arguments):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    arguments = {"max_steps": 4, "per_device_train_batch_size": 4, "weight_decay": 0.1, "logging_steps": 2} | arguments
+    return Trainer(
+        model=model or LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape)),
+        args=TrainingArguments(str(folder), use_cpu=True, report_to="none", save_strategy="no", **arguments),
+        train_dataset=ROWS,
+        data_collator=default_data_collator,
+        optimizers=optimizers,
+    )
+
+
+def weights(trainer):
+    return [parameter.detach().clone() for parameter in trainer.model.parameters()]
+
+
+def test_the_optimizer_is_the_trainer_s_own(tmp_path):
+    plain, gsr = make_trainer(tmp_path), make_trainer(tmp_path)
+    attach_to(gsr, rho=0.0, out_of_span="keep")
+    assert is_optimizer_factory(gsr.optimizer_cls_and_kwargs[0])
+    for trainer in (plain, gsr):
+        trainer.train()
+    settings = [[{k: v for k, v in g.items() if k != "params"} for g in t.optimizer.param_groups] for t in (plain, gsr)]
+    assert settings[0] == settings[1] and [group["weight_decay"] for group in settings[1]] == [0.1, 0.0]
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(gsr)))
+
+
+def test_accumulation_clipping_and_logs(tmp_path):
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, max_grad_norm=0.1, gradient_checkpointing=True)
+    attach_to(trainer, rho=0.7)
+    trainer.train()
+    handle = Handle.of(trainer.optimizer)
+    assert handle.state_dict()["steps"] == 4 and {weight.steps for weight in handle.weights} == {4}
+    assert ["gsr/norm_ratio" in entry for entry in trainer.state.log_history] == [True, True, False]
+    assert handle._record_every == 2
+
+
+def test_fp32_weights_under_bf16_autocast(tmp_path):
+    trainer = make_trainer(tmp_path, bf16=True)
+    attach_to(trainer, rho=0.7)
+    trainer.train()
+    assert Handle.of(trainer.optimizer).state_dict()["steps"] == 4
+    assert all(parameter.isfinite().all() for parameter in weights(trainer))
+
+
+def test_a_model_saved_in_training_gains_no_key(tmp_path):
+    trainer = make_trainer(tmp_path)
+    keys = trainer.model.state_dict().keys()
+    attach_to(trainer, rho=0.7)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "saved").state_dict().keys() == keys
+
+
+def test_an_optimizer_given_to_the_trainer(tmp_path):
+    model = make_trainer(tmp_path).model
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    trainer = make_trainer(tmp_path, (optimizer, None), model)
+    with pytest.raises(ValueError, match=r"call gsr_kernels\.attach"):
+        attach_to(trainer, rho=0.7)
+    handle = attach(model, optimizer, rho=0.7)
+    trainer.train()
+    assert handle.state_dict()["steps"] == 4
+
+
+def test_bad_settings_are_named_before_training(tmp_path):
+    trainer = make_trainer(tmp_path)
+    attach_to(trainer, rho=0.7, targets="none.*")
+    with pytest.raises(ValueError, match="targets"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [({"is_deepspeed_enabled": True}, "DeepSpeed steps inside"), ({"is_fsdp_enabled": True}, "FSDP1 flattens")],
+    ids=["deepspeed", "fsdp1"],
+)
+def test_what_cannot_be_served_is_refused(tmp_path, flags, message):
+    trainer = make_trainer(tmp_path)
+    for name, value in flags.items():
+        setattr(trainer, name, value)
+    with pytest.raises(TypeError, match=message):
+        attach_to(trainer, rho=0.7)
+    assert trainer.optimizer_cls_and_kwargs is None
