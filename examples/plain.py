@@ -18,7 +18,7 @@ for task in range(2):
         # the next task protects what the weights hold by now
         handle.refresh()
     teacher = torch.randn(16, 16)
-    for step in range(50):
+    for _ in range(50):
         x = torch.randn(32, 16)
         loss = torch.nn.functional.mse_loss(model(x), x @ teacher)
         optimizer.zero_grad()

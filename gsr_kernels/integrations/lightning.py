@@ -34,10 +34,14 @@ class GSRCallback(Callback):
                 f"GSRCallback serves one optimizer, configure_optimizers returned {len(trainer.optimizers)}: call "
                 "gsr_kernels.attach() there on those that it is for"
             )
-        settings = {"record_every": trainer.log_every_n_steps, **self.settings}
+        settings = {"record_every": _interval(trainer), **self.settings}
         self.handle = attach(pl_module, trainer.optimizers[0], **settings)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Logs."""
-        if self.handle is not None and trainer.global_step % trainer.log_every_n_steps == 0:
+        if self.handle is not None and trainer.global_step % _interval(trainer) == 0:
             pl_module.log_dict(self.handle.scalars())
+
+
+def _interval(trainer: Trainer) -> int:
+    return trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ def attach_to(trainer: Trainer, **settings: Any) -> None:
         return optimizer
 
     # whatever is no optimizer class is called twice: for the factory, and for the optimizer
-    trainer.optimizer_cls_and_kwargs = (lambda: create, {})
+    trainer.optimizer_cls_and_kwargs = (lambda: create, {})  # type: ignore[assignment]
     # first, so that the reporters that come after it see what it adds
     trainer.callback_handler.callbacks.insert(0, LogCallback())
 
