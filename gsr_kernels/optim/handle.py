@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsr_kernels.basis import save_bases
+from gsr_kernels.basis import SpectralBasis, save_bases
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
+from gsr_kernels.optim.directions import directions
 from gsr_kernels.optim.metrics import overview, summarize
 from gsr_kernels.optim.report import describe, findings
 from gsr_kernels.optim.supported import innermost
@@ -101,9 +102,31 @@ class Handle:
         """
         return overview(list(self.metrics().values()))
 
+    @property
+    def bases(self) -> dict[str, SpectralBasis]:
+        """The basis of each weight, by name."""
+        return {weight.name: weight.basis for weight in self.weights}
+
+    def directions(self, name: str) -> dict[str, Tensor]:
+        """What the gradient that a weight has now would do to each of its singular directions.
+
+        Call it between ``backward()`` and ``optimizer.step()``. Keys, each ``[.., k]``: ``sigma``; ``g`` and
+        ``rescaled``, the diagonal of Uᵀ G V before and after the method; ``turn_left`` and ``turn_right``, the norms of
+        the rows of H and K (paper, equation 3), how fast the step turns each singular vector.
+
+        Raises ValueError where the name is not that of a weight under the method, or it has no gradient.
+        """
+        found = [weight for weight in self.weights if weight.name == name]
+        if not found:
+            raise ValueError(f"name must be one of {', '.join(self.bases)}, got {name!r}")
+        W = self._parameter(found[0])
+        if W.grad is None:
+            raise ValueError(f"{name} has no gradient: call directions() between backward() and optimizer.step()")
+        return directions(found[0], W, W.grad)
+
     def save_bases(self, path: str | os.PathLike[str]) -> None:
         """Writes the bases to a file that ``attach(bases=path)`` reads; it appears whole or not at all."""
-        save_bases(path, {weight.name: weight.basis for weight in self.weights})
+        save_bases(path, self.bases)
         self._file = os.fspath(path)
 
     def state_dict(self) -> dict[str, Any]:

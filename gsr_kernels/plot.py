@@ -1,0 +1,156 @@
+"""Pictures of what a method does. Each function returns ``(figure, axis)``; with ``path`` it writes the picture there
+and the numbers in it to a CSV file of the same name beside it. Needs matplotlib: ``pip install 'gsr-kernels[plot]'``.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.files import replacing
+
+Path_ = str | os.PathLike[str] | None
+Bases = Mapping[str, SpectralBasis]
+
+
+def spectra(before: Bases, after: Bases | None = None, path: Path_ = None) -> tuple[Figure, Axes]:
+    """Singular values by index before a task (dashed) and after, on a logarithmic scale; a line ends truncated bases.
+
+    Args:
+        before, after: as ``handle.bases`` or ``load_bases`` give them; of a batch the mean is drawn.
+    """
+    figure, axis = _new("direction, from the largest", "σ")
+    rows = []
+    for when, bases, style in (("before", before, "--"), ("after", after or {}, "-")):
+        for place, (name, basis) in enumerate(bases.items()):
+            sigma = _mean(basis.S)
+            axis.plot(range(1, len(sigma) + 1), sigma, style, color=f"C{place % 10}", label=f"{name} {when}")
+            if not basis.full_rank:
+                axis.axvline(basis.rank, color="grey", linewidth=0.8, linestyle=":")
+            rows += [(name, when, index + 1, value) for index, value in enumerate(sigma)]
+    axis.set_yscale("log")
+    axis.legend(fontsize="small")
+    return _finish(figure, axis, path, ("weight", "when", "direction", "sigma"), rows)
+
+
+def rescaling(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figure, Axes]:
+    """The factor ``g' / g`` of each direction against its σ, apart by the sign of g.
+
+    Args:
+        directions: ``handle.directions(name)``.
+    """
+    sigma, g, rescaled = (directions[key].double().flatten().cpu().numpy() for key in ("sigma", "g", "rescaled"))
+    kept = g != 0
+    factor = rescaled[kept] / g[kept]
+    figure, axis = _new("σ", "g' / g")
+    for sign, label in ((1, "g > 0"), (-1, "g < 0")):
+        chosen = np.sign(g[kept]) == sign
+        axis.plot(sigma[kept][chosen], factor[chosen], ".", label=label)
+    axis.set(xscale="log", yscale="log")
+    axis.axhline(1, color="grey", linewidth=0.8)
+    axis.legend()
+    rows = zip(sigma[kept], g[kept], rescaled[kept], factor)
+    return _finish(figure, axis, path, ("sigma", "g", "rescaled", "factor"), rows)
+
+
+def energy(metrics: Mapping[str, Mapping[str, float]], path: Path_ = None) -> tuple[Figure, Axes]:
+    """Where each layer's gradient has its energy: on the diagonal of N, elsewhere in the span, outside the span.
+
+    Args:
+        metrics: ``handle.metrics()`` of a handle with ``record_every``.
+
+    Raises ValueError where no step was recorded.
+    """
+    names = [name for name, record in metrics.items() if "outside_span" in record]
+    if not names:
+        raise ValueError("metrics holds no recorded step: call attach(record_every=1) and take a step")
+    diagonal = np.array([metrics[name]["on_diagonal"] for name in names])
+    outside = np.array([metrics[name]["outside_span"] for name in names])
+    span = np.clip(1 - diagonal - outside, 0, None)
+    figure, axis = _new("share of the gradient's energy", "")
+    figure.set_size_inches(7, 1.2 + 0.22 * len(names))
+    left = np.zeros(len(names))
+    for share, label in ((diagonal, "diagonal of N"), (span, "rest of the span"), (outside, "outside the span")):
+        axis.barh(names, share, left=left, label=label)
+        left = left + share
+    axis.invert_yaxis()
+    axis.legend(fontsize="small")
+    rows = zip(names, diagonal, span, outside)
+    return _finish(figure, axis, path, ("weight", "on_diagonal", "rest_of_span", "outside_span"), rows)
+
+
+def rotation(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figure, Axes]:
+    """How fast a step turns each singular vector: the norms of the rows of H (left) and K (right).
+
+    Args:
+        directions: ``handle.directions(name)``; of a batch the mean is drawn.
+    """
+    left, right = (_mean(directions[key]) for key in ("turn_left", "turn_right"))
+    index = np.arange(1, len(left) + 1)
+    figure, axis = _new("direction, from the largest", "norm of the row")
+    axis.plot(index, left, label="H: left vectors")
+    axis.plot(index, right, label="K: right vectors")
+    axis.set_yscale("log")
+    axis.legend()
+    return _finish(figure, axis, path, ("direction", "turn_left", "turn_right"), zip(index, left, right))
+
+
+def forgetting(scores: Sequence[Sequence[float]], tasks: Sequence[str], path: Path_ = None) -> tuple[Figure, Axes]:
+    """Points lost on each task (columns) since its best score, after each task learned (rows).
+
+    Args:
+        scores: ``scores[j][i]``, on task i after training on task j, both in the order of learning.
+        tasks: their names.
+
+    Raises ValueError where scores is not square, one row and column a task.
+    """
+    table = np.asarray(scores, dtype=float)
+    if table.shape != (len(tasks), len(tasks)):
+        raise ValueError(f"scores must have a row and a column for each of {len(tasks)} tasks, got {table.shape}")
+    lost = np.full(table.shape, np.nan)
+    for i in range(len(tasks)):
+        for j in range(i, len(tasks)):
+            lost[j, i] = table[i : j + 1, i].max() - table[j, i]
+    figure, axis = _new("task", "after learning")
+    largest = max(1e-9, np.nanmax(lost))
+    image = axis.imshow(lost, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    for (j, i), value in np.ndenumerate(lost):
+        if not np.isnan(value):
+            axis.text(
+                i, j, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 * largest else "black"
+            )
+    axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
+    axis.set_yticks(range(len(tasks)), tasks)
+    figure.colorbar(image, label="points lost since the best score")
+    rows = [(tasks[j], tasks[i], table[j, i], value) for (j, i), value in np.ndenumerate(lost) if not np.isnan(value)]
+    return _finish(figure, axis, path, ("after", "task", "score", "lost"), rows)
+
+
+def _new(x: str, y: str) -> tuple[Figure, Axes]:
+    # no pyplot: nothing is kept open, no display is needed
+    figure = Figure(figsize=(7, 4), layout="constrained", dpi=150)
+    axis = figure.subplots()
+    axis.set(xlabel=x, ylabel=y)
+    return figure, axis
+
+
+def _finish(
+    figure: Figure, axis: Axes, path: Path_, header: Sequence[str], rows: Iterable[Sequence[object]]
+) -> tuple[Figure, Axes]:
+    if path is not None:
+        figure.savefig(path)
+        with replacing(Path(path).with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+    return figure, axis
+
+
+def _mean(values: Tensor) -> np.ndarray:
+    return values.double().reshape(-1, values.shape[-1]).mean(0).cpu().numpy()
