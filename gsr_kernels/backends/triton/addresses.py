@@ -47,6 +47,8 @@ class AddressTable:
         self.table = host.to(device) if pinned else host
         self._current = np.zeros((len(rows), 2), np.int64)
         self._turn = 0
+        # copies that the kernels work on, and where they go back to
+        self._copies: list[Tensor] = []
         self._returns: list[tuple[Tensor, Tensor]] = []
 
     def set(self, gradients: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
@@ -65,11 +67,13 @@ class AddressTable:
                         f"the plan was built for G {tuple(basis.weight_shape)} {dtype} on {self._device}, got "
                         f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: build a plan for these"
                     )
-        self._returns = []
+        self._copies, self._returns = [], []
         wanted = np.empty_like(self._current)
         for G, out, (_, _, start), offsets in zip(gradients, outs, self._weights, self._offsets):
             source = G if G.is_contiguous() else G.contiguous()
             target = source if out is G else out if out.is_contiguous() else torch.empty_like(source)
+            if source is not G:
+                self._copies.append(source)
             if target is not out:
                 self._returns.append((out, target))
             wanted[start : start + len(offsets), 0] = source.data_ptr() + offsets
@@ -81,7 +85,7 @@ class AddressTable:
         """Writes back what was worked on in a copy."""
         for out, target in self._returns:
             out.copy_(target)
-        self._returns = []
+        self._copies, self._returns = [], []
 
     def _upload(self, wanted: np.ndarray) -> None:
         if self.frozen or (self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()):

@@ -31,6 +31,8 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
         strange += (tl.abs(g) < float("inf")).to(tl.int32) ^ 1
         most = tl.maximum(most, tl.abs(g))
         sigma_max = tl.maximum(sigma_max, tl.load(p_s + o, mask=m, other=0.0).to(tl.float32))
+    # what other threads of the program wrote to p_g is read below
+    tl.debug_barrier()
     finite = tl.sum(strange, 0) == 0
     largest_sigma = tl.max(sigma_max, 0)
     # squares of 1e25 overflow and those of 1e-25 vanish: an exact power of two takes g to at most 1

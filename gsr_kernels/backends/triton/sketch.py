@@ -11,18 +11,43 @@ from gsr_kernels.backends.triton.tiles import load_tile, store_tile
 
 SPARSITY = tl.constexpr(plain.SPARSITY)
 SIZE = tl.constexpr(plain.SPARSITY**0.5)
+LN_2 = tl.constexpr(plain.LN_2)
+LOG = tl.constexpr(plain.LOG)
+SINE = tl.constexpr(plain.SINE)
+LOGS, SINES = tl.constexpr(len(plain.LOG)), tl.constexpr(len(plain.SINE))
 
-TILE = {"BM": 64, "BN": 64, "BK": 32}
-OPTIONS = {"num_warps": 4, "num_stages": 3}
+TILE = {"BM": 128, "BN": 64, "BK": 16}
+# a fused multiply-add would round Ω otherwise than the other devices do
+OPTIONS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
+
+
+@triton.jit
+def _polynomial(x, COEFFICIENTS: tl.constexpr, COUNT: tl.constexpr):
+    value = x * 0.0 + COEFFICIENTS[0]
+    for i in tl.static_range(1, COUNT):
+        value = value * x + COEFFICIENTS[i]
+    return value
+
+
+@triton.jit
+def _rounded(x):
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _normal(first, second):
-    # 23 bits and a half: exact in float32 and never 0
-    u = ((first >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-    v = ((second >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-    radius, angle = tl.sqrt_rn(-2.0 * tl.log(u)), 6.283185307179586 * v
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    bits = (((first >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07).to(tl.int32, bitcast=True)
+    mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1.0
+    log = ((bits >> 23) - 127).to(tl.float32) * LN_2 + mantissa * _polynomial(mantissa, LOG, LOGS)
+    radius = tl.sqrt_rn(tl.maximum(log * -2.0, 0.0))
+    sine = ((second >> 11).to(tl.float32) + 0.5) * 4.76837158203125e-07
+    cosine = 1.0 - sine
+    cosine = radius * (cosine * _polynomial(cosine * cosine, SINE, SINES))
+    sine = radius * (sine * _polynomial(sine * sine, SINE, SINES))
+    return (
+        _rounded(tl.where((second & 1) > 0, -cosine, cosine)),
+        _rounded(tl.where((second & 2) > 0, -sine, sine)),
+    )
 
 
 @triton.jit
@@ -45,17 +70,21 @@ def omega(seed, row, column, SPARSE: tl.constexpr):
 
 @triton.jit
 def _add_quarter(
-    accumulator, p_w, n, row, step, number, rows, quarter, part, PRECISION: tl.constexpr,
+    y, p_w, n, row, step, number, rows, quarter, part,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     start = number * quarter
     w = load_tile(p_w, tl.to_tensor(n), row, start + step, rows, tl.minimum(start + quarter, n), BM, BK)
-    return tl.dot(w.to(tl.float32), part, accumulator, input_precision=PRECISION)
+    w = w.to(tl.float32)
+    # Ω fits TF32 as it is; W takes two pieces, without which the small directions of a decaying spectrum would drown
+    high = (w.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+    y = tl.dot(w - high, part, y, input_precision="tf32")
+    return tl.dot(high, part, y, input_precision="tf32")
 
 
 @triton.jit
 def sketch_kernel(
-    p_w, p_y, rows, n, width, seed, SPARSE: tl.constexpr, PRECISION: tl.constexpr,
+    p_w, p_y, rows, n, width, seed, SPARSE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Y [rows, width] = W [rows, n] Ω, one program a tile. Ω as in the torch backend: see its ``omega``."""
@@ -66,23 +95,20 @@ def sketch_kernel(
     for step in range(0, quarter, BK):
         o_row = (step + tl.arange(0, BK))[:, None]
         first, second, third, fourth = omega(seed, o_row, o_column, SPARSE)
-        y = _add_quarter(y, p_w, n, row, step, 0, rows, quarter, first, PRECISION, BM, BN, BK)
-        y = _add_quarter(y, p_w, n, row, step, 1, rows, quarter, second, PRECISION, BM, BN, BK)
-        y = _add_quarter(y, p_w, n, row, step, 2, rows, quarter, third, PRECISION, BM, BN, BK)
-        y = _add_quarter(y, p_w, n, row, step, 3, rows, quarter, fourth, PRECISION, BM, BN, BK)
+        y = _add_quarter(y, p_w, n, row, step, 0, rows, quarter, first, BM, BN, BK)
+        y = _add_quarter(y, p_w, n, row, step, 1, rows, quarter, second, BM, BN, BK)
+        y = _add_quarter(y, p_w, n, row, step, 2, rows, quarter, third, BM, BN, BK)
+        y = _add_quarter(y, p_w, n, row, step, 3, rows, quarter, fourth, BM, BN, BK)
     store_tile(p_y, tl.to_tensor(width), row, column, rows, width, y, BM, BN)
 
 
 def sketch(W: Tensor, width: int, seed: int, kind: str, tile: dict[str, int] | None = None) -> Tensor:
-    """``Y [.., m, width] = W [.., m, n] Ω [n, width]`` in float32 for a W of any float dtype up to that.
-
-    Products are tf32x3: a range finder in plain TF32 would lose the small directions of a decaying spectrum.
-    """
+    """``Y [.., m, width] = W [.., m, n] Ω [n, width]`` in float32 for a W of any float dtype up to that."""
     tile = tile or TILE
     # a batch is one matrix of many rows
     flat = W.contiguous().view(-1, W.shape[-1])
     Y = torch.empty(len(flat), width, dtype=torch.float32, device=W.device)
     grid = (triton.cdiv(len(flat), tile["BM"]), triton.cdiv(width, tile["BN"]))
     sparse = kind == "sparse"
-    sketch_kernel[grid](flat, Y, *flat.shape, width, seed, SPARSE=sparse, PRECISION="tf32x3", **tile, **OPTIONS)
+    sketch_kernel[grid](flat, Y, *flat.shape, width, seed, SPARSE=sparse, **tile, **OPTIONS)
     return Y.view(*W.shape[:-1], width)

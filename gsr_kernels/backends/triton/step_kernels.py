@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 
 from gsr_kernels.backends.triton.rescale import rescale_row
-from gsr_kernels.backends.triton.tiles import dot, halves, load_tile, load_transposed, power_of_two, store_tile
+from gsr_kernels.backends.triton.tiles import (
+    INTERPRETED,
+    dot,
+    halves,
+    load_tile,
+    load_transposed,
+    power_of_two,
+    store_tile,
+)
 
 FIELDS = tl.constexpr(15)
 G, G_STRIDE, OUT, OUT_STRIDE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -20,8 +28,8 @@ PRODUCT, FOLDED = tl.constexpr(7), tl.constexpr(8)
 D1, D2, K = tl.constexpr(9), tl.constexpr(10), tl.constexpr(11)
 PARTIALS, PARTS, DIAGONAL = tl.constexpr(12), tl.constexpr(13), tl.constexpr(14)
 
-# largest magnitudes are left in this many pieces a matrix
-PIECES = tl.constexpr(64)
+# largest magnitudes are left in this many pieces a matrix; the interpreter takes them one by one
+PIECES = tl.constexpr(4 if INTERPRETED else 64)
 
 
 @triton.jit
@@ -153,6 +161,7 @@ def rescale_all(
                 depth = d1 if TRANSPOSED else d2
                 most += tl.sqrt(depth.to(tl.float32)) * _largest(extremes, matrix)
             scale = tl.where(ok, power_of_two(most, 15), 1.0)
+            tl.debug_barrier()
             for column in range(0, k, BLOCK):
                 o = column + tl.arange(0, BLOCK)
                 shares = tl.load(delta + place + o, mask=o < k, other=0.0) * scale

@@ -128,6 +128,6 @@ def test_bad_input_is_named():
 
 def test_a_cpu_needs_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    U, S, Vh = factors((12, 20), torch.float32)
+    U, _, Vh = factors((12, 20), torch.float32)
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
         ops.project(torch.randn(12, 20), U, Vh, backend="triton")

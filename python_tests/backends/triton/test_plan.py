@@ -1,0 +1,167 @@
+import pytest
+import torch
+
+from gsr_kernels import SpectralBasis
+from gsr_kernels.backends.triton import step_kernels
+from gsr_kernels.backends.triton.plan import Plan
+from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient
+
+# unlike shapes, dtypes, ranks, heads in rows and columns, several matrices of one form
+WEIGHTS = [
+    ((24, 24), torch.float32, "drop", {}),
+    ((24, 40), torch.float32, "drop", {}),
+    ((40, 24), torch.float32, "drop", {}),
+    ((17, 33), torch.float32, "drop", {}),
+    ((24, 24), torch.float32, "keep", {"rank": 7}),
+    ((16, 40), torch.bfloat16, "keep", {}),
+    ((32, 24), torch.float16, "drop", {"heads": 2}),
+    ((40, 32), torch.float16, "drop", {"heads": (2, 1)}),
+    ((2, 24, 40), torch.float32, "drop", {}),
+]
+KERNELS = ["largest", "first_product", "rescale_all", "fold", "second_product"]
+
+
+def model():
+    bases = [SpectralBasis.of(torch.randn(shape), precision="fp16", **options) for shape, _, _, options in WEIGHTS]
+    return bases, draw()
+
+
+def draw():
+    return [torch.randn(shape).to(dtype) for shape, dtype, _, _ in WEIGHTS]
+
+
+def build(bases, rho=0.5, **settings):
+    return Plan(bases, [dtype for _, dtype, _, _ in WEIGHTS], rho, [mode for _, _, mode, _ in WEIGHTS], **settings)
+
+
+def apart(gradients, bases, rho=0.5):
+    """Each weight in a launch of its own."""
+    outs, gs = [torch.full_like(G, torch.nan) for G in gradients], []
+    for G, basis, out, (_, _, mode, _) in zip(gradients, bases, outs, WEIGHTS):
+        gs.append(rescale_gradient(basis.split(G), basis.U, basis.S, basis.Vh, rho, mode, basis.split(out)))
+    return gs, outs
+
+
+def same(found, expected):
+    return all(torch.equal(one, other) for one, other in zip(found, expected))
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the kernels in the order of their launches."""
+    log = []
+
+    class Logged:
+        def __init__(self, name, kernel):
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid):
+            log.append(self.name)
+            return self.kernel[grid]
+
+    for name in KERNELS:
+        monkeypatch.setattr(step_kernels, name, Logged(name, getattr(step_kernels, name)))
+    return log
+
+
+@pytest.mark.parametrize("workspace_mb", [256, 0.008])
+def test_a_model_at_once_is_its_weights_one_by_one(workspace_mb, launches):
+    bases, gradients = model()
+    gs, outs = apart(gradients, bases)
+    launches.clear()
+    plan = build(bases, workspace_mb=workspace_mb)
+    plan.run(gradients)
+    assert same(gradients, outs) and same(plan.g, gs)
+    assert all(flag.all() for flag in plan.finite)
+    assert [flag.shape for flag in plan.finite] == [basis.S.shape[:-1] for basis in bases]
+
+    groups = launches.count("first_product")
+    assert launches.count("largest") == 3  # one a gradient dtype, for all groups
+    assert len(launches) - 3 <= 4 * groups
+    assert (groups == launches.count("second_product")) and (groups > 6 if workspace_mb < 1 else groups <= 8)
+
+
+def test_gradients_may_move_and_rho_may_change():
+    bases, first = model()
+    plan = build(bases)
+    plan.run(first)
+    for rho in (1.0, 0.0):
+        gradients = draw()
+        _, outs = apart(gradients, bases, rho)
+        plan.set_rho(rho)
+        plan.run(gradients)
+        assert same(gradients, outs)
+
+
+def test_unaligned_and_strided_gradients():
+    bases, gradients = model()
+    _, outs = apart(gradients, bases)
+    plan = build(bases)
+    plan.run([G.clone() for G in gradients])
+    assert all(plan._addresses.aligned)
+    unaligned = []
+    for G in gradients:
+        buffer = torch.empty(G.numel() + 1, dtype=G.dtype)
+        unaligned.append(buffer[1:].view(G.shape).copy_(G))
+    plan.run(unaligned)
+    assert not any(plan._addresses.aligned)
+    assert same(unaligned, outs)
+    lying = [G.mT.contiguous().mT for G in gradients]
+    plan.run(lying)
+    assert same(lying, outs)
+
+
+def test_one_bad_matrix_leaves_the_others_alone():
+    bases, gradients = model()
+    _, outs = apart(gradients, bases)
+    gradients[8][1, 3, 3] = torch.inf
+    before = gradients[8].clone()
+    plan = build(bases)
+    plan.run(gradients)
+    assert torch.equal(gradients[8][0], outs[8][0]) and torch.equal(gradients[8][1], before[1])
+    assert same(gradients[:8] + gradients[9:], outs[:8] + outs[9:])
+    assert torch.equal(plan.finite[8], torch.tensor([True, False]))
+    assert all(flag.all() for i, flag in enumerate(plan.finite) if i != 8)
+
+
+def test_addresses_that_a_graph_holds_stay():
+    bases, gradients = model()
+    plan = build(bases)
+    plan.run(gradients)
+    plan._addresses.frozen = True
+    plan.run(gradients)
+    before = gradients[0].clone()
+    with pytest.raises(ValueError, match="set_to_none=False"):
+        plan.run([gradients[0], *draw()[1:]])
+    assert torch.equal(gradients[0], before)
+
+
+def test_warmup_touches_nothing():
+    bases, gradients = model()
+    plan = build(bases)
+    before = [G.clone() for G in gradients]
+    plan.run(gradients)
+    after = [G.clone() for G in gradients]
+    plan.warmup()
+    assert same(gradients, after) and not same(before, after)
+
+
+def test_bad_input_is_named():
+    bases, gradients = model()
+    with pytest.raises(ValueError, match="needs bases"):
+        Plan([], [], 0.5, [])
+    with pytest.raises(ValueError, match="rank 7"):
+        Plan(bases[4:5], [torch.float32], 0.5, ["drop"])
+    lying = SpectralBasis(bases[0].U.mT.contiguous().mT, bases[0].S, bases[0].Vh)
+    with pytest.raises(ValueError, match="contiguous"):
+        Plan([lying], [torch.float32], 0.5, ["drop"])
+    with pytest.raises(TypeError, match="fp16, bf16 and fp32"):
+        Plan(bases[:1], [torch.float64], 0.5, ["drop"])
+    elsewhere = SpectralBasis(*(part.to("meta") for part in (bases[1].U, bases[1].S, bases[1].Vh)))
+    with pytest.raises(ValueError, match="one device"):
+        Plan([bases[0], elsewhere], [torch.float32] * 2, 0.5, ["drop"] * 2)
+    plan = build(bases)
+    with pytest.raises(ValueError, match="9 weights, got 8"):
+        plan.run(gradients[:-1])
+    with pytest.raises(ValueError, match=r"built for G \(24, 24\)"):
+        plan.run([gradients[0].double(), *gradients[1:]])
