@@ -9,6 +9,11 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 ROUNDS = 10
 WORD = 0xFFFFFFFF
 
+# log(1 + x) / x and sin(πx/2) / x in powers of x and x² on [0, 1], fitted to 1e-6, the highest power first
+LN_2 = 0.6931471805599453
+LOG = (0.01420283, -0.06658805, 0.1494346, -0.2351486, 0.3311205, -0.4998719, 0.9999988)
+SINE = (-0.0043708, 0.07950033, -0.6459258, 1.570795)
+
 # a row of a sparse Ω has one entry in every so many columns
 SPARSITY = 16
 
@@ -21,7 +26,9 @@ def sketch(W: Tensor, width: int, seed: int, kind: str) -> Tensor:
 def omega(rows: int, width: int, seed: int, kind: str, device: torch.device | str = "cpu") -> Tensor:
     """Ω ``[rows, width]`` in float32: independent of the device, and fewer columns are the first of more.
 
-    ``kind`` "gaussian" draws standard normal numbers; "sparse" one ±4 in every 16 columns of a row, variance 1 as well.
+    ``kind`` "gaussian" draws standard normal numbers, rounded to the 11 bits of a TF32 operand; "sparse" one ±4 in
+    every 16 columns of a row, variance 1 as well.
+
     A quarter of the rows, counted by c0, and the columns, counted by c1, make the counter; the four words of its
     random number belong to the four quarters.
     """
@@ -52,10 +59,31 @@ def philox(seed: int, c0: Tensor, c1: Tensor) -> list[Tensor]:
 
 
 def _normal(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Box and Muller's two normal numbers of two words, by operations that every device rounds alike."""
     # 23 bits and a half: exact in float32 and never 0
-    u, v = ((word >> 9).float().add_(0.5).mul_(2.0**-23) for word in (first, second))
-    radius, angle = (-2 * u.log()).sqrt(), 2 * torch.pi * v
-    return radius * angle.cos(), radius * angle.sin()
+    bits = ((first >> 9).float() + 0.5).mul_(2.0**-23).view(torch.int32)
+    mantissa = ((bits & 0x7FFFFF) | 0x3F800000).view(torch.float32) - 1
+    log = ((bits >> 23) - 127).float() * LN_2 + mantissa * _polynomial(mantissa, LOG)
+    # torch's own float32 root is not always the nearest number, that of float64 rounded is
+    radius = (log * -2).clamp_(min=0).double().sqrt_().float()
+    # an angle of the first quadrant, and two signs
+    angle = ((second >> 11).float() + 0.5).mul_(2.0**-21)
+    pair = []
+    for x, bit in ((1 - angle, 1), (angle, 2)):
+        size = radius * (x * _polynomial(x * x, SINE))
+        pair.append(_rounded(torch.where(second & bit > 0, -size, size)))
+    return pair[0], pair[1]
+
+
+def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    value = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
 def _sign(word: Tensor, column: Tensor) -> Tensor:

@@ -1,0 +1,21 @@
+"""What every decomposition does first with its argument."""
+
+import torch
+from torch import Tensor
+
+
+def finite_and_scaled(W: Tensor) -> tuple[Tensor, Tensor]:
+    """``W [.., m, n]`` in float32 or better, each matrix next to 1, and the powers of two ``[.., 1]`` that this took.
+
+    Squares of 1e20 overflow float32; a power of two is exact.
+
+    Raises TypeError where W is not a real floating-point matrix, ValueError where it holds NaN or Inf.
+    """
+    if not isinstance(W, Tensor) or not W.is_floating_point() or W.ndim < 2 or not W.numel():
+        raise TypeError("W must be a real, non-empty floating-point matrix [.., m, n]")
+    W = W.detach().to(torch.promote_types(W.dtype, torch.float32))
+    largest = torch.linalg.vector_norm(W, torch.inf, dim=(-2, -1), keepdim=True)
+    if not largest.isfinite().all():
+        raise ValueError("W holds NaN or Inf: it has no singular value decomposition")
+    exponent = largest.frexp().exponent
+    return torch.ldexp(W, -exponent), exponent.squeeze(-1)

@@ -1,0 +1,183 @@
+"""The exact thin SVD: several drivers, each result checked, the next one where a check fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gsr_kernels.linalg.cholesky_qr import cholesky_qr
+from gsr_kernels.linalg.polar import polar_factor
+from gsr_kernels.linalg.precision import full_precision
+from gsr_kernels.linalg.scaling import finite_and_scaled
+
+# in the order in which they take over from each other; a device that is not listed has its matrices done on the CPU
+CHAINS = {"cpu": ("gesdd", "float64"), "cuda": ("polar", "gesvdj", "gesvd", "float64")}
+
+# random vectors that a check multiplies by
+PROBES = 16
+
+_probing = threading.Lock()
+
+
+class SVD(NamedTuple):
+    """``W = U diag(S) Vh``: ``U [.., m, k]``, ``S [.., k]`` descending, ``Vh [.., k, n]``, k = min(m, n)."""
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+
+def svd(W: Tensor, driver: str | None = None) -> SVD:
+    """Exact thin SVD of ``W [.., m, n]`` in float32 or, where W is float64, in float64.
+
+    U and Vh are orthonormal also where W has no full rank: the directions with σ = 0 are completed.
+
+    Args:
+        W: any real float dtype; leading dimensions are batches.
+        driver: the first to try. On a GPU "polar" (polar factor by products, then ``eigh``), "gesvdj" or "gesvd"
+            (cuSOLVER); on a CPU "gesdd" (LAPACK) or "polar"; anywhere "float64" (on the CPU). By default LAPACK on a
+            CPU, and on a GPU the faster of polar and gesvdj, which are timed once for each size.
+
+    Every result is checked where it lies for finiteness, orthonormality and residual, and the next driver takes over,
+    with a warning, for the matrices that fail.
+
+    Raises:
+        TypeError: W is not a real floating-point matrix.
+        ValueError: W holds NaN or Inf; there is no such driver.
+        torch.linalg.LinAlgError: no driver's result passed.
+    """
+    W, exponent = finite_and_scaled(W)
+    tall = W if W.shape[-2] >= W.shape[-1] else W.mT
+    batch, (m, n) = W.shape[:-2], tall.shape[-2:]
+    chain = _chain(W.device, n, driver)
+    with full_precision(), torch.no_grad():
+        U, S, Vh = _first_sound(tall.reshape(-1, m, n), chain)
+    U, S, Vh = U.reshape(*batch, m, n), torch.ldexp(S.reshape(*batch, n), exponent), Vh.reshape(*batch, n, n)
+    # a wide matrix is a tall one lying down, in LAPACK the faster way as well
+    return SVD(U, S, Vh) if tall is W else SVD(Vh.mT, S, U.mT)
+
+
+def _chain(device: torch.device, size: int, driver: str | None) -> tuple[str, ...]:
+    chain = CHAINS.get(device.type, ("float64",))
+    if driver is None:
+        # powers of two share a decision, and beyond 2048 the probe would cost more than it tells
+        driver = _fastest(device, min(1 << (size - 1).bit_length(), 2048)) if device.type == "cuda" else chain[0]
+    known = dict.fromkeys((*chain, "polar"))
+    if driver not in known:
+        raise ValueError(f"driver must be None or one of {', '.join(known)} on {device.type}, got {driver!r}")
+    return driver, *(other for other in chain if other != driver)
+
+
+def _fastest(device: torch.device, size: int) -> str:
+    with _probing:
+        return _probe(device, size)
+
+
+@cache
+def _probe(device: torch.device, size: int) -> str:
+    """The faster of the first two drivers of the device's chain on a random matrix, timed once in this process."""
+    generator = torch.Generator(device).manual_seed(0)
+    W = torch.randn(1, size, size, device=device, generator=generator)
+    seconds = {}
+    for name in CHAINS[device.type][:2]:
+        # the first run loads libraries and allocates
+        for _ in range(2):
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            _drive(W, name)
+            torch.cuda.synchronize(device)
+            seconds[name] = time.perf_counter() - start
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def _first_sound(W: Tensor, chain: tuple[str, ...]) -> SVD:
+    """``W [b, m, n]``, m >= n, by the first driver, and what that fails on by the rest of the chain."""
+    driver, *rest = chain
+    try:
+        result = _drive(W, driver)
+        sound = _sound(W, result)
+    except torch.linalg.LinAlgError:
+        result, sound = None, torch.zeros(len(W), dtype=torch.bool, device=W.device)
+    if result is not None and sound.all():
+        return result
+    what = f"{int((~sound).sum())} of {len(W)} matrices {W.shape[-2]}x{W.shape[-1]}"
+    if not rest:
+        raise torch.linalg.LinAlgError(f"no driver decomposed {what} to orthonormal factors with a small residual")
+    warnings.warn(f"gsr_kernels: svd by {driver} failed its checks on {what}; {rest[0]} takes over", stacklevel=4)
+    redone = _first_sound(W[~sound], tuple(rest))
+    if result is None:
+        return redone
+    for factor, better in zip(result, redone):
+        factor[~sound] = better
+    return result
+
+
+def _drive(W: Tensor, driver: str) -> SVD:
+    if driver == "polar":
+        return _polar(W)
+    if driver == "gesdd":
+        return SVD(*torch.linalg.svd(W, full_matrices=False))
+    if driver == "float64":
+        return SVD(*(factor.to(W) for factor in torch.linalg.svd(W.cpu().double(), full_matrices=False)))
+    return SVD(*torch.linalg.svd(W, full_matrices=False, driver=driver))
+
+
+def _polar(W: Tensor) -> SVD:
+    """W = Q H by products, H = V diag(S) Vh by eigh, U = Q V (Higham, Papadimitriou: A parallel algorithm for computing
+    the polar decomposition, Parallel Computing 20, 1994); a tall W is first reduced to its n x n core."""
+    if W.shape[-2] > W.shape[-1]:
+        Q, R = cholesky_qr(W)
+        U, S, Vh = _polar(R)
+        return SVD(Q @ U, S, Vh)
+    Q = polar_factor(W)
+    H = Q.mT @ W
+    V = torch.linalg.eigh((H + H.mT) / 2).eigenvectors.flip(-1)
+    U = _completed(Q @ V)
+    # u_iᵀ W v_i is nearer to σ_i than the eigenvalue is, and may change the order of neighbours
+    S = (U * (W @ V)).sum(-2)
+    U = U * torch.where(S < 0, -1, 1).unsqueeze(-2)
+    S, order = S.abs().sort(descending=True, stable=True)
+    order = order.unsqueeze(-2)
+    return SVD(U.take_along_dim(order, -1), S, V.take_along_dim(order, -1).mT)
+
+
+def _completed(U: Tensor) -> Tensor:
+    """The columns of U made orthonormal in their order; those of σ = 0 may hold anything."""
+    lacking = ~(_defect(U) < _tolerance(U))
+    if not lacking.any():
+        return U
+    Q, R = torch.linalg.qr(U[lacking])
+    U[lacking] = Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).unsqueeze(-2)
+    return U
+
+
+def _sound(W: Tensor, result: SVD) -> Tensor:
+    """Which matrices of the batch are decomposed: a NaN or Inf anywhere fails its comparison."""
+    U, S, Vh = result
+    tolerance = _tolerance(W)
+    x = _vectors(W)
+    residual = torch.linalg.matrix_norm(W @ x - U @ (S.unsqueeze(-1) * (Vh @ x))) / PROBES**0.5
+    sound = residual <= tolerance * torch.linalg.matrix_norm(W)
+    return sound & (_defect(U) < tolerance) & (_defect(Vh.mT) < tolerance)
+
+
+def _defect(Q: Tensor) -> Tensor:
+    """‖QᵀQ − I‖ per column, root mean square, estimated by random vectors: ‖E x‖² has the mean ‖E‖²."""
+    x = _vectors(Q)
+    return torch.linalg.matrix_norm(Q.mT @ (Q @ x) - x) / (PROBES * Q.shape[-1]) ** 0.5
+
+
+def _tolerance(W: Tensor) -> float:
+    """Several times what rounding leaves, a fraction of what a product in TF32 or one lost direction does."""
+    return 10 * W.shape[-1] ** 0.5 * torch.finfo(W.dtype).eps
+
+
+def _vectors(W: Tensor) -> Tensor:
+    generator = torch.Generator(W.device).manual_seed(0)
+    return torch.randn(W.shape[-1], PROBES, dtype=W.dtype, device=W.device, generator=generator)
