@@ -82,7 +82,8 @@ def energy(metrics: Mapping[str, Mapping[str, float]], path: Path_ = None) -> tu
         axis.barh(names, share, left=left, label=label)
         left = left + share
     axis.invert_yaxis()
-    axis.legend(fontsize="small")
+    axis.set_xlim(0, 1)
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     rows = zip(names, diagonal, span, outside)
     return _finish(figure, axis, path, ("weight", "on_diagonal", "rest_of_span", "outside_span"), rows)
 
@@ -97,7 +98,7 @@ def rotation(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figu
     index = np.arange(1, len(left) + 1)
     figure, axis = _new("direction, from the largest", "norm of the row")
     axis.plot(index, left, label="H: left vectors")
-    axis.plot(index, right, label="K: right vectors")
+    axis.plot(index, right, "--", label="K: right vectors")
     axis.set_yscale("log")
     axis.legend()
     return _finish(figure, axis, path, ("direction", "turn_left", "turn_right"), zip(index, left, right))

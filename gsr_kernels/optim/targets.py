@@ -11,6 +11,14 @@ from torch.nn.modules.conv import _ConvNd
 
 OUTPUT_NAMES = {"lm_head", "embed_out", "output_embeddings"}
 
+WAYS_OUT = {
+    "frozen": "requires_grad_(True) has them trained",
+    "factor of an adapter": "train the dense weights without the adapter, or name the factors in targets",
+    "embedding": "name them in targets to have them included",
+    "output head": "name it in targets to have it included",
+    "not in the optimizer": "build the optimizer with them, or name others in targets",
+}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -53,9 +61,21 @@ def find_targets(model: nn.Module, targets: str | Iterable[str], trained: set[Te
             seen.setdefault(parameter, name)
             found.append(Target(name, parameter, heads, reason))
     if all(target.reason for target in found):
-        there = "\n".join(f"  {t.name} {tuple(t.parameter.shape)}: {t.reason}" for t in found) or "  no matrix at all"
-        raise ValueError(f"targets={targets!r} matches no trained matrix of the model. There is:\n{there}")
+        raise ValueError(f"targets={targets!r} matches no trained matrix of the model. There is:\n{_overview(found)}")
     return found
+
+
+def _overview(found: list[Target]) -> str:
+    """A line for every reason, with the way out and the first matrices that it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for target in found:
+        by_reason.setdefault(target.reason or "", []).append(f"{target.name} {tuple(target.parameter.shape)}")
+    lines = []
+    for reason, matrices in by_reason.items():
+        note = f"{reason}: {WAYS_OUT[reason]}" if reason in WAYS_OUT else reason
+        more = f" and {len(matrices) - 3} more" if len(matrices) > 3 else ""
+        lines.append(f"  {note}\n    {', '.join(matrices[:3])}{more}")
+    return "\n".join(lines) or "  no matrix at all"
 
 
 def _unusable(parameter: Tensor, trained: set[Tensor]) -> str | None:
