@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import datetime
 import io
 import keyword
@@ -27,12 +28,12 @@ SPELLED = ("CJK ", "HANGUL SYLLABLE", "TANGUT ", "NUSHU ", "KHITAN ", "EGYPTIAN 
 def general() -> list[Row]:
     """Prose for pretraining: the language reference, where installed, and docstrings of one half of the library."""
     texts = [docstring for module in modules(half=0) for _, docstring in docstrings(module)]
-    try:
+    # some distributions leave the reference out; the docstrings alone are prose enough
+    with contextlib.suppress(ImportError):
         from pydoc_data.topics import topics
-    except ImportError:
-        # some distributions leave it out; the docstrings alone are prose enough
-        topics = {}
-    text = "\n\n".join([*texts, *(topics[name] for name in sorted(topics))]).encode()
+
+        texts += [topics[name] for name in sorted(topics)]
+    text = "\n\n".join(texts).encode()
     return [(b"", text[start : start + ROW_BYTES]) for start in range(0, len(text) - ROW_BYTES, ROW_BYTES)]
 
 

@@ -16,8 +16,8 @@ class ResultMatrix:
     """``a_j(i)``: the score on task ``i`` after training task ``j``.
 
     Row 0, named ``BEFORE``, is the model before any training and is optional; row ``j`` follows task ``j = 1 .. T``.
-    A ``known`` task is one that the model could do before the first task and never trains on (MMLU in Table 2 of the GSR
-    paper): it comes before all tasks and its first value is that of row 0.
+    A ``known`` task is one that the model could do before the first task and never trains on (MMLU in Table 2 of the
+    GSR paper): it comes before all tasks and its first value is that of row 0.
 
     Every metric takes ``after``, the name of the last task to count (None: the last of all): the metric of the run as
     if it had ended there. "Learned" tasks are the known ones and the tasks up to ``after``; ``N`` is their number.

@@ -69,7 +69,7 @@ class Block(nn.Module):
 
 
 class ByteDecoder(nn.Module):
-    """Tokens ``[batch, length]`` (0 .. 256) to logits ``[batch, length, 257]``; the head is the embedding, transposed."""
+    """Tokens ``[batch, length]`` (0 .. 256) to logits ``[batch, length, 257]``, through the embedding both ways."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gsr_kernels.continual import library
 from gsr_kernels.continual.library import Row
+from gsr_kernels.continual.metrics import BEFORE
 
 # the pretraining text as a task: known before the first, never trained on again
 GENERAL = "general"
@@ -22,59 +22,69 @@ MAX_ROW_BYTES = 1024
 
 @dataclass(frozen=True)
 class Task:
-    """One task: disjoint rows for training and for the score, and a line that says what it asks."""
+    """One task as one seed meets it: disjoint rows for training and for the score."""
 
     name: str
-    about: str
     train: tuple[Row, ...]
     test: tuple[Row, ...]
 
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits of the rows: equal where two machines learned the same."""
-        return hashlib.sha256(repr((self.train, self.test)).encode()).hexdigest()[:16]
 
-
-def split(name: str, about: str, rows: Iterable[Row], seed: int) -> Task:
-    """A task of the distinct rows, shuffled: a fifth of them, at most ``TEST_ROWS``, for the score.
+@dataclass(frozen=True)
+class Pool:
+    """All distinct rows of a task, of which every seed draws its own split; ``about`` says what is asked.
 
     Raises:
         ValueError: fewer than two distinct rows.
     """
-    # a dict keeps the order, so that a seed means the same everywhere
-    distinct = list(dict.fromkeys(rows))
-    if len(distinct) < 2:
-        raise ValueError(f"{name} has {len(distinct)} distinct rows: it needs one to learn from and one to be scored on")
-    random.Random(seed).shuffle(distinct)
-    test = min(TEST_ROWS, max(1, len(distinct) // 5))
-    return Task(name, about, train=tuple(distinct[test:]), test=tuple(distinct[:test]))
+
+    name: str
+    about: str
+    rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        # a dict keeps the order, so that a seed means the same everywhere
+        object.__setattr__(self, "rows", tuple(dict.fromkeys(self.rows)))
+        if len(self.rows) < 2:
+            raise ValueError(
+                f"{self.about}: {len(self.rows)} distinct rows, but one to learn and one to score are needed"
+            )
+
+    def draw(self, seed: int) -> Task:
+        """Shuffled: a fifth of the rows, at most ``TEST_ROWS``, for the score, the others for training."""
+        shuffled = random.Random(seed).sample(self.rows, len(self.rows))
+        test = min(TEST_ROWS, max(1, len(shuffled) // 5))
+        return Task(self.name, train=tuple(shuffled[test:]), test=tuple(shuffled[:test]))
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the rows: equal where two machines learn the same."""
+        return hashlib.sha256(repr(self.rows).encode()).hexdigest()[:16]
 
 
-def general_task() -> Task:
-    """General text to pretrain on, in windows without a prompt; the same for every seed."""
-    about = "the next byte of documentation prose (what the model was pretrained on)"
-    return split(GENERAL, about, library.general(), seed=0)
+def general_pool() -> Pool:
+    """General text to pretrain on, in windows without a prompt."""
+    return Pool(GENERAL, "documentation prose, which the model was pretrained on", tuple(library.general()))
 
 
-def library_tasks(seed: int) -> list[Task]:
-    """The five built-in tasks, of other modules than the pretraining text; ``seed`` draws the rows.
+def library_pools() -> list[Pool]:
+    """The five built-in tasks, of other modules than the pretraining text.
 
     Raises:
         ValueError: this Python was installed without the sources of its library.
     """
     if not all(library.rows(name) for name in library.SOURCES):
-        raise ValueError("this Python carries no library sources to make tasks from: give tasks of your own with --data")
+        raise ValueError("this Python carries no library sources to make tasks from: bring your own with --data")
     return [
-        split(name, (source.__doc__ or "").strip().rstrip("."), library.rows(name), seed)
+        Pool(name, (source.__doc__ or "").rstrip("."), tuple(library.rows(name)))
         for name, source in library.SOURCES.items()
     ]
 
 
-def read_tasks(folder: str | os.PathLike[str], seed: int) -> list[Task]:
+def read_pools(folder: str | os.PathLike[str]) -> list[Pool]:
     """One task a ``*.jsonl`` file, in the order of the file names; each line ``{"prompt": str, "completion": str}``.
 
     Raises:
         FileNotFoundError: no such folder, or no such file in it.
-        ValueError: a file that is empty or malformed, named with the line.
+        ValueError: a file that is empty or malformed, named with the line, or has a name that the report uses.
     """
     folder = Path(folder)
     files = sorted(folder.glob("*.jsonl"))
@@ -82,9 +92,9 @@ def read_tasks(folder: str | os.PathLike[str], seed: int) -> list[Task]:
         what = "holds no *.jsonl file" if folder.is_dir() else "is no folder"
         raise FileNotFoundError(f"--data {folder} {what}: one JSON-lines file a task is wanted")
     for file in files:
-        if file.stem == GENERAL:
-            raise ValueError(f"{file}: no task may be called {GENERAL!r}, the name of the pretraining text")
-    return [split(file.stem, f"rows of {file.name}", read_rows(file), seed) for file in files]
+        if file.stem in (GENERAL, BEFORE):
+            raise ValueError(f"{file}: the name {file.stem!r} is taken by the report's own; call the file otherwise")
+    return [Pool(file.stem, f"rows of {file}", tuple(read_rows(file))) for file in files]
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -96,8 +106,6 @@ def read_rows(file: Path) -> list[Row]:
                 rows.append(parse_row(line))
             except ValueError as error:
                 raise ValueError(f"{file}:{number}: {error}") from error
-    if len(set(rows)) < 2:
-        raise ValueError(f"{file} holds {len(set(rows))} different rows: one to learn and one to score are the least")
     return rows
 
 
@@ -105,8 +113,10 @@ def parse_row(line: bytes) -> Row:
     """One line of JSON as a row. Raises ValueError for anything else than two strings, the second not empty."""
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"no JSON: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON: {error.msg} at column {error.colno}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8: {error.reason} at byte {error.start + 1}") from error
     if not isinstance(row, dict):
         raise ValueError('each line must be {"prompt": text, "completion": text}')
     for key in ("prompt", "completion"):

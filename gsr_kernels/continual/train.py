@@ -31,15 +31,21 @@ def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     return tokens, targets
 
 
-def batches(rows: Sequence[Row], size: int, seed: int) -> Iterator[list[Row]]:
-    """Batches without end: every row once, in an order drawn from ``seed``, then every row again in another."""
-    generator = random.Random(seed)
+def batches(rows: Sequence[Row], size: int, order: str) -> Iterator[list[Row]]:
+    """Batches without end: every row once, in the order that the text ``order`` seeds, then again in another."""
+    generator = random.Random(order)
     waiting: list[Row] = []
     while True:
         while len(waiting) < size:
             waiting += generator.sample(rows, len(rows))
         yield waiting[:size]
         waiting = waiting[size:]
+
+
+def loss(model: ByteDecoder, rows: Sequence[Row]) -> Tensor:
+    """The mean cross entropy of the completions' bytes."""
+    tokens, targets = collate(rows)
+    return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def train(
@@ -50,7 +56,7 @@ def train(
     steps: int,
     batch: int,
     lr: float,
-    seed: int,
+    order: str,
     tick: Callable[[], object],
 ) -> None:
     """Trains for ``steps``, the rate rising over the first twentieth and falling to zero; ``tick()`` after each.
@@ -59,15 +65,14 @@ def train(
         FloatingPointError: the loss is no longer finite.
     """
     warm_up = max(1, round(WARM_UP * steps))
-    for step, chosen in zip(range(steps), batches(rows, batch, seed)):
+    for step, chosen in zip(range(steps), batches(rows, batch, order)):
         for group in optimizer.param_groups:
             group["lr"] = lr * min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
-        tokens, targets = collate(chosen)
-        loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        if not loss.isfinite():
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1}: --lr {lr} is too high")
+        error = loss(model, chosen)
+        if not error.isfinite():
+            raise FloatingPointError(f"the loss is {error.item()} at step {step + 1}: lr {lr} is too high")
         optimizer.zero_grad()
-        loss.backward()
+        error.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
         tick()

@@ -1,0 +1,37 @@
+"""``python -m gsr_kernels COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# a command is a module with add_arguments(parser) and run(args), imported when it is called
+COMMANDS = {
+    "continual": ("gsr_kernels.continual.command", "learn tasks one after another and see what is forgotten"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0, or 2 after bad input, of which one line on stderr says what and what to do."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m gsr_kernels", description=import_module("gsr_kernels").__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (module, about) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        if argv[:1] == [name]:
+            chosen = import_module(module)
+            chosen.add_arguments(command)
+            command.set_defaults(run=chosen.run)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""``python -m gsr_kernels continual``: learn tasks one after another, and see what each method forgets."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from gsr_kernels.continual.experiment import Results, run_experiment
+from gsr_kernels.continual.methods import METHODS, MethodSettings
+from gsr_kernels.continual.model import ModelConfig
+from gsr_kernels.continual.report import report, write
+from gsr_kernels.continual.settings import Settings
+from gsr_kernels.continual.tasks import library_pools, read_pools
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    default = Settings()
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="for the results; new or empty")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help='tasks of your own: one JSON-lines file a task, each line {"prompt": text, "completion": text}, in the '
+        "order of the file names (default: five tasks from the Python library)",
+    )
+    add(
+        "--method",
+        action="append",
+        metavar="NAME",
+        help=f"one of {', '.join(METHODS)}; several with commas, or again (default: {','.join(default.methods)})",
+    )
+    add("--bounds", action="store_true", help="also learn each task alone (PerFT) and all at once (MTL)")
+    add("--rho", type=float, default=default.method.rho, help="of GSR, in [0, 1] (default: %(default)s)")
+    add("--rank", type=_rank, help="directions of a weight, a number or a share in (0, 1) (default: all)")
+    add("--seeds", type=int, default=default.seeds, help="repetitions (default: %(default)s)")
+    add("--steps", type=int, default=default.steps, help="for each task (default: %(default)s)")
+    add("--lr", type=float, default=default.lr, help="of AdamW, for every method (default: %(default)s)")
+    add("--pretrain-steps", type=int, default=default.pretrain_steps, help="before all tasks (default: %(default)s)")
+    add("--width", type=int, default=default.model.width, help="of the model (default: %(default)s)")
+    add("--layers", type=int, default=default.model.layers, help="of the model (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the experiment, prints the report and writes the folder.
+
+    Raises:
+        ValueError, OSError: bad input, found before any work.
+        FloatingPointError: training diverges.
+    """
+    settings = Settings(
+        methods=_names(args.method) or Settings().methods,
+        method=MethodSettings(rho=args.rho, rank=args.rank),
+        bounds=args.bounds,
+        seeds=args.seeds,
+        steps=args.steps,
+        lr=args.lr,
+        pretrain_steps=args.pretrain_steps,
+        model=ModelConfig(width=args.width, layers=args.layers),
+    )
+    pools = library_pools() if args.data is None else read_pools(args.data)
+    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+        raise FileExistsError(f"--out {args.out} exists and is no empty folder: give a new one")
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    results = run_experiment(settings, pools)
+    text = report(settings, pools, results)
+    print(f"\n{text}")
+    write(args.out, settings, pools, results, text)
+    _draw(args.out, results)
+    print(f"{results.seconds:.0f} s; see {args.out}: {', '.join(sorted(file.name for file in args.out.iterdir()))}")
+
+
+def _names(given: list[str] | None) -> tuple[str, ...]:
+    return tuple(name.strip() for names in given or () for name in names.split(","))
+
+
+def _rank(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _draw(folder: Path, results: Results) -> None:
+    if find_spec("matplotlib") is None:
+        print("no pictures without matplotlib: pip install 'gsr-kernels[plot]'", file=sys.stderr)
+        return
+    from gsr_kernels.continual.plots import draw_forgetting, draw_spectra
+
+    draw_forgetting(results, folder / "forgetting.png")
+    draw_spectra(results, folder / "spectra.png")

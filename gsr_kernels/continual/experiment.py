@@ -1,0 +1,105 @@
+"""The sequential run: pretrain once, then learn the tasks under every method, with every seed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.optim import AdamW
+from tqdm import tqdm
+
+from gsr_kernels.continual.course import Course
+from gsr_kernels.continual.methods import METHODS
+from gsr_kernels.continual.metrics import ResultMatrix
+from gsr_kernels.continual.model import ByteDecoder
+from gsr_kernels.continual.settings import Settings
+from gsr_kernels.continual.tasks import Pool, Task, general_pool
+from gsr_kernels.continual.train import train
+
+# ways of learning that are no method but a bound of what a method can reach
+BOUNDS = {"PerFT": Course.alone, "MTL": Course.together}
+
+
+@dataclass
+class Results:
+    """What was measured. ``matrices``: of every method and bound, by title, one a seed; see ``Course`` for a bound's.
+
+    ``spectra`` belongs to the first seed: the singular values of some weights, by title ("start": before the first
+    task) and parameter name.
+    """
+
+    matrices: dict[str, list[ResultMatrix]]
+    spectra: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def methods(self) -> dict[str, list[ResultMatrix]]:
+        """The matrices without the bounds'."""
+        return {title: each for title, each in self.matrices.items() if title not in BOUNDS}
+
+
+def run_experiment(settings: Settings, pools: Sequence[Pool]) -> Results:
+    """Runs all of it on the CPU, in float32; equal settings, rows and threads give equal numbers.
+
+    Args:
+        settings: the methods' own are tried on the untrained model, before any work.
+        pools: the tasks, in the order of training; every seed draws its rows from them.
+
+    Raises:
+        ValueError: a method's setting that this model cannot have.
+        FloatingPointError: training diverges.
+    """
+    started = time.perf_counter()
+    model = ByteDecoder(settings.model)
+    for name in settings.methods:
+        with METHODS[name].begin(model, AdamW(model.parameters()), settings.method):
+            pass
+    titles = [METHODS[name].title for name in settings.methods]
+    bounds = BOUNDS if settings.bounds else {}
+    general = general_pool().draw(seed=0)
+    results = Results({title: [] for title in [*titles, *bounds]})
+
+    tuning = settings.seeds * len(results.matrices) * len(pools) * settings.steps
+    # a log file wants few lines
+    interval = 0.2 if sys.stderr.isatty() else 20.0
+    with tqdm(total=settings.pretrain_steps + tuning, unit="step", mininterval=interval, dynamic_ncols=True) as bar:
+        bar.set_description("pretraining")
+        pretrain(model, general, settings, bar)
+        results.spectra["start"] = spectra(model)
+        for seed in range(settings.seeds):
+            tasks = [pool.draw(seed) for pool in pools]
+            course = Course(settings, model, general, tasks, seed, bar)
+            for name, title in zip(settings.methods, titles):
+                matrix, learned = course.in_turn(name)
+                results.matrices[title].append(matrix)
+                if seed == 0:
+                    results.spectra[title] = spectra(learned)
+                bar.write(f"seed {seed + 1}  {title:<6} F.Ra {matrix.fra():6.2f}  AP {matrix.ap():6.2f}")
+            for title, learn in bounds.items():
+                results.matrices[title].append(learn(course))
+    results.seconds = time.perf_counter() - started
+    return results
+
+
+def pretrain(model: ByteDecoder, text: Task, settings: Settings, bar: tqdm) -> None:
+    """Trains the model in place on general text: what all methods start from."""
+    train(
+        model,
+        AdamW(model.parameters(), lr=settings.pretrain_lr),
+        text.train,
+        steps=settings.pretrain_steps,
+        batch=settings.batch,
+        lr=settings.pretrain_lr,
+        order="pretraining",
+        tick=bar.update,
+    )
+
+
+@torch.no_grad()
+def spectra(model: ByteDecoder) -> dict[str, list[float]]:
+    """The singular values of one square, wide and tall weight each, and of one more, in the middle block."""
+    middle = len(model.blocks) // 2
+    names = [f"blocks.{middle}.{part}.weight" for part in ("attention.q", "attention.v", "up", "down")]
+    return {name: torch.linalg.svdvals(model.get_parameter(name)).tolist() for name in names}

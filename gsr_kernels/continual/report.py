@@ -1,0 +1,160 @@
+"""What a sequential run says: the paper's table, a verdict in words, and the folder that keeps both."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import gsr_kernels
+from gsr_kernels.continual.experiment import Results
+from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
+from gsr_kernels.continual.settings import Settings
+from gsr_kernels.continual.tasks import GENERAL, Pool
+
+BASELINE = "SeqFT"
+SCORE = "percent of the completion's bytes predicted right, all bytes before them given"
+LEGEND = f"""\
+F.Ra: mean loss since a task's best score, lower is better; {GENERAL} counts as learned before the first task.
+AP: mean of the row. learned: mean score on a task right after learning it."""
+CAUTION = "One small model on the text of one machine: it shows the methods at work, it is no evidence on large models."
+
+
+def learned(matrix: ResultMatrix) -> float:
+    """The mean score on a task right after learning it: what forgetting must be weighed against."""
+    return statistics.mean(matrix.score(task, task) for task in matrix.tasks)
+
+
+# what a run comes to, and the sign that makes more of it better
+FIGURES: dict[str, tuple[Callable[[ResultMatrix], float], int]] = {
+    "F.Ra": (ResultMatrix.fra, -1),
+    "AP": (ResultMatrix.ap, 1),
+    "learned": (learned, 1),
+}
+
+
+def report(settings: Settings, pools: Sequence[Pool], results: Results) -> str:
+    """All that is printed: conditions, table, figures, verdict."""
+    methods = results.methods()
+    parts = [conditions(settings, pools), table(results.matrices), figures(methods), LEGEND]
+    if BASELINE in methods:
+        parts += [verdict(title, each, methods[BASELINE]) for title, each in methods.items() if title != BASELINE]
+    return "\n\n".join([*parts, CAUTION]) + "\n"
+
+
+def conditions(settings: Settings, pools: Sequence[Pool]) -> str:
+    """What was learned, and how."""
+    width = max(len(pool.name) for pool in pools)
+    rank = settings.method.rank or "full"
+    return "\n".join(
+        [
+            f"{len(pools)} tasks in turn, {settings.steps} steps of {settings.batch} rows each, after "
+            f"{settings.pretrain_steps} steps on general text; seeds: {settings.seeds}.",
+            f"AdamW, lr {settings.lr:g} for every method, 5 % warm-up, then linear to zero; "
+            f"rho {settings.method.rho:g}, rank {rank}.",
+            f"Score: {SCORE}.",
+            "",
+            *(f"  {pool.name:<{width}}  {pool.about}" for pool in pools),
+        ]
+    )
+
+
+def table(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
+    """The paper's Table 2: every score after each task, then F.Ra and AP; mean ± deviation over the seeds."""
+    first = next(iter(matrices.values()))
+    lines = [_line("", "after", [*first[0].columns, "F.Ra", "AP"])]
+    lines += ["-" * len(lines[0]), _row("start", "", first, BEFORE)]
+    for title, each in matrices.items():
+        tasks = each[0].tasks
+        lines.append("")
+        if title == "MTL":
+            lines.append(_row(title, "all at once", each, tasks[-1]))
+        elif title == "PerFT":
+            lines += [_row(title, f"{task} only", each, task) for task in tasks]
+        else:
+            lines += [_row(title, task, each, task, over([matrix.fra(task) for matrix in each])) for task in tasks]
+    return "\n".join(lines)
+
+
+def figures(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
+    """What each method comes to at the end, a line a method."""
+    lines = [_line("", "at the end", list(FIGURES))]
+    for title, each in matrices.items():
+        lines.append(_line(title, "", [over([value(matrix) for matrix in each]) for value, _ in FIGURES.values()]))
+    return "\n".join(lines)
+
+
+def verdict(title: str, ours: Sequence[ResultMatrix], baseline: Sequence[ResultMatrix]) -> str:
+    """How a method compares with the baseline, seed by seed, in words; what is within the spread is no difference."""
+    gains = {
+        name: [sign * (value(mine) - value(theirs)) for mine, theirs in zip(ours, baseline)]
+        for name, (value, sign) in FIGURES.items()
+    }
+    words = {name: _judge(each) for name, each in gains.items()}
+    forgot = {"better": "less than", "worse": "MORE than", "no difference": "as much as", "unknown": "?"}[words["F.Ra"]]
+    sentence = f"{title} forgot {forgot} {BASELINE}"
+    if words["F.Ra"] == "unknown":
+        sentence = f"{title} against {BASELINE}: one seed cannot tell a difference from chance"
+    elif words["F.Ra"] == "better" and words["learned"] == "worse":
+        sentence += ", and learned less too"
+    elif words["F.Ra"] == "no difference":
+        sentence += ": no difference beyond the spread of the seeds"
+    lines = [f"  {name:<8} {over(each, '+'):>11}   {words[name]}" for name, each in gains.items()]
+    return "\n".join([f"{sentence}. Seed by seed, + is better:", *lines])
+
+
+def over(values: Sequence[float], sign: str = "") -> str:
+    """Mean ± sample deviation; the value alone where there is one."""
+    deviation = f"±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.1f}{deviation}"
+
+
+def _judge(gains: Sequence[float]) -> str:
+    if len(gains) < 2:
+        return "unknown"
+    gain = statistics.mean(gains)
+    if abs(gain) <= statistics.stdev(gains):
+        return "no difference"
+    return "better" if gain > 0 else "worse"
+
+
+def _row(title: str, after: str, matrices: Sequence[ResultMatrix], row: str, forgotten: str = "") -> str:
+    scores = [over([matrix.score(task, row) for matrix in matrices]) for task in matrices[0].columns]
+    return _line(title, after, [*scores, forgotten, over([matrix.ap(row) for matrix in matrices])])
+
+
+def _line(title: str, after: str, cells: Sequence[str]) -> str:
+    return f"{title:<5} {after:<15}" + "".join(f" {cell:>10}" for cell in cells)
+
+
+def write(folder: Path, settings: Settings, pools: Sequence[Pool], results: Results, text: str) -> None:
+    """The run folder, without the pictures: what was measured, under which conditions, and the printed report."""
+    measured = {
+        "score": SCORE,
+        "matrices": {
+            title: [json.loads(matrix.to_json()) for matrix in each] for title, each in results.matrices.items()
+        },
+        "spectra": results.spectra,
+    }
+    config = {
+        "settings": dataclasses.asdict(settings),
+        "tasks": {pool.name: {"about": pool.about, "rows": len(pool.rows), "sha256": pool.digest()} for pool in pools},
+        "versions": {
+            "gsr_kernels": gsr_kernels.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "seconds": round(results.seconds, 1),
+    }
+    (folder / "results.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "table.txt").write_text(text, encoding="utf-8")
