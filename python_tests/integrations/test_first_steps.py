@@ -36,7 +36,7 @@ def test_optimizer_built_before_the_model_was_moved():
         model.to(torch.float64)
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(False)
-    with pytest.raises(ValueError, match="build it from .* after the model was moved"):
+    with pytest.raises(ValueError, match=r"build it from .* after the model was moved"):
         attach(model, optimizer, rho=0.5)
 
 

@@ -1,5 +1,7 @@
 """What a user expects of gradients, whatever else the training loop does with them."""
 
+import os
+import random
 from itertools import pairwise
 
 import pytest
@@ -10,6 +12,9 @@ from torch.utils.checkpoint import checkpoint_sequential
 from gsr_kernels import SpectralBasis, attach, rescale_gradient
 from gsr_kernels.methods import GSR, OSF, SR
 from python_tests.optim.toy import OPTIMIZERS, assert_same_weights, loss_of, make_model, take_steps
+
+# how many gradients are broken; INJECTIONS=10000 before a release
+INJECTIONS = int(os.environ.get("INJECTIONS", "300"))
 
 
 def begin(optimizer="adamw", model=None, **settings):
@@ -214,3 +219,27 @@ def test_refresh_within_a_task_resumes(tmp_path):
     optimizer.load_state_dict(saved["optimizer"])
     take_steps(resumed, optimizer, range(5, 10))
     assert_same_weights(resumed, model)
+
+
+@pytest.mark.parametrize("settings", [{"rho": 0.7}, {"rho": 0.7, "rank": 5}], ids=["drop", "keep"])
+def test_one_broken_element_anywhere_leaves_its_gradient_and_is_counted(settings):
+    chance = random.Random(0)
+    model, optimizer, handle = begin("sgd", **settings)
+    counts = {weight.name: 0 for weight in handle.weights}
+    for step in range(INJECTIONS // 2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter) * 10.0 ** chance.randint(-20, 15)
+        name = chance.choice(list(counts))
+        G = model.get_parameter(name).grad
+        bad = chance.choice([torch.nan, torch.inf, -torch.inf])
+        G.view(-1)[chance.randrange(G.numel())] = bad
+        came = {other: model.get_parameter(other).grad.clone() for other in counts}
+        before = [parameter.clone() for parameter in model.parameters()]
+        # what comes before the step alone: the step itself would spread the broken element
+        handle._before_step(optimizer, (optimizer,), {})
+        counts[name] += 1
+        for other, gradient in came.items():
+            now = model.get_parameter(other).grad
+            assert torch.equal(now.view(torch.int32), gradient.view(torch.int32)) == (other == name), (step, other)
+        assert all(torch.equal(parameter, old) for parameter, old in zip(model.parameters(), before))
+    assert {name: record["skipped_nonfinite"] for name, record in handle.metrics().items()} == counts
