@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class GSR(Method):
 
     rho: float
     out_of_span: str | None = None
+    # on a GPU, the plan of the last weights seen
+    _steps: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_rho(self.rho)
@@ -41,9 +44,20 @@ class GSR(Method):
         scale: Tensor | None = None,
     ) -> list[Tensor]:
         """See Method.transform. One non-finite entry anywhere in G makes its g non-finite, so that g alone tells."""
+        mode = self.out_of_span or "drop"
+        if gradients and gradients[0].device.type == "cuda":
+            return self._step_on_gpu(gradients, bases, mode)
         compute = implementation("rescale_gradient")
         flags = []
         for G, basis in zip(gradients, bases):
-            g = compute(G, basis.U, basis.S, basis.Vh, self.rho, self.out_of_span or "drop", G)
+            g = compute(G, basis.U, basis.S, basis.Vh, self.rho, mode, G)
             flags.append(g.isfinite().all(-1))
         return flags
+
+    def _step_on_gpu(self, gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], mode: str) -> list[Tensor]:
+        from gsr_kernels.backends.triton.model import ModelStep
+
+        dtypes = [G.dtype for G in gradients]
+        if not (self._steps and self._steps[0].fits(bases, dtypes)):
+            self._steps[:] = [ModelStep(bases, dtypes, self.rho, mode)]
+        return self._steps[0].run(gradients)

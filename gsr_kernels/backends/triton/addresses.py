@@ -36,6 +36,7 @@ class AddressTable:
         self._weights = weights
         self._groups = groups
         self._device = device
+        self._strides = [_matrices(basis).stride() for basis, _, _ in weights]
         self._offsets = [_offsets(basis) * dtype.itemsize for basis, dtype, _ in weights]
         values = np.zeros((len(rows), kernels.FIELDS.value), np.int64)
         for row, fields in zip(values, rows):
@@ -47,35 +48,30 @@ class AddressTable:
         self.table = host.to(device) if pinned else host
         self._current = np.zeros((len(rows), 2), np.int64)
         self._turn = 0
-        # copies that the kernels work on, and where they go back to
-        self._copies: list[Tensor] = []
-        self._returns: list[tuple[Tensor, Tensor]] = []
+        # what does not lie as the table says, and the copy that the kernels work on
+        self._copies: list[tuple[Tensor, Tensor]] = []
 
-    def set(self, gradients: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
-        """Brings in the addresses of ``gradients`` and ``outs``, both one a weight.
+    def set(self, gradients: Sequence[Tensor], outs: Sequence[Tensor] | None) -> None:
+        """Brings in the addresses of ``gradients`` and ``outs``, both one a weight; without outs G' goes over G.
 
-        A tensor that is not contiguous is worked on in a contiguous copy, which ``finish`` writes back.
+        A tensor that does not lie as a contiguous weight does is worked on in a copy, which ``finish`` writes back.
 
         Raises ValueError where shape, dtype or device are not the plan's, or addresses moved that a graph holds.
         """
-        if not len(gradients) == len(outs) == len(self._weights):
-            raise ValueError(f"the plan has {len(self._weights)} weights, got {len(gradients)} G and {len(outs)} out")
-        for tensors in (gradients, outs):
-            for tensor, (basis, dtype, _) in zip(tensors, self._weights):
-                if tensor.shape != basis.weight_shape or tensor.dtype != dtype or tensor.device != self._device:
-                    raise ValueError(
-                        f"the plan was built for G {tuple(basis.weight_shape)} {dtype} on {self._device}, got "
-                        f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: build a plan for these"
-                    )
-        self._copies, self._returns = [], []
+        targets = gradients if outs is None else outs
+        if not len(gradients) == len(targets) == len(self._weights):
+            raise ValueError(
+                f"the plan has {len(self._weights)} weights, got {len(gradients)} G and {len(targets)} out"
+            )
+        for i in range(len(gradients)):
+            self._check(i, gradients[i])
+            self._check(i, targets[i])
+        self._copies = []
         wanted = np.empty_like(self._current)
-        for G, out, (_, _, start), offsets in zip(gradients, outs, self._weights, self._offsets):
-            source = G if G.is_contiguous() else G.contiguous()
-            target = source if out is G else out if out.is_contiguous() else torch.empty_like(source)
-            if source is not G:
-                self._copies.append(source)
-            if target is not out:
-                self._returns.append((out, target))
+        for i, (G, out) in enumerate(zip(gradients, targets)):
+            start, offsets = self._weights[i][2], self._offsets[i]
+            source = self._laid_out(i, G)
+            target = source if outs is None else self._laid_out(i, out)
             wanted[start : start + len(offsets), 0] = source.data_ptr() + offsets
             wanted[start : start + len(offsets), 1] = target.data_ptr() + offsets
         if not np.array_equal(wanted, self._current):
@@ -83,9 +79,30 @@ class AddressTable:
 
     def finish(self) -> None:
         """Writes back what was worked on in a copy."""
-        for out, target in self._returns:
-            out.copy_(target)
-        self._copies, self._returns = [], []
+        for tensor, copy in self._copies:
+            tensor.copy_(copy)
+        self._copies = []
+
+    def _check(self, i: int, tensor: Tensor) -> None:
+        basis, dtype, _ = self._weights[i]
+        if tensor.shape not in (basis.shape, basis.weight_shape) or (tensor.dtype, tensor.device) != (
+            dtype,
+            self._device,
+        ):
+            raise ValueError(
+                f"the plan was built for G {tuple(basis.weight_shape)} {dtype} on {self._device}, got "
+                f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: build a plan for these"
+            )
+
+    def _laid_out(self, i: int, tensor: Tensor) -> Tensor:
+        # the matrices of the weight, as they lie in a contiguous one
+        basis = self._weights[i][0]
+        matrices = tensor if tensor.shape == basis.shape else basis.split(tensor)
+        if matrices.stride() == self._strides[i]:
+            return matrices
+        copy = basis.split(torch.empty(basis.weight_shape, dtype=tensor.dtype, device=tensor.device)).copy_(matrices)
+        self._copies.append((matrices, copy))
+        return copy
 
     def _upload(self, wanted: np.ndarray) -> None:
         if self.frozen or (self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
@@ -107,14 +124,18 @@ class AddressTable:
 
 def matrix_stride(basis: SpectralBasis) -> int:
     """Elements from one row to the next of a matrix inside a contiguous weight."""
-    return basis.split(torch.empty(basis.weight_shape, device="meta")).stride(-2)
+    return _matrices(basis).stride(-2)
+
+
+def _matrices(basis: SpectralBasis) -> Tensor:
+    return basis.split(torch.empty(basis.weight_shape, device="meta"))
 
 
 def _offsets(basis: SpectralBasis) -> np.ndarray:
     # where the matrices of a contiguous weight begin, in elements and in the order of the basis
-    matrices = basis.split(torch.empty(basis.weight_shape, device="meta"))
-    offsets = np.zeros(matrices.shape[:-2], np.int64)
-    for axis, (size, stride) in enumerate(zip(offsets.shape, matrices.stride())):
+    *batch, _, _ = basis.shape
+    offsets = np.zeros(batch, np.int64)
+    for axis, (size, stride) in enumerate(zip(batch, _matrices(basis).stride())):
         shape = [1] * offsets.ndim
         shape[axis] = size
         offsets = offsets + (np.arange(size) * stride).reshape(shape)

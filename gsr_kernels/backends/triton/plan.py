@@ -117,7 +117,7 @@ class Plan:
 
         Raises ValueError where shapes, dtypes or devices are not those of the plan.
         """
-        self._addresses.set(gradients, gradients if outs is None else outs)
+        self._addresses.set(gradients, outs)
         for dtype, span in self._spans.items():
             self._measure(dtype, *span)
         for group, aligned in zip(self._groups, self._addresses.aligned):
@@ -139,7 +139,7 @@ class Plan:
         seen by the next replay.
         """
         self.warmup()
-        self._addresses.set(gradients, gradients)
+        self._addresses.set(gradients, None)
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -147,7 +147,7 @@ class Plan:
         self._addresses.frozen = True
 
         def replay(gradients: Sequence[Tensor]) -> None:
-            self._addresses.set(gradients, gradients)
+            self._addresses.set(gradients, None)
             graph.replay()
 
         return replay

@@ -124,6 +124,13 @@ def test_one_bad_matrix_leaves_the_others_alone():
     assert all(flag.all() for i, flag in enumerate(plan.finite) if i != 8)
 
 
+def test_gradients_split_into_heads_beforehand():
+    bases, gradients = model()
+    _, outs = apart(gradients, bases)
+    build(bases).run([basis.split(G) for G, basis in zip(gradients, bases)])
+    assert same(gradients, outs)
+
+
 def test_addresses_that_a_graph_holds_stay():
     bases, gradients = model()
     plan = build(bases)
