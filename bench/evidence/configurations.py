@@ -32,6 +32,9 @@ class Configuration:
         return asdict(self)
 
 
+MLP = r"encoder\.layer\.\d+\.(intermediate|output)\.dense"
+ATTENTION = r"encoder\.layer\.\d+\.attention\..*"
+
 CONFIGURATIONS = {
     "perft": Configuration("PerFT"),
     "seqft": Configuration("SeqFT"),
@@ -40,5 +43,17 @@ CONFIGURATIONS = {
     "gsr-keep": Configuration("GSR keep, ρ 1", "GSR", {"rho": 1.0}, {"out_of_span": "keep"}),
     "gsr-full": Configuration("GSR-full drop, p 1", "GSRFull", {"p": 1.0}),
     "psp": Configuration("PSP minor block 0.4", "PSP", {"k": 0.4, "variant": "minor_block"}),
-    "osf": Configuration("OSF", "OSF"),
+    "osf": Configuration("OSF, half protected", "OSF"),
+    "gsr-full-p0.5": Configuration("GSR-full drop, p ½", "GSRFull", {"p": 0.5}),
+    "gsr-full-p2": Configuration("GSR-full drop, p 2", "GSRFull", {"p": 2.0}),
+    "gsr-full-keep": Configuration("GSR-full keep, p 1", "GSRFull", {"p": 1.0}, {"out_of_span": "keep"}),
+    "gsr-full-mlp": Configuration("GSR-full drop, p 1, MLP alone", "GSRFull", {"p": 1.0}, {"targets": MLP}),
+    "gsr-full-attention": Configuration(
+        "GSR-full drop, p 1, attention alone", "GSRFull", {"p": 1.0}, {"targets": ATTENTION}
+    ),
+    "gsr-drop-mlp": Configuration("GSR drop, ρ 1, MLP alone", "GSR", {"rho": 1.0}, {"targets": MLP}),
+    "gsr-keep-half": Configuration("GSR keep, ρ 1, rank ½", "GSR", {"rho": 1.0}, {"rank": 0.5}),
+    "gsr-keep-quarter": Configuration("GSR keep, ρ 1, rank ¼", "GSR", {"rho": 1.0}, {"rank": 0.25}),
 }
+# the first question's methods, run by default; the others by name
+FIRST = ("seqft", "gsr-drop-rho0", "gsr-drop", "gsr-keep", "gsr-full", "psp", "osf")

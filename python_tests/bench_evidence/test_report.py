@@ -72,6 +72,18 @@ def test_seeds_follow_the_rate_chosen_on_validation_rows():
     assert [run.whole for run in planned] == [True] + [False] * 7
 
 
+def test_rates_widen_until_the_best_is_inside():
+    rng = np.random.default_rng(0)
+    tuned = []
+    for expected in (list(runner.RATES), [*runner.RATES, 7.5e-4], [*runner.RATES, 7.5e-4, 1.9e-3]):
+        assert runner.rates(tuned, "seqft") == expected
+        assert runner.choose(tuned, "seqft") is None
+        tuned = [record(Run("seqft", "forth", lr, runner.TUNING_SEED), rng) for lr in expected]
+        for r in tuned:
+            r["validation"] = [r["lr"], r["lr"]]
+    assert runner.choose(tuned, "seqft") == 1.9e-3
+
+
 def test_orders_hold_the_same_tasks():
     assert sorted(ORDERS["forth"]) == sorted(ORDERS["back"])
 
