@@ -19,6 +19,7 @@ from gsr_kernels.basis import fingerprint, load_bases, split_heads
 from gsr_kernels.methods import GSR, Chain, Method
 from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.heads import resolve_heads
+from gsr_kernels.optim.offload import BASIS_DEVICES
 from gsr_kernels.optim.rank import Rank, resolve_rank
 from gsr_kernels.optim.report import summary
 from gsr_kernels.optim.rho import Rho, resolve_rho
@@ -38,6 +39,7 @@ def attach(
     heads: Mapping[str, int | tuple[int, int]] | None = None,
     out_of_span: str | None = None,
     bases: str | os.PathLike[str] | None = None,
+    basis_device: str | None = None,
     nonfinite: str = "skip",
     record_every: int = 0,
 ) -> Handle:
@@ -58,6 +60,8 @@ def attach(
             "keep".
         bases: a file, one a task, that keeps the bases: written now, or read if it is there. Where it was taken from
             other weights than the model has, a checkpoint must be loaded before the first step (resume).
+        basis_device: "cpu" keeps the bases in host memory (pinned) and brings them to the weights' device at every
+            step, some at a time: for models beside which they do not fit. None: they stay beside the weights.
         nonfinite: "skip" leaves a matrix whose gradient holds NaN or Inf as it came and counts it, without waiting for
             the device; "error" raises FloatingPointError before any weight is changed.
         record_every: measure every n-th step for ``handle.metrics()``; 0: never.
@@ -73,6 +77,8 @@ def attach(
     check_model(model)
     if id(optimizer) in attached:
         raise ValueError("optimizer has a handle already: handle.refresh() begins a new task, handle.remove() ends it")
+    if basis_device not in BASIS_DEVICES:
+        raise ValueError(f"basis_device must be None or 'cpu', got {basis_device!r}")
     if nonfinite not in ("skip", "error"):
         raise ValueError(f"nonfinite must be 'skip' or 'error', got {nonfinite!r}")
     if record_every < 0:
@@ -97,7 +103,10 @@ def attach(
     matrices = {name: split_heads(parameter, split[name])[0] for name, parameter in matched.items()}
     ranks = resolve_rank(rank, {name: (matrix.shape[-2], matrix.shape[-1]) for name, matrix in matrices.items()})
 
-    weights = [Weight(name, places[matched[name]], methods[name], ranks[name], split[name]) for name in matched]
+    offloaded = basis_device is not None
+    weights = [
+        Weight(name, places[matched[name]], methods[name], ranks[name], split[name], offloaded) for name in matched
+    ]
     resuming = _fill(weights, list(matched.values()), bases)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     coverage = sum(parameter.numel() for parameter in matched.values()) / trainable
@@ -124,7 +133,8 @@ def _fill(weights: list[Weight], parameters: list[nn.Parameter], path: str | os.
         bases = decompose(weights, parameters)
     states = prepare(weights, parameters, bases)
     for weight, parameter, basis, state in zip(weights, parameters, bases, states):
-        weight.basis, weight.state = basis, state
+        weight.keep(basis)
+        weight.state = state
         weight.skipped = torch.zeros((), dtype=torch.int64, device=parameter.device)
     return any(basis.fingerprint != fingerprint(parameter) for basis, parameter in zip(bases, parameters))
 

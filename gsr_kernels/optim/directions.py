@@ -17,7 +17,7 @@ def directions(weight: Weight, W: Tensor, G: Tensor) -> dict[str, Tensor]:
     ``sigma``; ``g`` and ``rescaled``, the diagonals of ``Uᵀ G V`` and ``Uᵀ G' V``; ``turn_left`` and ``turn_right``,
     the norms of the rows of H and K (paper, equation 3): how fast a step of this gradient turns each singular vector.
     """
-    basis = weight.basis
+    basis = weight.basis.to(G.device)
     split = basis.split(G)
     wide, U, Vh = operands(split, basis)
     N = project(wide, U, Vh)

@@ -249,7 +249,8 @@ class Handle:
         overflow = getattr(optimizer, "found_inf", None) if constraining else None
         if overflow is None or not overflow.item():
             for weight in constraining:
-                weight.method.constrain(weight.basis.split(self._parameter(weight)), weight.basis, weight.state)
+                W = self._parameter(weight)
+                weight.method.constrain(weight.basis.split(W), weight.basis.to(W.device), weight.state)
         if self._refresh_every:
             n = self._refresh_every
             due = [w for i, w in enumerate(self.weights) if (self._steps + i * n // len(self.weights)) % n == 0]
@@ -264,7 +265,8 @@ class Handle:
         bases = decompose(weights, parameters)
         states = prepare(weights, parameters, bases)
         for weight, basis, kept in zip(weights, bases, states):
-            weight.basis, weight.state = basis, kept
+            weight.keep(basis)
+            weight.state = kept
         self._file, self._resuming, self._unconfirmed = None, False, False
 
     def _is_rehearsal(self, gradients: Sequence[Tensor]) -> bool:

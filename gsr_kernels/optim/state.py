@@ -63,9 +63,10 @@ def load_weight_states(
             f"settings given to attach() ({len(other)} weights differ)",
             stacklevel=3,
         )
-    for weight, state in zip(weights, states):
+    for weight, parameter, state in zip(weights, parameters, states):
         entry = saved[weight.name]
-        weight.basis = found.get(weight.name, weight.basis).to(weight.basis.U.device)
+        if weight.name in found:
+            weight.keep(found[weight.name].to(parameter.device))
         weight.state = state
         weight.steps = entry["steps"]
         weight.skipped = torch.full_like(weight.skipped, entry["skipped"])

@@ -7,25 +7,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.methods import Method
 from gsr_kernels.optim.metrics import measure_after, measure_before
+from gsr_kernels.optim.offload import visits
 from gsr_kernels.optim.weights import Weight
 
+# weights with their parameters and gradients
+Live = Sequence[tuple[Weight, Tensor, Tensor]]
 
-def transform(
-    method: Method, live: Sequence[tuple[Weight, Tensor, Tensor]], scale: Tensor | None, record: bool, strict: bool
-) -> None:
+
+def transform(method: Method, live: Live, scale: Tensor | None, record: bool, strict: bool) -> None:
     """Rewrites the gradients of ``(weight, W, G)`` in place and counts; with ``record`` it also measures.
 
     With ``strict`` a gradient that is not finite raises FloatingPointError, by the name of the weight.
     """
     for weight, _, G in live:
         _follow(weight, G)
-    gradients = [weight.basis.split(G) for weight, _, G in live]
-    matrices = [weight.basis.split(W) for weight, W, _ in live]
-    bases = [weight.basis for weight, _, _ in live]
-    states = [weight.state for weight, _, _ in live]
+    for part, bases in visits([weight.basis for weight, _, _ in live], [G.device for _, _, G in live]):
+        _transform(method, live[part], bases, scale, record, strict)
 
+
+def _transform(
+    method: Method, live: Live, bases: list[SpectralBasis], scale: Tensor | None, record: bool, strict: bool
+) -> None:
+    gradients = [basis.split(G) for basis, (_, _, G) in zip(bases, live)]
+    matrices = [basis.split(W) for basis, (_, W, _) in zip(bases, live)]
+    states = [weight.state for weight, _, _ in live]
     before = [measure_before(G, basis) for G, basis in zip(gradients, bases)] if record else []
     finite = method.transform(gradients, matrices, bases, states, scale)
     for (weight, _, _), flags in zip(live, finite):
@@ -41,7 +49,7 @@ def _follow(weight: Weight, gradient: Tensor) -> None:
     """Moves what is kept of a weight to where its gradient is: the model was moved after attach()."""
     if gradient.layout != torch.strided:
         raise TypeError(f"the gradient of {weight.name} is sparse: build the layer with sparse=False")
-    if gradient.device != weight.basis.U.device:
-        weight.basis = weight.basis.to(gradient.device)
+    if gradient.device != weight.skipped.device:
+        weight.keep(weight.basis.to(gradient.device))
         weight.state = {key: value.to(gradient.device) for key, value in weight.state.items()}
         weight.skipped = weight.skipped.to(gradient.device)

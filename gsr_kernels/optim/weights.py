@@ -13,6 +13,7 @@ from gsr_kernels.basis import SpectralBasis, fingerprint, split_heads
 from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import Heads, State
 from gsr_kernels.optim.metrics import Measures
+from gsr_kernels.optim.offload import in_host_memory
 
 
 @dataclass(eq=False)
@@ -24,12 +25,18 @@ class Weight:
     method: Method
     rank: int | None
     heads: Heads
+    # whether the basis stays in host memory
+    offloaded: bool
     basis: SpectralBasis = field(init=False)
     state: State = field(init=False)
     # on the weight's device until they are asked for
     skipped: Tensor = field(init=False)
     measures: Measures = field(default_factory=dict)
     steps: int = 0
+
+    def keep(self, basis: SpectralBasis) -> None:
+        """Takes a basis that lies on the weight's device."""
+        self.basis = in_host_memory(basis) if self.offloaded else basis
 
 
 def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
