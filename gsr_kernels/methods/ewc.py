@@ -44,7 +44,7 @@ class EWC:
         self.fisher: dict[str, Tensor] = {}
         self.anchors: dict[str, Tensor] = {}
 
-    def consolidate(self, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor]) -> None:
+    def consolidate(self, batches: Iterable[Any], loss: Callable[[Any, Any], Tensor]) -> None:
         """Holds the parameters as they are now, as firmly as the loss of a task that was just learned depends on them.
 
         Args:
