@@ -76,7 +76,7 @@ def run_experiment(settings: Settings, pools: Sequence[Pool]) -> Results:
                 results.matrices[title].append(matrix)
                 if seed == 0:
                     results.spectra[title] = spectra(learned)
-                bar.write(f"seed {seed + 1}  {title:<6} F.Ra {matrix.fra():6.2f}  AP {matrix.ap():6.2f}")
+                bar.write(f"seed {seed + 1}  {title:<8} F.Ra {matrix.fra():6.2f}  AP {matrix.ap():6.2f}")
             for title, learn in bounds.items():
                 results.matrices[title].append(learn(course))
     results.seconds = time.perf_counter() - started

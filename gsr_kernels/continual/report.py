@@ -130,7 +130,7 @@ def _row(title: str, after: str, matrices: Sequence[ResultMatrix], row: str, for
 
 
 def _line(title: str, after: str, cells: Sequence[str]) -> str:
-    return f"{title:<5} {after:<15}" + "".join(f" {cell:>10}" for cell in cells)
+    return f"{title:<8} {after:<15}" + "".join(f" {cell:>10}" for cell in cells)
 
 
 def write(folder: Path, settings: Settings, pools: Sequence[Pool], results: Results, text: str) -> None:
