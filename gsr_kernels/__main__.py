@@ -10,6 +10,7 @@ from importlib import import_module
 # a command is a module with add_arguments(parser) and run(args), imported when it is called
 COMMANDS = {
     "continual": ("gsr_kernels.continual.command", "learn tasks one after another and see what is forgotten"),
+    "estimate": ("gsr_kernels.estimate", "what the method costs on a model, from its config.json"),
 }
 
 
