@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+# magnitudes up to 2^±20 are left as they are: float32 holds sums of their fourth powers
+SAFE = 20
+
 
 def finite_and_scaled(W: Tensor) -> tuple[Tensor, Tensor]:
-    """``W [.., m, n]`` in float32 or better, each matrix next to 1, and the powers of two ``[.., 1]`` that this took.
-
-    Squares of 1e20 overflow float32; a power of two is exact.
+    """``W [.., m, n]`` in float32 or better, of harmless magnitude, and the powers of two ``[.., 1]`` that this took.
 
     Raises TypeError where W is not a real floating-point matrix, ValueError where it holds NaN or Inf.
     """
@@ -18,4 +19,6 @@ def finite_and_scaled(W: Tensor) -> tuple[Tensor, Tensor]:
     if not largest.isfinite().all():
         raise ValueError("W holds NaN or Inf: it has no singular value decomposition")
     exponent = largest.frexp().exponent
+    if exponent.abs().max() <= SAFE:
+        return W, torch.zeros_like(exponent.squeeze(-1))
     return torch.ldexp(W, -exponent), exponent.squeeze(-1)

@@ -19,6 +19,10 @@ from gsr_kernels.linalg.scaling import finite_and_scaled
 # in the order in which they take over from each other; a device that is not listed has its matrices done on the CPU
 CHAINS = {"cpu": ("gesdd", "float64"), "cuda": ("polar", "gesvdj", "gesvd", "float64")}
 
+# ``eigh`` errs by roundings of the largest eigenvalue: directions below this share of it are decomposed once more,
+# among themselves
+HEAD = 1e-2
+
 # random vectors that a check multiplies by
 PROBES = 16
 
@@ -139,8 +143,15 @@ def _polar(W: Tensor) -> SVD:
     H = Q.mT @ W
     V = torch.linalg.eigh((H + H.mT) / 2).eigenvectors.flip(-1)
     U = _completed(Q @ V)
+    WV = W @ V
     # u_iᵀ W v_i is nearer to σ_i than the eigenvalue is, and may change the order of neighbours
-    S = (U * (W @ V)).sum(-2)
+    S = (U * WV).sum(-2)
+    head = int((S.abs() > HEAD * S[..., :1].abs()).sum(-1).min())
+    if head and (S[..., head:].abs() > torch.finfo(S.dtype).eps * S[..., :1]).any():
+        tail = _polar(U[..., head:].mT @ WV[..., head:])
+        U = torch.cat([U[..., :head], U[..., head:] @ tail.U], -1)
+        S = torch.cat([S[..., :head], tail.S], -1)
+        V = torch.cat([V[..., :head], V[..., head:] @ tail.Vh.mT], -1)
     U = U * torch.where(S < 0, -1, 1).unsqueeze(-2)
     S, order = S.abs().sort(descending=True, stable=True)
     order = order.unsqueeze(-2)

@@ -1,0 +1,154 @@
+"""The exact SVD against float64, each driver by name; what takes over when one fails; what is refused."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+
+from gsr_kernels.linalg import svd
+from python_tests.linalg.spectra import defect, matrix, reconstruction, spectrum
+
+DRIVERS = ("gesdd", "polar", "float64")
+module = sys.modules["gsr_kernels.linalg.svd"]
+
+
+@pytest.fixture(autouse=True)
+def no_driver_gives_way():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (512, 128), (128, 300)])
+@pytest.mark.parametrize("kind", ["log", "linear"])
+def test_factors_are_orthonormal_and_reconstruct(shape, kind):
+    for condition in (1e2, 1e5):
+        W = matrix(*shape, spectrum(kind, min(shape), condition))
+        for driver in DRIVERS:
+            U, S, Vh = svd(W, driver)
+            assert U.dtype == S.dtype == Vh.dtype == torch.float32
+            assert defect(U) <= 1e-5 and defect(Vh.mT) <= 1e-5
+            assert reconstruction(W, U, S, Vh) <= 5e-6
+            assert (S[1:] <= S[:-1]).all() and (S >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["log", "linear"])
+@pytest.mark.parametrize("condition", [1e2, 1e3, 1e4, 1e5])
+def test_polar_singular_values_are_as_right_as_those_of_lapack(kind, condition):
+    worst = {"polar": 0.0, "gesdd": 0.0}
+    # the worst of several: one matrix may be lucky in either
+    for _ in range(4):
+        W = matrix(160, 128, spectrum(kind, 128, condition))
+        truth = torch.linalg.svdvals(W.double())
+        for driver in worst:
+            worst[driver] = max(worst[driver], ((svd(W, driver).S - truth) / truth).abs().max().item())
+    assert worst["polar"] <= 3 * worst["gesdd"]
+
+
+def test_what_has_no_full_rank_is_completed():
+    duplicates = torch.randn(96, 64)
+    duplicates[:, 10] = duplicates[:, 20] = duplicates[:, 3]
+    square = torch.randn(64, 64)
+    square[:, 7] = square[:, 3]
+    product = torch.randn(128, 10) @ torch.randn(10, 96)
+    for W in (duplicates, square, product, torch.zeros(40, 24), torch.zeros(5, 5)):
+        rank = int(torch.linalg.matrix_rank(W.double()))
+        for driver in DRIVERS:
+            U, S, Vh = svd(W, driver)
+            assert defect(U) <= 1e-5 and defect(Vh.mT) <= 1e-5
+            assert torch.dist(U * S @ Vh, W) <= 5e-6 * W.norm()
+            assert (S[rank:] <= 1e-5 * S[0]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (1, 1), (3, 2)])
+@pytest.mark.parametrize("scale", [1, 1e30, 1e-30])
+def test_thin_huge_and_tiny(shape, scale):
+    W = torch.randn(shape) * scale
+    for driver in DRIVERS:
+        U, S, Vh = svd(W, driver)
+        assert defect(U) <= 1e-5 and defect(Vh.mT) <= 1e-5
+        assert reconstruction(W, U, S, Vh) <= 5e-6
+
+
+def test_batches_are_the_matrices_one_by_one():
+    W = torch.randn(2, 3, 24, 40)
+    W[1, 1] = 0
+    for driver in DRIVERS:
+        U, S, Vh = svd(W, driver)
+        assert U.shape == (2, 3, 24, 24) and S.shape == (2, 3, 24) and Vh.shape == (2, 3, 24, 40)
+        torch.testing.assert_close(S[0, 2], svd(W[0, 2], driver).S, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(U * S.unsqueeze(-2) @ Vh, W, rtol=1e-4, atol=1e-4)
+
+
+def test_dtypes():
+    W = torch.randn(40, 30, dtype=torch.float64)
+    for driver in DRIVERS:
+        assert reconstruction(W, *svd(W, driver)) < 1e-13
+        assert reconstruction(W.bfloat16().float(), *svd(W.bfloat16(), driver)) < 5e-6
+
+
+def test_lower_matmul_precision_does_not_reach_it_and_stays_set():
+    W = matrix(128, 128, spectrum("log", 128, 1e3))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert reconstruction(W, *svd(W, "polar")) <= 5e-6
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("spoil", ["nan", "rotated", "raise"])
+def test_the_next_driver_takes_over_for_what_fails_and_says_so(monkeypatch, spoil):
+    W = torch.randn(3, 20, 16)
+    drive = module._drive
+
+    def spoilt(matrices, driver):
+        if driver != "gesdd":
+            return drive(matrices, driver)
+        if spoil == "raise":
+            raise torch.linalg.LinAlgError("did not converge")
+        result = drive(matrices, driver)
+        if spoil == "nan":
+            result.U[1, 0, 0] = torch.nan
+        else:
+            result.Vh[1] = result.Vh[1].flip(0)
+        return result
+
+    monkeypatch.setattr(module, "_drive", spoilt)
+    failed = 3 if spoil == "raise" else 1
+    with pytest.warns(UserWarning, match=f"gesdd failed its checks on {failed} of 3 matrices 20x16; float64 takes over"):
+        result = svd(W)
+    assert reconstruction(W, *result) < 5e-6
+
+
+def test_no_result_is_better_than_a_wrong_one(monkeypatch):
+    drive = module._drive
+    monkeypatch.setattr(module, "_drive", lambda W, driver: module.SVD(*(2 * factor for factor in drive(W, driver))))
+    with (
+        pytest.warns(UserWarning, match="takes over"),
+        pytest.raises(torch.linalg.LinAlgError, match="1 of 1 matrices 20x16"),
+    ):
+        svd(torch.randn(20, 16))
+
+
+def test_bad_input_is_refused():
+    for value in (torch.nan, torch.inf):
+        W = torch.randn(4, 3)
+        W[1, 2] = value
+        with pytest.raises(ValueError, match="NaN or Inf"):
+            svd(W)
+    for W in (torch.ones(3), torch.ones(3, 3, dtype=torch.int64), torch.ones(0, 3), torch.ones(2, 2).cfloat()):
+        with pytest.raises(TypeError, match="real, non-empty floating-point matrix"):
+            svd(W)
+    with pytest.raises(ValueError, match="gesdd, float64, polar on cpu, got 'gesvdj'"):
+        svd(torch.ones(2, 2), driver="gesvdj")
+
+
+def test_the_argument_is_left_as_it_was():
+    W = torch.randn(30, 20, requires_grad=True)
+    before = W.detach().clone()
+    for driver in DRIVERS:
+        assert not svd(W, driver).U.requires_grad
+    assert torch.equal(W, before)
