@@ -18,6 +18,7 @@ from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
 from gsr_kernels.optim.directions import directions
 from gsr_kernels.optim.metrics import overview, summarize
+from gsr_kernels.optim.names import some
 from gsr_kernels.optim.report import describe, findings
 from gsr_kernels.optim.supported import innermost
 from gsr_kernels.optim.targets import Target
@@ -118,7 +119,7 @@ class Handle:
         """
         found = [weight for weight in self.weights if weight.name == name]
         if not found:
-            raise ValueError(f"name must be one of {', '.join(self.bases)}, got {name!r}")
+            raise ValueError(f"name must be one of {some(self.bases)}, got {name!r}")
         W = self._parameter(found[0])
         if W.grad is None:
             raise ValueError(f"{name} has no gradient: call directions() between backward() and optimizer.step()")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gsr_kernels.basis import split_heads
 from gsr_kernels.methods.base import Heads
+from gsr_kernels.optim.names import some
 from gsr_kernels.optim.rank import ends_with
 from gsr_kernels.optim.targets import Target
 
@@ -23,7 +24,7 @@ def resolve_heads(heads: Mapping[str, int | tuple[int, int]] | None, matched: Se
     for pattern, value in (heads or {}).items():
         chosen = [target for target in matched if ends_with(pattern, target.name)]
         if not chosen:
-            raise ValueError(f"heads: the pattern {pattern!r} matches none of {', '.join(resolved)}")
+            raise ValueError(f"heads: the pattern {pattern!r} matches none of {some(resolved)}")
         for target in chosen:
             try:
                 split_heads(target.parameter, value)

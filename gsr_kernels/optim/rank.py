@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from gsr_kernels.optim.names import some
+
 Rank = int | float | Mapping[str, int | float] | None
 
 
@@ -26,7 +28,7 @@ def resolve_rank(rank: Rank, shapes: Mapping[str, tuple[int, int]]) -> dict[str,
     for pattern, value in rank.items():
         matched = {name: shape for name, shape in shapes.items() if ends_with(pattern, name)}
         if not matched:
-            raise ValueError(f"rank: the pattern {pattern!r} matches none of {', '.join(shapes)}")
+            raise ValueError(f"rank: the pattern {pattern!r} matches none of {some(shapes)}")
         resolved |= _clamp(value, matched)
     return resolved
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gsr_kernels.optim.names import some
 from gsr_kernels.optim.targets import Target
 from gsr_kernels.optim.weights import Weight
 
@@ -46,6 +47,6 @@ def findings(weights: Sequence[Weight], steps: int) -> list[str]:
         return []
     return [
         f"{len(idle)} of {len(weights)} matched weights have had no gradient at any step "
-        f"({', '.join(idle[:5])}{', …' if len(idle) > 5 else ''}): they are frozen, unused, or gradients are "
+        f"({some(idle)}): they are frozen, unused, or gradients are "
         "set to None before optimizer.step()"
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gsr_kernels.optim.names import some
 from gsr_kernels.optim.rank import ends_with
 
 Rho = float | Mapping[str, float]
@@ -25,9 +26,9 @@ def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
     for pattern, value in rho.items():
         chosen = [name for name in names if ends_with(pattern, name)]
         if not chosen:
-            raise ValueError(f"rho: the pattern {pattern!r} matches none of {', '.join(names)}")
+            raise ValueError(f"rho: the pattern {pattern!r} matches none of {some(names)}")
         resolved |= dict.fromkeys(chosen, value)
     left = [name for name in names if name not in resolved]
     if left:
-        raise ValueError(f"rho: no pattern matches {', '.join(left)}; let '.*' come first for all the others")
+        raise ValueError(f"rho: no pattern matches {some(left)}; let '.*' come first for all the others")
     return resolved

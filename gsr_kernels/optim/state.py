@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, load_bases
 from gsr_kernels.methods.base import State
+from gsr_kernels.optim.names import some
 from gsr_kernels.optim.weights import Weight, prepare
 
 FORMAT_VERSION = 1
@@ -51,8 +52,8 @@ def load_weight_states(
     names = {weight.name for weight in weights}
     if names != saved.keys():
         raise ValueError(
-            f"the checkpoint holds other weights: it lacks {_some(names - saved.keys())} and has "
-            f"{_some(saved.keys() - names)} beside them; attach() with the targets that it was made with"
+            f"the checkpoint holds other weights: it lacks {some(sorted(names - saved.keys()))} and has "
+            f"{some(sorted(saved.keys() - names))} beside them; attach() with the targets that it was made with"
         )
     found = _find([weight for weight in weights if not _same(weight.basis, saved[weight.name])], saved, bases, wanted)
     states = _states(weights, parameters, saved, found)
@@ -92,7 +93,7 @@ def _find(
         here = f", not in {os.fspath(path)}" if path is not None else ""
         raise ValueError(
             f"bases: the checkpoint needs those of {len(missing)} weights as they were when its task began "
-            f"({_some(missing)}). They were kept {source}{here}. Give attach() or load_state_dict() that file as bases="
+            f"({some(missing)}). They were kept {source}{here}. Give attach() or load_state_dict() that file as bases="
         )
     return found
 
@@ -115,8 +116,3 @@ def _states(
 
 def _same(basis: SpectralBasis, entry: Mapping[str, Any]) -> bool:
     return basis.fingerprint == entry["fingerprint"] and basis.rank == entry["rank"]
-
-
-def _some(names: set[str] | Sequence[str]) -> str:
-    ordered = sorted(names) or ["nothing"]
-    return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")

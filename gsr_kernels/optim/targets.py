@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from gsr_kernels.optim.names import some
+
 OUTPUT_NAMES = {"lm_head", "embed_out", "output_embeddings"}
 
 WAYS_OUT = {
@@ -73,8 +75,7 @@ def _overview(found: list[Target]) -> str:
     lines = []
     for reason, matrices in by_reason.items():
         note = f"{reason}: {WAYS_OUT[reason]}" if reason in WAYS_OUT else reason
-        more = f" and {len(matrices) - 3} more" if len(matrices) > 3 else ""
-        lines.append(f"  {note}\n    {', '.join(matrices[:3])}{more}")
+        lines.append(f"  {note}\n    {some(matrices)}")
     return "\n".join(lines) or "  no matrix at all"
 
 
