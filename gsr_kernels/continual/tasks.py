@@ -45,9 +45,7 @@ class Pool:
         # a dict keeps the order, so that a seed means the same everywhere
         object.__setattr__(self, "rows", tuple(dict.fromkeys(self.rows)))
         if len(self.rows) < 2:
-            raise ValueError(
-                f"{self.about}: {len(self.rows)} distinct rows, but one to learn and one to score are needed"
-            )
+            raise ValueError(f"{self.about}: needs a row to learn and one to score, has {len(self.rows)} distinct")
 
     def draw(self, seed: int) -> Task:
         """Shuffled: a fifth of the rows, at most ``TEST_ROWS``, for the score, the others for training."""

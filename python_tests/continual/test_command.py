@@ -1,0 +1,159 @@
+"""The command from its flags to its folder, on a tiny model and tiny tasks; every bad input."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from gsr_kernels.__main__ import main
+from gsr_kernels.continual import experiment
+from gsr_kernels.continual.methods import METHODS
+from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
+from gsr_kernels.continual.tasks import GENERAL, Pool
+
+TINY = ["--width", "16", "--layers", "1", "--pretrain-steps", "3", "--steps", "4", "--lr", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    generator = random.Random(0)
+    for name in ("apples", "pears"):
+        rows = [{"prompt": f"{name[0]}{i}", "completion": generator.choice(["yes", "no"])} for i in range(12)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_text():
+    """A pretraining text that takes no time to read."""
+    generator = random.Random(1)
+    pool = Pool(GENERAL, "noise", tuple((b"", generator.randbytes(16)) for _ in range(50)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "general_pool", lambda: pool)
+        yield
+
+
+def measured(folder):
+    text = json.loads((folder / "results.json").read_text())
+    return {
+        title: [ResultMatrix.from_json(json.dumps(matrix)) for matrix in each]
+        for title, each in text["matrices"].items()
+    }
+
+
+def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
+    out = tmp_path / "runs" / "one"
+    assert main(["continual", "--data", data, "--out", str(out), "--seeds", "2", "--bounds", *TINY]) == 0
+    printed = capsys.readouterr().out
+    assert {file.name for file in out.iterdir()} == {
+        "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt"
+    }  # fmt: skip
+    assert (out / "table.txt").read_text() in printed
+    assert "GSR" in printed and "Seed by seed, + is better" in printed
+
+    matrices = measured(out)
+    assert {title: len(each) for title, each in matrices.items()} == dict.fromkeys(["SeqFT", "GSR", "PerFT", "MTL"], 2)
+    for seqft, gsr, perft, mtl in zip(*matrices.values()):
+        assert seqft.columns == ("general", "apples", "pears")
+        for matrix in (gsr, perft, mtl):
+            assert all(matrix.score(task, BEFORE) == seqft.score(task, BEFORE) for task in matrix.columns)
+        # the first task alone is the first task of the sequence
+        assert all(perft.score(task, "apples") == seqft.score(task, "apples") for task in seqft.columns)
+        with pytest.raises(ValueError, match="after apples is missing"):
+            mtl.score("apples", "apples")
+        assert 0 <= mtl.ap() <= 100
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["steps"] == 4 and config["tasks"]["pears"]["rows"] == 12
+    assert config["threads"] == torch.get_num_threads()
+    for line in (out / "table.txt").read_text().splitlines():
+        if line.startswith("SeqFT pears"):
+            last = [matrix.ap() for matrix in matrices["SeqFT"]]
+            assert line.split()[-1].startswith(f"{sum(last) / 2:.1f}±")
+
+
+def test_equal_seeds_give_equal_numbers(data, tmp_path):
+    for name in ("one", "two"):
+        assert main(["continual", "--data", data, "--out", str(tmp_path / name), "--seeds", "1", *TINY]) == 0
+    one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
+    assert one == two
+    assert "one seed cannot tell" in (tmp_path / "one" / "table.txt").read_text()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs(name, data, tmp_path):
+    out = tmp_path / "out"
+    assert main(["continual", "--data", data, "--out", str(out), "--method", name, "--seeds", "1", *TINY]) == 0
+    assert list(measured(out)) == [METHODS[name].title]
+
+
+def test_a_rank_is_a_number_or_a_share(data, tmp_path):
+    for rank in ("3", "0.5"):
+        out = tmp_path / rank
+        arguments = ["--data", data, "--out", str(out), "--method", "gsr", "--rank", rank, "--seeds", "1", *TINY]
+        assert main(["continual", *arguments]) == 0
+        assert json.loads((out / "config.json").read_text())["settings"]["method"]["rank"] == float(rank)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rho", "1.5"], "rho"),
+        (["--rho", "nan"], "rho"),
+        (["--rank", "0"], "rank"),
+        (["--rank", "1000"], "rank"),
+        (["--rank", "1.5"], "rank"),
+        (["--rank", "many"], "rank"),
+        (["--method", "magic"], "--method magic is unknown; there are seqft, gsr"),
+        (["--method", "gsr,gsr"], "--method gsr is given twice"),
+        (["--method", "gsr,"], "--method"),
+        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--seeds", "two"], "seeds"),
+        (["--steps", "-1"], "steps must be at least 1"),
+        (["--pretrain-steps", "0"], "pretrain_steps must be at least 1"),
+        (["--lr", "0"], "lr must be positive and finite"),
+        (["--lr", "inf"], "lr must be positive and finite"),
+        (["--width", "12"], "width 12 must be a multiple"),
+        (["--layers", "0"], "layers must be at least 1"),
+        (["--data", "absent"], "--data absent is no folder"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_bad_flags_end_in_one_line_and_change_nothing(flags, message, data, tmp_path, capsys):
+    # flags given later win
+    arguments = ["continual", "--data", data, "--out", str(tmp_path / "out"), *TINY, *flags]
+    assert refused(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: " in error and message in error
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["magic"], ["continual"]])
+def test_a_command_and_its_folder_are_wanted(arguments, capsys):
+    assert refused(arguments) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_malformed_row_is_named(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    assert refused(["continual", "--data", str(tmp_path), "--out", str(tmp_path / "out"), *TINY]) == 2
+    assert f"{tmp_path / 'a.jsonl'}:2: 'completion' must be a text" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_already_is_left_alone(data, tmp_path, capsys):
+    (tmp_path / "kept").write_text("mine")
+    for out in (tmp_path, tmp_path / "kept"):
+        assert refused(["continual", "--data", data, "--out", str(out), *TINY]) == 2
+        assert f"--out {out} exists and is no empty folder" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_text() == "mine"
+
+
+def refused(arguments):
+    """The exit code, whether argparse or the command says no."""
+    try:
+        return main(arguments)
+    except SystemExit as error:
+        return error.code
