@@ -1,0 +1,220 @@
+"""``python bench/aot.py [--all]``: every kernel compiled without a GPU, and what came of it.
+
+One row a kernel, configuration and architecture: registers and stack bytes of a thread, shared bytes of a block, the
+matrix instruction, the narrowest load of a matrix tile in bytes, and how tiles travel. By default what sm_90 runs on
+aligned operands and a sample of sm_80 and sm_100; with ``--all`` everything.
+
+Exits with 1 where an sm_90 kernel spills more than 64 bytes, shared memory exceeds the architecture's, a 16-bit product
+for sm_90 has no wgmma, or a kernel for aligned operands loads matrix tiles by less than 16 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from tqdm import tqdm
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gsr_kernels.backends.triton import product, recompose, rescale, skew, step_kernels
+from gsr_kernels.backends.triton.configurations import BLOCK, configuration, options
+from gsr_kernels.backends.triton.precision import PRODUCTS
+from gsr_kernels.backends.triton.product import TYPES
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
+SPILL = 64
+COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], (0x[0-9a-f]+|\d+)")
+LOAD = re.compile(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+) ")
+COLUMNS = {
+    "kernel": 42, "configuration": 18, "sm": 3, "registers": 9, "stack": 5, "shared": 6, "instruction": 11,
+    "narrowest": 9, "tiles by": 8, "fails": 0,
+}  # fmt: skip
+# (transposed, stored): square and kept wide, kept tall, dropped wide, dropped tall
+FORMS = {"inside": (False, False), "inside tall": (True, False), "wide": (False, True), "tall": (True, True)}
+POINTERS = {
+    "table": "*i64", "tiles": "*i32", "finite": "*i1", "rho": "*fp32", "partials": "*fp32", "extremes": "*fp32",
+    "delta": "*fp32", "scales": "*fp32", "g": "*fp32", "start": "i32", "count": "i32", "floor": "fp32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel to compile."""
+
+    kernel: Any
+    name: str
+    architecture: int
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+    product: bool = False
+    aligned: bool = False
+
+
+def step_cases(architecture: int) -> Iterator[Case]:
+    """The kernels of the fused step, in every form and pair of dtypes that Triton computes."""
+    for (gradient, stored_as), how in PRODUCTS.items():
+        if how.by != "triton":
+            continue
+        pair = f"{TYPES[gradient]} x {TYPES[stored_as]}"
+        dtypes = {"G_DTYPE": TYPES[gradient], "DTYPE": TYPES[stored_as]}
+        for form, (transposed, stored) in FORMS.items():
+            shape = {"TRANSPOSED": transposed, "STORED": stored}
+            for align in (8, 1):
+                for name, converted in (("first_product", how.converted), ("second_product", not stored)):
+                    # the second product does not ask which way the first one was taken, unless it was stored
+                    if name == "second_product" and form == "inside tall":
+                        continue
+                    cut = configuration(name, architecture, converted)
+                    yield Case(
+                        getattr(step_kernels, name), f"{name} {pair} {form}" + ("" if align > 1 else ", unaligned"),
+                        architecture, POINTERS, {**dtypes, **shape, "ALIGN": align, **cut.sizes}, cut.options,
+                        product=True, aligned=align > 1,
+                    )  # fmt: skip
+
+
+def row_cases(architecture: int) -> Iterator[Case]:
+    """The other kernels of the step, and the stage operators."""
+    for operand in (tl.float16, tl.bfloat16):
+        for form, (transposed, stored) in FORMS.items():
+            shape = {"DTYPE": operand, "TRANSPOSED": transposed}
+            if form != "inside tall":
+                constants = {**shape, "STORED": stored, "BLOCK": BLOCK}
+                yield Case(step_kernels.rescale_all, f"rescale_all {operand} {form}", architecture, POINTERS, constants,
+                           options(num_warps=8))  # fmt: skip
+            if stored:
+                cut = configuration("first_product", architecture, False)
+                constants = {**shape, "ALIGN": 8, "BM": cut.BM, "BN": cut.BN}
+                yield Case(step_kernels.fold, f"fold {operand} {form}", architecture, POINTERS, constants,
+                           options(num_warps=8), aligned=True)  # fmt: skip
+    for gradient in TYPES.values():
+        constants = {"G_DTYPE": gradient, "BLOCK": BLOCK}
+        yield Case(step_kernels.largest, f"largest {gradient}", architecture, POINTERS, constants, options())
+    for dtype in (tl.float16, tl.bfloat16, tl.float32):
+        p = f"*{dtype}"
+        pointers = dict.fromkeys(("n", "s", "h", "k", "g", "p_a", "p_b", "p_c"), p)
+        yield Case(skew.turn, f"skew {dtype}", architecture, pointers | {"size": "i32", "gap": "fp32"},
+                   {"SIDE": skew.SIDE}, options())  # fmt: skip
+        yield Case(recompose.middle, f"recompose {dtype}", architecture, pointers | {"out": "*fp32", "size": "i32"},
+                   {"SIDE": recompose.SIDE}, options())  # fmt: skip
+        rows = pointers | {"work": "*fp32", "out": "*fp32", "k": "i32", "rho": "fp32", "floor": "fp32"}
+        yield Case(rescale.rescale_rows, f"rescale {dtype}", architecture, rows, {"BLOCK": BLOCK}, options())
+        yield Case(product.multiply, f"project, recompose {dtype}", architecture, pointers,
+                   {"DTYPE": dtype, "BM": 64, "BN": 64, "BK": 32}, options(num_warps=4, num_stages=2),
+                   product=dtype != tl.float32)  # fmt: skip
+
+
+def cases(everything: bool) -> Iterator[Case]:
+    """What is compiled: what sm_90 runs on aligned operands and a sample of the others, or everything."""
+    for architecture in (90, 80, 100):
+        found = [*step_cases(architecture), *row_cases(architecture)]
+        if not everything:
+            found = [case for case in found if case.aligned or not case.product]
+        yield from found if everything or architecture == 90 else found[:24:8]
+
+
+def report(case: Case) -> dict[str, Any]:
+    """Compiles and looks at what came of it."""
+    names = case.kernel.arg_names
+    kinds = {name: case.signature.get(name, "i32") for name in names if name not in case.constants}
+    signature = {name: kinds.get(name, "constexpr") for name in names}
+    divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    constants = {(names.index(name),): value for name, value in case.constants.items()}
+    compiled = triton.compile(
+        ASTSource(case.kernel, signature, constants, divisible),
+        target=GPUTarget("cuda", case.architecture, 32),
+        options=case.options,
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    ptx = compiled.asm["ptx"]
+    instructions = [name for name in ("tcgen05.mma", "wgmma.mma", "mma.sync") if name in ptx]
+    cut = [str(case.constants[name]) for name in ("BM", "BN", "BK") if name in case.constants]
+    row = {
+        "kernel": case.name,
+        "configuration": "x".join(cut) + f" {case.options['num_warps']}w {case.options['num_stages']}s",
+        "sm": case.architecture,
+        "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
+        "stack": int(re.findall(r"STACK:(\d+)", usage)[0]),
+        "shared": compiled.metadata.shared,
+        "instruction": instructions[0].split(".")[0] if instructions else "",
+        "narrowest": narrowest_tile_load(ptx),
+        "tiles by": "TMA" if "cp.async.bulk.tensor" in ptx else "cp.async" if "cp.async.c" in ptx else "loads",
+    }
+    row["fails"] = "; ".join(failures(case, row))
+    return row
+
+
+def narrowest_tile_load(ptx: str) -> int | None:
+    """Bytes of the narrowest load that a line of tiles.py became; None where there is none."""
+    widths, inside = [], False
+    for line in ptx.splitlines():
+        if "\t.loc\t" in line:
+            inside = "// tiles.py" in line
+        elif inside and (
+            copy := re.search(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], (0x[0-9a-f]+|\d+)", line)
+        ):
+            widths.append(int(copy[1], 0))
+        elif inside and (load := re.search(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+) ", line)):
+            widths.append(int(load[1] or 1) * int(load[2]) // 8)
+    return min(widths, default=None)
+
+
+def failures(case: Case, row: dict[str, Any]) -> Iterator[str]:
+    """What must not ship."""
+    if row["sm"] == 90 and row["stack"] > SPILL:
+        yield f"spills {row['stack']} bytes"
+    if row["shared"] > SHARED[row["sm"]]:
+        yield f"needs {row['shared']} bytes of shared memory"
+    if row["sm"] == 90 and case.product and row["instruction"] != "wgmma":
+        yield "no wgmma"
+    if case.aligned and (row["narrowest"] or 0) < 16:
+        yield f"loads {row['narrowest']} bytes"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    return "  ".join(f"{row[column]!s:{width}}" for column, width in COLUMNS.items()).rstrip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every configuration of every architecture")
+    parser.add_argument("--only", default="", help="kernels whose name holds this")
+    parser.add_argument("--sm", type=int, help="this architecture alone")
+    arguments = parser.parse_args()
+    chosen = [case for case in cases(arguments.all) if arguments.only in case.name]
+    chosen = [case for case in chosen if arguments.sm in (None, case.architecture)]
+    if not chosen:
+        parser.error(f"no kernel's name holds {arguments.only!r}")
+    print(line(dict(zip(COLUMNS, COLUMNS))))
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ.setdefault("TRITON_CACHE_DIR", cache)
+        for case in tqdm(chosen, desc="compiling", unit="kernel"):
+            rows.append(report(case))
+            tqdm.write(line(rows[-1]))
+    failed = sum(bool(row["fails"]) for row in rows)
+    print(f"{len(rows)} kernels, {failed} fail; torch {torch.__version__}, triton {triton.__version__}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

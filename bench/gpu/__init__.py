@@ -1,0 +1,1 @@
+"""Measurements that only a GPU can make: ``python -m bench.gpu``."""

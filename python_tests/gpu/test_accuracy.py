@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient
+from python_tests.gpu.weights import BF16, FP16, FP32, PAIRS, RAGGED, SHAPES, draw
+from python_tests.oracle import assert_as_good, diagonal, double, error, two_products
+
+MODES = ["drop", "keep"]
+
+
+def step(G, basis, rho, mode, out=None):
+    out = torch.full_like(G, torch.nan) if out is None else out
+    return rescale_gradient(G, basis.U, basis.S, basis.Vh, rho, mode, out), out
+
+
+def check(G, basis, mode, rho=0.5):
+    """g, and the step from g to G' apart, at most twice as far from float64 as torch in the basis's dtype."""
+    g, out = step(G, basis, rho, mode)
+    U, S, Vh, G64 = double(basis.U, basis.S, basis.Vh, G)
+    stored = basis.U.dtype
+    floor = max(torch.finfo(stored).eps, torch.finfo(G.dtype).eps)
+    assert_as_good(g, diagonal(G64, U, Vh), diagonal(G.to(stored), basis.U, basis.Vh), floor)
+    truth = two_products(G64, g.double(), U, S, Vh, rho, mode)
+    same = two_products(G.to(stored), g.to(stored), basis.U, basis.S.to(stored), basis.Vh, rho, mode)
+    assert_as_good(out, truth, same, floor)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes_of_models(shape, mode, pair):
+    basis, G = draw(shape, *pair)
+    check(G, basis, mode)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", RAGGED, ids=str)
+def test_ragged(shape, mode, pair):
+    basis, G = draw(shape, *pair)
+    check(G, basis, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(2048, 2048), (8192, 2048)], ids=str)
+def test_truncated(shape, mode):
+    basis, G = draw(shape, BF16, FP16, rank=256)
+    check(G, basis, mode)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(512, 512), (768, 256), (256, 768)], ids=str)
+def test_any_magnitude_fits_fp16(shape, mode, scale):
+    basis, G = draw(shape, FP32, FP16, scale=scale)
+    g, out = step(G, basis, 0.5, mode)
+    U, S, Vh, G64 = double(basis.U, basis.S, basis.Vh, G)
+    assert error(g.double() / scale, diagonal(G64, U, Vh) / scale) < torch.finfo(FP16).eps
+    truth = two_products(G64 / scale, g.double() / scale, U, S, Vh, 0.5, mode)
+    assert error(out.double() / scale, truth) < torch.finfo(FP16).eps
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(2, 256, 256), (2, 384, 128), (2, 128, 384)], ids=str)
+def test_what_is_not_finite_comes_back(shape, mode, wrong):
+    basis, G = draw(shape, BF16, FP16)
+    _, right = step(G, basis, 0.5, mode)
+    G[0, 3, 17] = wrong
+    g, out = step(G, basis, 0.5, mode)
+    assert g.isfinite().all(-1).tolist() == [False, True]
+    torch.testing.assert_close(out[0], G[0], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(out[1], right[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(1024, 1024), (1024, 512), (512, 1024)], ids=str)
+def test_in_place_and_unaligned_are_the_same(shape, mode):
+    basis, G = draw(shape, BF16, FP16)
+    _, right = step(G, basis, 0.5, mode)
+    unaligned = torch.empty(G.numel() + 1, dtype=G.dtype)[1:].view(shape).copy_(G)
+    step(unaligned, basis, 0.5, mode, out=unaligned)
+    assert torch.equal(unaligned, right)
+    step(G, basis, 0.5, mode, out=G)
+    assert torch.equal(G, right)
+
+
+def test_rho_zero_is_the_identity():
+    basis, G = draw((1024, 512), BF16, FP16)
+    assert torch.equal(step(G, basis, 0.0, "keep")[1], G)
