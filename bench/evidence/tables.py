@@ -59,7 +59,7 @@ def outcome(records: list[dict]) -> str:
     return _table(["method", "lr", "seeds", "AP ↑", "BWT ↑", "learning accuracy ↑"], rows)
 
 
-def against_baseline(records: list[dict], key: str = "AP") -> str:
+def against_baseline(records: list[dict], key: str) -> str:
     names = [name for name in compared(records) if name != BASELINE]
     return _comparisons(records, [(CONFIGURATIONS[name].title, name, BASELINE) for name in names], key)
 
