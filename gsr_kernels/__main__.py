@@ -7,8 +7,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+import gsr_kernels
+
 # a command is a module with add_arguments(parser) and run(args), imported when it is called
 COMMANDS = {
+    "bases": ("gsr_kernels.bases", "the singular bases of a model, from its safetensors, ahead of training"),
+    "inspect": ("gsr_kernels.spectra", "spectra, effective ranks and condition numbers of a model's weights"),
     "continual": ("gsr_kernels.continual.command", "learn tasks one after another and see what is forgotten"),
     "estimate": ("gsr_kernels.estimate", "what the method costs on a model, from its config.json"),
 }
@@ -17,7 +21,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0, or 2 after bad input, of which one line on stderr says what and what to do."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m gsr_kernels", description=import_module("gsr_kernels").__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gsr_kernels", description=gsr_kernels.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, about) in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)

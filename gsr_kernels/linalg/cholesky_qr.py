@@ -34,7 +34,7 @@ def cholesky_qr(W: Tensor) -> QR:
         factor, info = torch.linalg.cholesky_ex(gram, upper=True)
         Q, R = torch.linalg.solve_triangular(factor, Q, upper=True, left=False), factor @ R
         # Cholesky is exact to rounding on a Gram matrix this close to the identity
-        if ((info == 0) & (distance < 0.5)).all():
+        if not shifted and ((info == 0) & (distance < 0.5)).all():
             return QR(Q, R)
     return QR(*torch.linalg.qr(W))
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gsr_kernels.basis import SpectralBasis, fingerprint, split_heads
+from gsr_kernels.linalg.cost import progress, svd_cost
 from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import Heads, State
 from gsr_kernels.optim.metrics import Measures
@@ -40,16 +40,22 @@ class Weight:
 
 
 def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
-    """A new basis of every parameter, under a progress bar, with the fingerprint of the weight that it came from."""
-    bases = []
-    pairs = tqdm(list(zip(weights, parameters)), "singular bases", unit="weight", leave=False, disable=None)
-    for weight, parameter in pairs:
-        try:
-            basis = weight.method.decompose(weight.name, parameter.detach(), weight.rank, weight.heads)
-        except ValueError as error:
-            raise ValueError(f"{weight.name}: {error}") from error
-        bases.append(replace(basis, fingerprint=fingerprint(parameter)))
-    return bases
+    """A new basis of every parameter, with the fingerprint of the weight that it came from.
+
+    The most costly first, when the least is held beside its workspace, under a progress bar weighted by cost.
+    """
+    costs = [svd_cost(parameter.shape) for parameter in parameters]
+    bases: dict[int, SpectralBasis] = {}
+    with progress("singular bases", sum(costs)) as bar:
+        for place in sorted(range(len(weights)), key=lambda place: -costs[place]):
+            weight, parameter = weights[place], parameters[place]
+            try:
+                basis = weight.method.decompose(weight.name, parameter.detach(), weight.rank, weight.heads)
+            except ValueError as error:
+                raise ValueError(f"{weight.name}: {error}") from error
+            bases[place] = replace(basis, fingerprint=fingerprint(parameter))
+            bar.update(costs[place])
+    return [bases[place] for place in range(len(weights))]
 
 
 def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:

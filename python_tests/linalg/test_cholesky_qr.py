@@ -1,0 +1,32 @@
+"""Thin QR by Cholesky factors, up to where reflections take over."""
+
+import pytest
+import torch
+
+from gsr_kernels.linalg.cholesky_qr import cholesky_qr, orthonormal
+from python_tests.linalg.spectra import defect, matrix, spectrum
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (64, 64), (5, 1)])
+@pytest.mark.parametrize("condition", [1e0, 1e3, 1e5, 1e9])
+def test_orthonormal_triangular_and_exact(shape, condition):
+    W = matrix(*shape, spectrum("log", shape[1], condition))
+    Q, R = cholesky_qr(W)
+    assert defect(Q) <= 2e-6
+    assert torch.equal(R, R.triu())
+    assert torch.dist(Q @ R, W) <= 2e-6 * W.norm()
+
+
+def test_batches_with_a_matrix_without_rank():
+    W = torch.randn(3, 30, 8)
+    W[1] = 0
+    W[2, :, 4] = W[2, :, 3]
+    Q, R = cholesky_qr(W)
+    assert defect(Q) <= 2e-6
+    torch.testing.assert_close(Q @ R, W)
+
+
+def test_a_basis_of_the_same_columns():
+    Y = torch.randn(50, 7)
+    Q = orthonormal(Y)
+    torch.testing.assert_close(Q @ (Q.T @ Y), Y, rtol=1e-5, atol=1e-5)
