@@ -43,12 +43,17 @@ def attach_to(trainer: Trainer, **settings: Any) -> None:
 
     def create(model: nn.Module) -> Optimizer:
         trainer.optimizer_cls_and_kwargs = own
-        optimizer = trainer.create_optimizer(model)
+        try:
+            optimizer = trainer.create_optimizer(model)
+        finally:
+            # a Trainer with model_init makes another optimizer for every train()
+            trainer.optimizer_cls_and_kwargs = factory
         attach(model, optimizer, **settings)
         return optimizer
 
     # whatever is no optimizer class is called twice: for the factory, and for the optimizer
-    trainer.optimizer_cls_and_kwargs = (lambda: create, {})  # type: ignore[assignment]
+    factory: Any = (lambda: create, {})
+    trainer.optimizer_cls_and_kwargs = factory
     # first, so that the reporters that come after it see what it adds
     trainer.callback_handler.callbacks.insert(0, LogCallback())
 

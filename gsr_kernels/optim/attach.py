@@ -126,9 +126,11 @@ def attach(
 
 def _fill(weights: list[Weight], parameters: list[nn.Parameter], path: str | os.PathLike[str] | None) -> bool:
     """Gives the weights their bases; says whether those of the file were taken from other weights."""
+    resuming = False
     if path is not None and Path(path).exists():
         stored = load_bases(path, [weight.name for weight in weights])
         bases = stored_bases(weights, parameters, stored, os.fspath(path))
+        resuming = any(basis.fingerprint != fingerprint(W) for basis, W in zip(bases, parameters))
     else:
         bases = decompose(weights, parameters)
     states = prepare(weights, parameters, bases)
@@ -136,7 +138,7 @@ def _fill(weights: list[Weight], parameters: list[nn.Parameter], path: str | os.
         weight.keep(basis)
         weight.state = state
         weight.skipped = torch.zeros((), dtype=torch.int64, device=parameter.device)
-    return any(basis.fingerprint != fingerprint(parameter) for basis, parameter in zip(bases, parameters))
+    return resuming
 
 
 def _resolve_methods(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsr_kernels.basis import SpectralBasis, save_bases
+from gsr_kernels.basis import SpectralBasis, fingerprint, save_bases
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
 from gsr_kernels.optim.directions import directions
@@ -233,6 +233,8 @@ class Handle:
         if self._rehearsed:
             return
         self._check_resumed()
+        if not self._steps:
+            self._check_unchanged(parameters)
         record = bool(self._record_every) and self._steps % self._record_every == 0
         self._steps += 1
         # a fused optimizer divides by the scale of a GradScaler inside its step
@@ -287,6 +289,16 @@ class Handle:
             warnings.warn(
                 "gsr_kernels: the optimizer's state came from a checkpoint that holds nothing for the method; the "
                 "bases are those of the weights in attach(). To resume within a task, load handle.state_dict() as well",
+                stacklevel=2,
+            )
+
+    def _check_unchanged(self, parameters: Sequence[Tensor]) -> None:
+        changed = [w.name for w, W in zip(self.weights, parameters) if w.basis.fingerprint != fingerprint(W)]
+        if changed:
+            warnings.warn(
+                f"gsr_kernels: {len(changed)} weights have changed between attach() and the first step "
+                f"({some(changed)}): the bases are those from before. Load or convert a model before attach(), or call "
+                "handle.refresh()",
                 stacklevel=2,
             )
 

@@ -90,7 +90,7 @@ def _find(
     missing = [name for name in names if name not in found or not _same(found[name], saved[name])]
     if missing:
         source = f"in {wanted}" if wanted else "in no file: call handle.save_bases(path) before saving a checkpoint"
-        here = f", not in {os.fspath(path)}" if path is not None else ""
+        here = f"; {os.fspath(path)} holds none, or others" if path is not None else ""
         raise ValueError(
             f"bases: the checkpoint needs those of {len(missing)} weights as they were when its task began "
             f"({some(missing)}). They were kept {source}{here}. Give attach() or load_state_dict() that file as bases="

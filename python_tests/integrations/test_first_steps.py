@@ -1,5 +1,7 @@
 """What a user is likely to do wrong first, and the help that comes."""
 
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -45,8 +47,22 @@ def test_model_converted_after_attach():
     optimizer = adamw(model)
     handle = attach(model, optimizer, rho=0.5)
     model.to(torch.bfloat16)
-    step(model, optimizer)
+    with pytest.warns(UserWarning, match="have changed between attach"):
+        step(model, optimizer)
     assert {weight.steps for weight in handle.weights} == {1}
+
+
+def test_weights_loaded_after_attach():
+    model = llama()
+    optimizer = adamw(model)
+    handle = attach(model, optimizer, rho=0.5)
+    model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
+    with pytest.warns(UserWarning, match=r"7 weights have changed .* and 4 more\).* or call handle\.refresh"):
+        step(model, optimizer)
+    handle.refresh()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(model, optimizer)
 
 
 def test_optimizer_of_another_model():

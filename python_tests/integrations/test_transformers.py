@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
@@ -9,12 +11,13 @@ from gsr_kernels.integrations.transformers import attach_to
 ROWS = [{"input_ids": list(range(start, start + 8)), "labels": list(range(start, start + 8))} for start in range(16)]
 
 
-def make_trainer(folder, optimizers=(None, None), model=None, **arguments):
+def make_trainer(folder, optimizers=(None, None), model=None, model_init=None, **arguments):
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     arguments = {"max_steps": 4, "per_device_train_batch_size": 4, "weight_decay": 0.1, "logging_steps": 2} | arguments
     return Trainer(
-        model=model or LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape)),
+        model=None if model_init else model or LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape)),
+        model_init=model_init,
         args=TrainingArguments(str(folder), use_cpu=True, report_to="none", save_strategy="no", **arguments),
         train_dataset=ROWS,
         data_collator=default_data_collator,
@@ -73,6 +76,17 @@ def test_an_optimizer_given_to_the_trainer(tmp_path):
     handle = attach(model, optimizer, rho=0.7)
     trainer.train()
     assert handle.state_dict()["steps"] == 4
+
+
+def test_a_trainer_that_makes_its_model_anew(tmp_path):
+    model = make_trainer(tmp_path).model
+    trainer = make_trainer(tmp_path, model_init=lambda: copy.deepcopy(model))
+    attach_to(trainer, rho=0.7)
+    handles = []
+    for _ in range(2):
+        trainer.train()
+        handles.append(Handle.of(trainer.optimizer))
+    assert handles[0] is not handles[1] and all(handle.state_dict()["steps"] == 4 for handle in handles)
 
 
 def test_bad_settings_are_named_before_training(tmp_path):
