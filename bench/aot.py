@@ -30,12 +30,14 @@ from triton.compiler import ASTSource
 
 from gsr_kernels.backends.triton import product, recompose, rescale, skew, step_kernels
 from gsr_kernels.backends.triton.configurations import BLOCK, configuration, options
+from gsr_kernels.backends.triton.plan import Form
 from gsr_kernels.backends.triton.precision import PRODUCTS
 from gsr_kernels.backends.triton.product import TYPES
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 SPILL = 64
+UNALIGNED = ", unaligned"
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], (0x[0-9a-f]+|\d+)")
 LOAD = re.compile(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+) ")
 COLUMNS = {
@@ -70,18 +72,18 @@ def step_cases(architecture: int) -> Iterator[Case]:
         if how.by != "triton":
             continue
         pair = f"{TYPES[gradient]} x {TYPES[stored_as]}"
-        dtypes = {"G_DTYPE": TYPES[gradient], "DTYPE": TYPES[stored_as]}
-        for form, (transposed, stored) in FORMS.items():
-            shape = {"TRANSPOSED": transposed, "STORED": stored}
+        for shape, (transposed, stored) in FORMS.items():
+            form = Form(gradient, stored_as, transposed, stored, even=True)
             for align in (8, 1):
-                for name, converted in (("first_product", how.converted), ("second_product", not stored)):
+                for name in ("first_product", "second_product"):
                     # the second product does not ask which way the first one was taken, unless it was stored
-                    if name == "second_product" and form == "inside tall":
+                    if name == "second_product" and shape == "inside tall":
                         continue
-                    cut = configuration(name, architecture, converted)
+                    cut = form.configuration(name, architecture)
+                    constants = {"G_DTYPE": TYPES[gradient], **form.constants, "ALIGN": align, **cut.sizes}
+                    label = f"{name} {pair} {shape}" + ("" if align > 1 else UNALIGNED)
                     yield Case(
-                        getattr(step_kernels, name), f"{name} {pair} {form}" + ("" if align > 1 else ", unaligned"),
-                        architecture, POINTERS, {**dtypes, **shape, "ALIGN": align, **cut.sizes}, cut.options,
+                        getattr(step_kernels, name), label, architecture, POINTERS, constants, cut.options,
                         product=True, aligned=align > 1,
                     )  # fmt: skip
 
@@ -96,7 +98,7 @@ def row_cases(architecture: int) -> Iterator[Case]:
                 yield Case(step_kernels.rescale_all, f"rescale_all {operand} {form}", architecture, POINTERS, constants,
                            options(num_warps=8))  # fmt: skip
             if stored:
-                cut = configuration("first_product", architecture, False)
+                cut = configuration("first_product", architecture, "as it lies")
                 constants = {**shape, "ALIGN": 8, "BM": cut.BM, "BN": cut.BN}
                 yield Case(step_kernels.fold, f"fold {operand} {form}", architecture, POINTERS, constants,
                            options(num_warps=8), aligned=True)  # fmt: skip
@@ -122,7 +124,7 @@ def cases(everything: bool) -> Iterator[Case]:
     for architecture in (90, 80, 100):
         found = [*step_cases(architecture), *row_cases(architecture)]
         if not everything:
-            found = [case for case in found if case.aligned or not case.product]
+            found = [case for case in found if UNALIGNED not in case.name]
         yield from found if everything or architecture == 90 else found[:24:8]
 
 

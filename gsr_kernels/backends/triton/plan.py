@@ -49,8 +49,13 @@ class Form:
 
     def configuration(self, kernel: str, architecture: int) -> Configuration:
         """How a tiled kernel is cut for this form."""
-        converted = self.gradient != self.operand if kernel == "first_product" else not self.stored
-        return configuration(kernel, architecture, converted)
+        left = "as it lies"
+        if kernel == "first_product" and self.gradient != self.operand:
+            wide = self.stored and (self.gradient, self.operand) == (torch.float32, torch.float16)
+            left = "float32, stored" if wide else "converted"
+        if kernel == "second_product" and not self.stored:
+            left = "converted"
+        return configuration(kernel, architecture, left)
 
 
 @dataclass(frozen=True)
