@@ -12,7 +12,7 @@ from gsr_kernels.continual.methods import METHODS
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.tasks import GENERAL, Pool
 
-TINY = ["--width", "16", "--layers", "1", "--pretrain-steps", "3", "--steps", "4", "--lr", "0.01"]
+TINY = ["--width", "32", "--layers", "1", "--pretrain-steps", "3", "--steps", "4", "--lr", "0.01"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,85 @@
+"""The words and numbers of the report against matrices made by hand."""
+
+import random
+
+import numpy as np
+import pytest
+
+from gsr_kernels.continual.experiment import Results
+from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
+from gsr_kernels.continual.plots import draw_forgetting, draw_spectra, lost
+from gsr_kernels.continual.report import over, table, verdict
+
+
+def matrix(learned, kept, known=50.0):
+    """Two tasks; both reach ``learned``, the first falls to ``kept``."""
+    made = ResultMatrix(["a", "b"], known=["general"])
+    made.record(BEFORE, {"general": known, "a": 10.0, "b": 10.0})
+    made.record("a", {"general": known, "a": learned, "b": 10.0})
+    made.record("b", {"general": known, "a": kept, "b": learned})
+    return made
+
+
+SEQFT = [matrix(80, 40), matrix(82, 41), matrix(84, 45)]
+
+
+@pytest.mark.parametrize(
+    ("ours", "sentence", "forgetting"),
+    [
+        ([matrix(80, 60), matrix(82, 60), matrix(84, 65)], "forgot less than SeqFT. Seed by seed", "+9.8±0.3   better"),
+        ([matrix(70, 60), matrix(72, 60), matrix(74, 66)], "forgot less than SeqFT, and learned less too.", "better"),
+        ([matrix(80, 30), matrix(82, 30), matrix(84, 35)], "GSR forgot MORE than SeqFT. Seed", "-5.2±0.3   worse"),
+        ([matrix(80, 41), matrix(82, 39), matrix(84, 46)], "as much as SeqFT: no difference beyond", "no difference"),
+        (SEQFT, "as much as SeqFT: no difference beyond the spread of the seeds", "+0.0±0.0   no difference"),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_what_was_measured(ours, sentence, forgetting):
+    text = verdict("GSR", ours, SEQFT)
+    assert sentence in text
+    assert forgetting in text.splitlines()[1] and text.splitlines()[1].startswith("  F.Ra")
+
+
+def test_one_seed_cannot_tell():
+    text = verdict("GSR", [matrix(80, 70)], SEQFT[:1])
+    assert text.startswith("GSR against SeqFT: one seed cannot tell a difference from chance.")
+    assert "better" not in text.splitlines()[1]
+
+
+def test_mean_and_deviation():
+    assert over([1.0]) == "1.0"
+    assert over([1.0, 3.0]) == "2.0±1.4"
+    assert over([1.0], "+") == "+1.0"
+
+
+def test_every_row_of_the_table_adds_up():
+    lines = table({"SeqFT": SEQFT, "PerFT": SEQFT, "MTL": SEQFT}).splitlines()
+    rows = {" ".join(line.split()[:2]): line.split() for line in lines if line}
+    assert lines[0].split() == ["after", "general", "a", "b", "F.Ra", "AP"]
+    assert rows["start 50.0±0.0"][1:] == ["50.0±0.0", "10.0±0.0", "10.0±0.0", "23.3±0.0"]
+    # general lost nothing, a lost 40, 41 and 39
+    assert rows["SeqFT b"][2:] == ["50.0±0.0", "42.0±2.6", "82.0±2.0", "20.0±0.5", "58.0±1.5"]
+    assert rows["PerFT a"][2:] == ["only", "50.0±0.0", "82.0±2.0", "10.0±0.0", "47.3±0.7"]
+    assert rows["MTL all"][2:] == ["at", "once", "50.0±0.0", "42.0±2.6", "82.0±2.0", "58.0±1.5"]
+
+
+def test_what_is_lost_is_what_fra_averages():
+    generator = random.Random(0)
+    made = ResultMatrix(["a", "b", "c"], known=["general"])
+    for row in (BEFORE, *made.tasks):
+        made.record(row, {name: generator.uniform(0, 100) for name in made.columns})
+    losses = lost(made)
+    assert np.isnan(losses).tolist() == [[False, True, True], [False, False, True], [False] * 3]
+    for row, task in zip(losses, made.tasks):
+        assert np.nanmean(row) == pytest.approx(made.fra(task))
+
+
+@pytest.mark.parametrize("methods", [1, 4])
+def test_pictures_of_any_number_of_methods(methods, tmp_path):
+    titles = [f"method {i}" for i in range(methods)]
+    results = Results(
+        {**dict.fromkeys(titles, SEQFT), "MTL": SEQFT},
+        {title: {"up.weight": [3.0, 2.0, 1.0], "down.weight": [2.0, 1.0]} for title in ("start", *titles)},
+    )
+    for draw in (draw_forgetting, draw_spectra):
+        draw(results, tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
