@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsr_kernels.basis import SpectralBasis, fingerprint, save_bases
+from gsr_kernels.basis import SpectralBasis, save_bases
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
 from gsr_kernels.optim.directions import directions
+from gsr_kernels.optim.guards import is_rehearsal, raise_waiting, warn_changed, warn_unconfirmed
 from gsr_kernels.optim.metrics import overview, summarize
 from gsr_kernels.optim.names import some
 from gsr_kernels.optim.report import describe, findings
@@ -229,12 +230,16 @@ class Handle:
     def _transform(self) -> None:
         parameters = [self._parameter(weight) for weight in self.weights]
         live = [(weight, W, W.grad) for weight, W in zip(self.weights, parameters) if W.grad is not None]
-        self._rehearsed = self._is_rehearsal([G for _, _, G in live])
+        self._rehearsed = is_rehearsal(self._optimizer, [G for _, _, G in live])
         if self._rehearsed:
             return
-        self._check_resumed()
+        if self._resuming:
+            raise_waiting(self._file)
+        if self._unconfirmed:
+            self._unconfirmed = False
+            warn_unconfirmed()
         if not self._steps:
-            self._check_unchanged(parameters)
+            warn_changed(self.weights, parameters)
         record = bool(self._record_every) and self._steps % self._record_every == 0
         self._steps += 1
         # a fused optimizer divides by the scale of a GradScaler inside its step
@@ -271,36 +276,6 @@ class Handle:
             weight.keep(basis)
             weight.state = kept
         self._file, self._resuming, self._unconfirmed = None, False, False
-
-    def _is_rehearsal(self, gradients: Sequence[Tensor]) -> bool:
-        """Whether this is the step that torch.distributed.checkpoint takes to fill a new optimizer: all of it zero."""
-        if self._optimizer.state or any(group.get("lr") != 0 for group in self._optimizer.param_groups):
-            return False
-        return not any(bool(G.any()) for G in gradients)
-
-    def _check_resumed(self) -> None:
-        if self._resuming:
-            raise RuntimeError(
-                f"bases: {self._file} was taken from other weights than the model had in attach(). To resume, load the "
-                "checkpoint's optimizer or handle state first; for a new task name another file or handle.refresh()"
-            )
-        if self._unconfirmed:
-            self._unconfirmed = False
-            warnings.warn(
-                "gsr_kernels: the optimizer's state came from a checkpoint that holds nothing for the method; the "
-                "bases are those of the weights in attach(). To resume within a task, load handle.state_dict() as well",
-                stacklevel=2,
-            )
-
-    def _check_unchanged(self, parameters: Sequence[Tensor]) -> None:
-        changed = [w.name for w, W in zip(self.weights, parameters) if w.basis.fingerprint != fingerprint(W)]
-        if changed:
-            warnings.warn(
-                f"gsr_kernels: {len(changed)} weights have changed between attach() and the first step "
-                f"({some(changed)}): the bases are those from before. Load or convert a model before attach(), or call "
-                "handle.refresh()",
-                stacklevel=2,
-            )
 
     def _parameter(self, weight: Weight) -> nn.Parameter:
         group, index = weight.place

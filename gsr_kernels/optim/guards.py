@@ -1,0 +1,49 @@
+"""What a step looks for before it acts: steps that are none, and bases that are not those of the weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gsr_kernels.basis import fingerprint
+from gsr_kernels.optim.names import some
+from gsr_kernels.optim.weights import Weight
+
+
+def is_rehearsal(optimizer: Optimizer, gradients: Sequence[Tensor]) -> bool:
+    """Whether this is the step that torch.distributed.checkpoint takes to fill a new optimizer: all of it zero."""
+    if optimizer.state or any(group.get("lr") != 0 for group in optimizer.param_groups):
+        return False
+    return not any(bool(G.any()) for G in gradients)
+
+
+def raise_waiting(file: str | None) -> NoReturn:
+    """Bases that were read from a file for a checkpoint that has not been loaded: RuntimeError."""
+    raise RuntimeError(
+        f"bases: {file} was taken from other weights than the model had in attach(). To resume, load the checkpoint's "
+        "optimizer or handle state first; for a new task name another file or handle.refresh()"
+    )
+
+
+def warn_unconfirmed() -> None:
+    """The optimizer's state was loaded, that of the method was not with it."""
+    warnings.warn(
+        "gsr_kernels: the optimizer's state came from a checkpoint that holds nothing for the method; the bases are "
+        "those of the weights in attach(). To resume within a task, load handle.state_dict() as well",
+        stacklevel=3,
+    )
+
+
+def warn_changed(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> None:
+    """Weights that were loaded or converted after attach(), at the first step."""
+    changed = [w.name for w, W in zip(weights, parameters) if w.basis.fingerprint != fingerprint(W)]
+    if changed:
+        warnings.warn(
+            f"gsr_kernels: {len(changed)} weights have changed between attach() and the first step ({some(changed)}): "
+            "the bases are those from before. Load or convert a model before attach(), or call handle.refresh()",
+            stacklevel=3,
+        )
