@@ -4,6 +4,8 @@ import argparse
 import pkgutil
 from importlib import import_module
 
+import torch
+
 import bench.cases
 from bench.results import FILE, replace_case
 
@@ -11,8 +13,9 @@ from bench.results import FILE, replace_case
 def main() -> None:
     known = [module.name for module in pkgutil.iter_modules(bench.cases.__path__)]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(known)}; all by default")
-    chosen = parser.parse_args().cases or known
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(known)}; all that run here by default")
+    here = [name for name in known if torch.cuda.is_available() or not name.endswith("_gpu")]
+    chosen = parser.parse_args().cases or here
     if unknown := set(chosen) - set(known):
         parser.error(f"no case {', '.join(sorted(unknown))}; there is {', '.join(known)}")
     for case in chosen:

@@ -15,6 +15,7 @@ FILE = Path(__file__).parent / "results" / "results.csv"
 COLUMNS = [
     "case", "variant", "shape", "dtype", "rank", "rho", "out_of_span", "threads", "p20_ms", "p50_ms", "p80_ms",
     "ratio", "ratio_to", "flop", "bytes", "floor_ms", "extra_mib", "allowed_mib",
+    "spectrum", "residual", "orthogonality", "sigma_error", "sigma_error_of_torch", "spectral_error", "energy",
     "device", "driver", "torch", "triton", "date", "commit",
 ]
 # fmt: on

@@ -22,7 +22,9 @@ SAMPLE = 384
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="directory with the model's *.safetensors")
     parser.add_argument("--out", required=True, metavar="FILE", help="bases file; what fits in it already is kept")
-    parser.add_argument("--rank", type=_rank, help="directions of each weight: a number, or a share below 1; default all")
+    parser.add_argument(
+        "--rank", type=_rank, help="directions of each weight: a number, or a share below 1; default all"
+    )
     parser.add_argument("--targets", metavar="REGEX", help="names of the tensors; default all but embeddings and heads")
     parser.add_argument("--precision", choices=sorted(STORAGE), default="fp32", help="of U and Vh (default fp32)")
     parser.add_argument("--randomized", action="store_true", help="sketch instead of decomposing exactly; needs --rank")

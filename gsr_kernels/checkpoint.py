@@ -42,24 +42,25 @@ def stored_matrices(directory: str | os.PathLike[str], targets: str | None = Non
     files = sorted(Path(directory).glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no *.safetensors in {os.fspath(directory)}: save the model with save_pretrained()")
-    found = sorted(_matrices(files), key=lambda stored: stored.name)
+    found = sorted((stored for file in files for stored in _matrices(file)), key=lambda stored: stored.name)
     matched = [stored for stored in found if _wanted(stored.name, targets)]
     if not matched:
-        raise ValueError(f"targets matches none of {', '.join(stored.name for stored in found) or 'no matrices at all'}")
+        raise ValueError(
+            f"targets matches none of {', '.join(stored.name for stored in found) or 'no matrices at all'}"
+        )
     return matched
 
 
-def _matrices(files: list[Path]) -> Iterator[Stored]:
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118
-                    entry = shard.get_slice(name)
-                    shape = tuple(entry.get_shape())
-                    if entry.get_dtype() in FLOATS and len(shape) in (2, 3) and min(shape) > 1:
-                        yield Stored(name, shape, file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or damaged ({error}): fetch it again") from error
+def _matrices(file: Path) -> Iterator[Stored]:
+    try:
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118
+                entry = shard.get_slice(name)
+                shape = tuple(entry.get_shape())
+                if entry.get_dtype() in FLOATS and len(shape) in (2, 3) and min(shape) > 1:
+                    yield Stored(name, shape, file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or damaged ({error}): fetch it again") from error
 
 
 def _wanted(name: str, targets: str | None) -> bool:

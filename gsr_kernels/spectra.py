@@ -24,14 +24,16 @@ def run(args: argparse.Namespace) -> None:
     """Prints a row a weight; of experts and heads, medians over them."""
     spectra = _spectra(args.path, args.targets)
     width = max(map(len, spectra))
-    print(f"{'weight':<{width}} {'rank':>6} {'σ max':>9} {'σ min':>9} {'condition':>9} {'effective':>9} {'1/σ share':>9}")
+    print(
+        f"{'weight':<{width}} {'rank':>6} {'σ max':>9} {'σ min':>9} {'condition':>9} {'effective':>9} {'1/σ share':>9}"
+    )
     for name, S in spectra.items():
         row = {key: value.median().item() for key, value in measures(S).items()}
         print(
             f"{name:<{width}} {S.shape[-1]:>6} {row['largest']:>9.3g} {row['smallest']:>9.3g} {row['condition']:>9.3g} "
             f"{row['effective_rank']:>9.1f} {row['share']:>9.2%}"
         )
-    print("effective: exp of the entropy of σ / Σσ; 1/σ share: what the smallest active σ takes of a negative group of all")
+    print("effective: exp of the entropy of σ / Σσ; 1/σ share: what the smallest σ takes of a negative group of all")
     if args.plot:
         plot(spectra, Path(args.plot))
 
@@ -45,7 +47,7 @@ def measures(S: Tensor) -> dict[str, Tensor]:
     S = S.double()
     largest, smallest = S.amax(-1), S.amin(-1)
     p = S / S.sum(-1, keepdim=True)
-    active = S > FLOOR * largest.unsqueeze(-1)
+    active = FLOOR * largest.unsqueeze(-1) < S
     inverse = torch.where(active, 1 / torch.where(active, S, 1), 0)
     return {
         "largest": largest,
@@ -70,14 +72,14 @@ def plot(spectra: dict[str, Tensor], directory: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for curve in curves.values():
-        axes.plot(torch.linspace(0, 1, len(curve)), curve, linewidth=0.8, alpha=0.6)
+        axes.plot(torch.linspace(0, 1, len(curve)).numpy(), curve.numpy(), linewidth=0.8, alpha=0.6)
     axes.set(xlabel="place of the direction / rank", ylabel="log10 σ / σ max", title=f"{len(curves)} weights")
     figure.savefig(directory / "spectra.png", dpi=150)
     plt.close(figure)
 
     rows = torch.stack([curve[torch.linspace(0, len(curve) - 1, 200).round().long()] for curve in curves.values()])
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.16 * len(curves)), layout="constrained")
-    image = axes.imshow(rows, aspect="auto", extent=(0, 1, len(curves), 0), interpolation="nearest")
+    image = axes.imshow(rows.numpy(), aspect="auto", extent=(0, 1, len(curves), 0), interpolation="nearest")
     axes.set_yticks([place + 0.5 for place in range(len(curves))], list(curves), fontsize=6)
     axes.set_xlabel("place of the direction / rank")
     figure.colorbar(image, label="log10 σ / σ max")

@@ -12,7 +12,7 @@ def full_precision() -> Iterator[None]:
 
     In TF32 a polar factor carries a backward error near 1e-3, which no later step takes back.
     """
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [setting.fp32_precision for setting in settings]
     try:
         for setting in settings:

@@ -81,7 +81,13 @@ def test_batches_are_the_matrices_one_by_one():
 def test_degenerate_matrices():
     duplicates = torch.randn(60, 48)
     duplicates[:, 1] = duplicates[:, 0]
-    for W in (torch.zeros(30, 20), duplicates, torch.randn(1, 9), torch.randn(9, 1), torch.randn(50, 3) @ torch.randn(3, 40)):
+    for W in (
+        torch.zeros(30, 20),
+        duplicates,
+        torch.randn(1, 9),
+        torch.randn(9, 1),
+        torch.randn(50, 3) @ torch.randn(3, 40),
+    ):
         for rank in {1, min(W.shape) // 2 or 1, min(W.shape)}:
             U, S, Vh, _ = randomized_svd(W, rank, 2)
             assert defect(U) <= 1e-5 and defect(Vh.mT) <= 1e-5

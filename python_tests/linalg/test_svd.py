@@ -118,7 +118,9 @@ def test_the_next_driver_takes_over_for_what_fails_and_says_so(monkeypatch, spoi
 
     monkeypatch.setattr(module, "_drive", spoilt)
     failed = 3 if spoil == "raise" else 1
-    with pytest.warns(UserWarning, match=f"gesdd failed its checks on {failed} of 3 matrices 20x16; float64 takes over"):
+    with pytest.warns(
+        UserWarning, match=f"gesdd failed its checks on {failed} of 3 matrices 20x16; float64 takes over"
+    ):
         result = svd(W)
     assert reconstruction(W, *result) < 5e-6
 

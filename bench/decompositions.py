@@ -1,0 +1,46 @@
+"""Matrices of known spectra and what is measured of their decompositions, in float64."""
+
+import torch
+from torch import Tensor
+
+
+def spectrum(kind: str, r: int, condition: float = 1e5) -> Tensor:
+    """``log`` and ``linear`` from 1 to 1 / condition; ``flat``, a line to a tenth and a few outliers; ``decaying``."""
+    i = torch.arange(1, r + 1, dtype=torch.float64)
+    if kind == "log":
+        return condition ** (-(i - 1) / (r - 1))
+    if kind == "linear":
+        return 1 - (1 - 1 / condition) * (i - 1) / (r - 1)
+    return 1 / i if kind == "decaying" else 1 - 0.9 * (i - 1) / r + 4 / i
+
+
+def matrix(m: int, n: int, S: Tensor) -> Tensor:
+    """A random float32 ``[m, n]`` of that spectrum."""
+    U, V = (torch.linalg.qr(torch.randn(side, len(S), device=S.device)).Q.double() for side in (m, n))
+    return ((U * S) @ V.T).float()
+
+
+def accuracy(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> dict[str, float]:
+    """Residual (Frobenius, relative), orthogonality (largest entry of QᵀQ − I), largest relative error of σ; and
+    the last for torch.linalg.svd in float32."""
+    truth = torch.linalg.svdvals(W.double())
+    rebuilt = (U.double() * S.double()) @ Vh.double()
+    identity = torch.eye(len(S), dtype=torch.float64, device=W.device)
+    defects = [(Q.mT @ Q - identity).abs().max().item() for Q in (U.double(), Vh.mT.double())]
+    torchs = torch.linalg.svd(W, full_matrices=False).S
+    return {
+        "residual": float(f"{(torch.linalg.norm(W - rebuilt) / torch.linalg.norm(W.double())).item():.2e}"),
+        "orthogonality": float(f"{max(defects):.2e}"),
+        "sigma_error": float(f"{((S - truth) / truth).abs().max().item():.2e}"),
+        "sigma_error_of_torch": float(f"{((torchs - truth) / truth).abs().max().item():.2e}"),
+    }
+
+
+def remainder(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> float:
+    """``‖W − U diag(S) Vh‖``, the spectral norm."""
+    return torch.linalg.svdvals(W - (U * S) @ Vh)[0].item()
+
+
+def energy(sigma: Tensor, S: Tensor) -> float:
+    """The share of the energy of the top directions that was captured."""
+    return (sigma.double().square().sum() / S[: len(sigma)].square().sum()).item()
