@@ -24,8 +24,9 @@ def is_rehearsal(optimizer: Optimizer, gradients: Sequence[Tensor]) -> bool:
 def raise_waiting(file: str | None) -> NoReturn:
     """Bases that were read from a file for a checkpoint that has not been loaded: RuntimeError."""
     raise RuntimeError(
-        f"bases: {file} was taken from other weights than the model had in attach(). To resume, load the checkpoint's "
-        "optimizer or handle state first; for a new task name another file or handle.refresh()"
+        f"bases: {file} was taken from other weights, or another dtype of them, than the model had in attach(). To "
+        "resume, load the checkpoint's optimizer or handle state first; for a new task name another file or call "
+        "handle.refresh()"
     )
 
 

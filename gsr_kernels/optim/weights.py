@@ -53,7 +53,9 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
                 basis = weight.method.decompose(weight.name, parameter.detach(), weight.rank, weight.heads)
             except ValueError as error:
                 raise ValueError(f"{weight.name}: {error}") from error
-            bases[place] = replace(basis, fingerprint=fingerprint(parameter))
+            if basis.fingerprint is None or weight.method.own_basis:
+                basis = replace(basis, fingerprint=fingerprint(parameter))
+            bases[place] = basis
             bar.update(costs[place])
     return [bases[place] for place in range(len(weights))]
 

@@ -94,7 +94,7 @@ def test_bases_of_other_weights_are_never_used_by_silence(checkpoint):
     model.load_state_dict(saved["model"])
     # the checkpoint is not loaded
     model, optimizer, handle = begin(path / "bases.safetensors", model)
-    with pytest.raises(RuntimeError, match="load the checkpoint's optimizer or handle state"):
+    with pytest.raises(RuntimeError, match="load the checkpoint's optimizer or handle state first"):
         take_steps(model, optimizer, range(1))
     # a round trip of the optimizer's own state, as accelerate makes it, settles nothing
     optimizer.load_state_dict(optimizer.state_dict())
