@@ -11,6 +11,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gsr_kernels.basis import FORMAT
+
 FLOATS = ("F64", "F32", "F16", "BF16")
 # by name alone: embeddings, output heads, and what sits beside a weight
 NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|wte|wpe|lm_head|output_embeddings|lora_\w+)(\.|$)|bias$|norm")
@@ -31,7 +33,7 @@ class Stored:
 
 
 def stored_matrices(directory: str | os.PathLike[str], targets: str | None = None) -> list[Stored]:
-    """Every float matrix of the shards in a directory, and batch of matrices (experts), by name.
+    """Every float matrix of the shards in a directory, and batch of matrices (experts), by name; bases files are none.
 
     Args:
         directory: holds ``*.safetensors``, as ``save_pretrained`` writes them.
@@ -54,6 +56,8 @@ def stored_matrices(directory: str | os.PathLike[str], targets: str | None = Non
 def _matrices(file: Path) -> Iterator[Stored]:
     try:
         with safe_open(file, framework="pt") as shard:
+            if (shard.metadata() or {}).get("format") == FORMAT:
+                return
             for name in shard.keys():  # noqa: SIM118
                 entry = shard.get_slice(name)
                 shape = tuple(entry.get_shape())

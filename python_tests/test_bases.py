@@ -54,7 +54,8 @@ def test_the_bases_of_every_matrix(model, tmp_path, capsys):
 
 
 def test_what_fits_is_kept_and_what_changed_is_redone(model, tmp_path, monkeypatch):
-    out = tmp_path / "model.bases"
+    # beside the shards it is not taken for one
+    out = model / "bases.safetensors"
     arguments = ["bases", str(model), "--out", str(out)]
     assert main(arguments) == 0
     written = out.read_bytes()

@@ -11,9 +11,9 @@ from bench.timing import interleaved, percentiles
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
 
-EXACT = [(2048, 2048), (8192, 2048), (1024, 4096)]
-ACCURACY = [(256, 256), (1024, 256), (256, 1024), (512, 512)]
-RANDOMIZED = [(1024, 1024), (2048, 2048), (4096, 2048)]
+EXACT = [(1024, 1024), (2048, 2048), (1024, 4096)]
+ACCURACY = [(256, 256), (1024, 256), (256, 1024), (1024, 1024)]
+RANDOMIZED = [(1024, 1024), (2048, 2048)]
 
 
 def rows() -> Iterator[dict]:
@@ -33,7 +33,7 @@ def rows() -> Iterator[dict]:
 
 def exact_accuracy(shape: tuple[int, int], drivers: tuple[str, ...], threads: int | str) -> Iterator[dict]:
     for kind in ("log", "linear"):
-        for condition in (1e2, 1e3, 1e4, 1e5):
+        for condition in (1e2, 1e5):
             W = matrix(*shape, spectrum(kind, min(shape), condition))
             for driver in drivers:
                 described = {"shape": "x".join(map(str, shape)), "dtype": "float32", "rank": min(shape)}
