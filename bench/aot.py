@@ -79,7 +79,7 @@ def step_cases(architecture: int) -> Iterator[Case]:
                     # the second product does not ask which way the first one was taken, unless it was stored
                     if name == "second_product" and shape == "inside tall":
                         continue
-                    cut = form.configuration(name, architecture)
+                    cut = form.configuration(name, architecture, align > 1)
                     constants = {"G_DTYPE": TYPES[gradient], **form.constants, "ALIGN": align, **cut.sizes}
                     label = f"{name} {pair} {shape}" + ("" if align > 1 else UNALIGNED)
                     yield Case(

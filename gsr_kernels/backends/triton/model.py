@@ -13,7 +13,7 @@ from gsr_kernels.basis import SpectralBasis
 
 
 class ModelStep:
-    """The step of the weights given at its building, in place.
+    """The step of the weights given at its building, in place; building compiles what it needs, under a progress bar.
 
     Args:
         bases: of each weight.
@@ -34,6 +34,7 @@ class ModelStep:
             chosen = [self._bases[i] for i in self._planned]
             modes = [out_of_span] * len(chosen)
             self._plan = Plan(chosen, [self._dtypes[i] for i in self._planned], rho, modes)
+            self._plan.warmup()
 
     def fits(self, bases: Sequence[SpectralBasis], dtypes: Sequence[torch.dtype]) -> bool:
         """Whether it was built for these very bases and dtypes."""

@@ -47,8 +47,10 @@ class Form:
         """Whether max |G| must be known, to fit fp16."""
         return self.operand == torch.float16 and (self.gradient != torch.float16 or self.stored)
 
-    def configuration(self, kernel: str, architecture: int) -> Configuration:
-        """How a tiled kernel is cut for this form."""
+    def configuration(self, kernel: str, architecture: int, aligned: bool = True) -> Configuration:
+        """How a tiled kernel is cut for this form; unaligned, it is compiled otherwise for the same tiles."""
+        if not aligned:
+            return configuration(kernel, architecture, "unaligned")
         left = "as it lies"
         if kernel == "first_product" and self.gradient != self.operand:
             wide = self.stored and (self.gradient, self.operand) == (torch.float32, torch.float16)
@@ -182,7 +184,9 @@ class Plan:
         workspace = max(int((product + folded)[a:b].sum()) for a, b in groups)
         self._workspace = torch.empty(workspace, dtype=torch.uint8, device=self.device)
         self._partials = torch.empty(max(int((parts * k)[a:b].sum()) for a, b in groups), device=self.device)
-        self._g, self._delta = torch.empty(2, int(k.sum()), device=self.device).unbind()
+        # apart, so that both begin where vectors of 16 bytes do
+        self._g = torch.empty(int(k.sum()), device=self.device)
+        self._delta = torch.empty_like(self._g)
         self._scales = torch.empty(len(rows), device=self.device)
         self._finite = torch.empty(len(rows), dtype=torch.bool, device=self.device)
         self._extremes = torch.empty(len(rows), kernels.PIECES.value, device=self.device)
@@ -232,8 +236,8 @@ class Plan:
         form, table, tiles = group.form, self._addresses.table, self._tiles
         gradient = {"G_DTYPE": TYPES[form.gradient]}
         align = {"ALIGN": 8 if aligned else 1}
-        first = form.configuration("first_product", self._architecture)
-        second = form.configuration("second_product", self._architecture)
+        first = form.configuration("first_product", self._architecture, aligned)
+        second = form.configuration("second_product", self._architecture, aligned)
         kernels.first_product[self._grid(group.first[1], first.per_multiprocessor)](
             table, tiles, *group.first, self._partials, self._extremes,
             **gradient, **form.constants, **align, **first.sizes, **first.options,
