@@ -34,6 +34,11 @@ class Method:
         return False
 
     @property
+    def basis_kind(self) -> str:
+        """What tells its bases from those of W itself in a file; empty where they are these."""
+        return type(self).__name__ if self.own_basis or not self.uses_basis else ""
+
+    @property
     def lasting(self) -> tuple[str, ...]:
         """The keys of the state that the basis and a later W cannot give again: checkpoints hold them."""
         return ()

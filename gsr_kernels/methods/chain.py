@@ -38,6 +38,11 @@ class Chain(Method):
         return any(method.own_basis for method in self.methods)
 
     @property
+    def basis_kind(self) -> str:
+        """That of the one whose basis serves all."""
+        return self._leading.basis_kind
+
+    @property
     def lasting(self) -> tuple[str, ...]:
         """What each names, its place before the key."""
         return tuple(f"{place}.{key}" for place, method in enumerate(self.methods) for key in method.lasting)
@@ -49,8 +54,7 @@ class Chain(Method):
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """The basis of the methods that need one."""
-        leading = next((method for method in self.methods if method.uses_basis), self.methods[0])
-        return leading.decompose(name, W, rank, heads)
+        return self._leading.decompose(name, W, rank, heads)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
         """What each keeps, its place before the key."""
@@ -81,6 +85,10 @@ class Chain(Method):
             found = method.transform(gradients, weights, bases, own, scale)
             flags = [old & new for old, new in zip(flags, found)] if flags else found
         return flags
+
+    @property
+    def _leading(self) -> Method:
+        return next((method for method in self.methods if method.uses_basis), self.methods[0])
 
 
 def _own(state: State, place: int) -> State:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gsr_kernels.basis import fingerprint, load_bases, split_heads
+from gsr_kernels.basis import load_bases, split_heads
 from gsr_kernels.methods import GSR, Chain, Method
 from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.heads import resolve_heads
@@ -25,7 +25,7 @@ from gsr_kernels.optim.report import summary
 from gsr_kernels.optim.rho import Rho, resolve_rho
 from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets
-from gsr_kernels.optim.weights import Weight, decompose, prepare, stored_bases
+from gsr_kernels.optim.weights import Weight, decompose, origin, prepare, stored_basis
 
 
 def attach(
@@ -58,8 +58,9 @@ def attach(
             of its own; whole by default, as in the paper.
         out_of_span: "drop" or "keep" what the bases do not span; None: "drop" where rank is None (the paper), else
             "keep".
-        bases: a file, one a task, that keeps the bases: written now, or read if it is there. Where it was taken from
-            other weights than the model has, a checkpoint must be loaded before the first step (resume).
+        bases: a file, one a task, that keeps the bases. If it is there, what matches its weight is loaded and the rest
+            decomposed: at once, or, where a checkpoint loaded before the first step may still ask for the stored one
+            (resume), at that step. If it is not, it is written now.
         basis_device: "cpu" keeps the bases in host memory (pinned) and brings them to the weights' device at every
             step, some at a time: for models beside which they do not fit. None: they stay beside the weights.
         nonfinite: "skip" leaves a matrix whose gradient holds NaN or Inf as it came and counts it, without waiting for
@@ -107,11 +108,10 @@ def attach(
     weights = [
         Weight(name, places[matched[name]], methods[name], ranks[name], split[name], offloaded) for name in matched
     ]
-    resuming = _fill(weights, list(matched.values()), bases)
+    file, stale = _fill(weights, list(matched.values()), bases)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     coverage = sum(parameter.numel() for parameter in matched.values()) / trainable
-    file = None if bases is None else os.fspath(bases)
-    handle = Handle(optimizer, weights, found, coverage, nonfinite, record_every, file, resuming)
+    handle = Handle(optimizer, weights, found, coverage, nonfinite, record_every, file, stale)
     if bases is not None and not Path(bases).exists():
         handle.save_bases(bases)
     tqdm.write(summary(weights, coverage), file=sys.stderr)
@@ -124,21 +124,27 @@ def attach(
     return handle
 
 
-def _fill(weights: list[Weight], parameters: list[nn.Parameter], path: str | os.PathLike[str] | None) -> bool:
-    """Gives the weights their bases; says whether those of the file were taken from other weights."""
-    resuming = False
-    if path is not None and Path(path).exists():
-        stored = load_bases(path, [weight.name for weight in weights])
-        bases = stored_bases(weights, parameters, stored, os.fspath(path))
-        resuming = any(basis.fingerprint != fingerprint(W) for basis, W in zip(bases, parameters))
-    else:
-        bases = decompose(weights, parameters)
-    states = prepare(weights, parameters, bases)
-    for weight, parameter, basis, state in zip(weights, parameters, bases, states):
+def _fill(
+    weights: list[Weight], parameters: list[nn.Parameter], path: str | os.PathLike[str] | None
+) -> tuple[str | None, list[Weight]]:
+    """Gives the weights their bases, those of the file where it has any of their shape.
+
+    Returns the file where bases of all of them are, or will be, and the weights whose basis there was taken from other
+    values than they have.
+    """
+    there = path is not None and Path(path).exists()
+    file = load_bases(path, [weight.name for weight in weights]) if path is not None and there else {}
+    kept = [stored_basis(weight, W, file.get(weight.name)) for weight, W in zip(weights, parameters)]
+    missing = [place for place, basis in enumerate(kept) if basis is None]
+    fresh = iter(decompose([weights[place] for place in missing], [parameters[place] for place in missing]))
+    bases = [next(fresh) if basis is None else basis for basis in kept]
+    for weight, W, basis, state in zip(weights, parameters, bases, prepare(weights, parameters, bases)):
         weight.keep(basis)
         weight.state = state
-        weight.skipped = torch.zeros((), dtype=torch.int64, device=parameter.device)
-    return resuming
+        weight.skipped = torch.zeros((), dtype=torch.int64, device=W.device)
+    loaded = [(weight, W) for weight, W, basis in zip(weights, parameters, kept) if basis is not None]
+    stale = [weight for weight, W in loaded if weight.basis.fingerprint != origin(weight, W)]
+    return None if path is None or (there and missing) else os.fspath(path), stale
 
 
 def _resolve_methods(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gsr_kernels.basis import fingerprint
 from gsr_kernels.optim.names import some
-from gsr_kernels.optim.weights import Weight
+from gsr_kernels.optim.weights import Weight, origin
 
 
 def is_rehearsal(optimizer: Optimizer, gradients: Sequence[Tensor]) -> bool:
@@ -21,12 +19,13 @@ def is_rehearsal(optimizer: Optimizer, gradients: Sequence[Tensor]) -> bool:
     return not any(bool(G.any()) for G in gradients)
 
 
-def raise_waiting(file: str | None) -> NoReturn:
-    """Bases that were read from a file for a checkpoint that has not been loaded: RuntimeError."""
-    raise RuntimeError(
-        f"bases: {file} was taken from other weights, or another dtype of them, than the model had in attach(). To "
-        "resume, load the checkpoint's optimizer or handle state first; for a new task name another file or call "
-        "handle.refresh()"
+def warn_stale(weights: Sequence[Weight], file: str | None) -> None:
+    """Bases that a file holds of other weights, and that no checkpoint has asked for."""
+    warnings.warn(
+        f"gsr_kernels: bases: {file} was taken from other weights, or another dtype of them, for {len(weights)} of "
+        f"those in attach() ({some([weight.name for weight in weights])}): these are decomposed anew. To resume within "
+        "a task, load the checkpoint's optimizer or handle state before the first step",
+        stacklevel=3,
     )
 
 
@@ -41,7 +40,7 @@ def warn_unconfirmed() -> None:
 
 def warn_changed(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> None:
     """Weights that were loaded or converted after attach(), at the first step."""
-    changed = [w.name for w, W in zip(weights, parameters) if w.basis.fingerprint != fingerprint(W)]
+    changed = [w.name for w, W in zip(weights, parameters) if w.basis.fingerprint != origin(w, W)]
     if changed:
         warnings.warn(
             f"gsr_kernels: {len(changed)} weights have changed between attach() and the first step ({some(changed)}): "

@@ -17,7 +17,7 @@ from gsr_kernels.basis import SpectralBasis, save_bases
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
 from gsr_kernels.optim.directions import directions
-from gsr_kernels.optim.guards import is_rehearsal, raise_waiting, warn_changed, warn_unconfirmed
+from gsr_kernels.optim.guards import is_rehearsal, warn_changed, warn_stale, warn_unconfirmed
 from gsr_kernels.optim.metrics import overview, summarize
 from gsr_kernels.optim.names import some
 from gsr_kernels.optim.report import describe, findings
@@ -42,7 +42,7 @@ class Handle:
         nonfinite: str,
         record_every: int,
         bases: str | None,
-        resuming: bool,
+        stale: Sequence[Weight],
     ) -> None:
         self.weights = weights
         self.coverage = coverage
@@ -52,9 +52,9 @@ class Handle:
         self._record_every = record_every
         self._steps = 0
         self._rehearsed = False
-        # the file that holds the bases as they are; and whether they still wait for the checkpoint that they belong to
+        # where bases are looked for; and the weights whose basis from there was taken from other values than they have
         self._file = bases
-        self._resuming = resuming
+        self._stale = list(stale)
         # whether the optimizer's state was loaded from a checkpoint that holds nothing for the method
         self._unconfirmed = False
         self._refresh_every = 0
@@ -95,6 +95,7 @@ class Handle:
         ``record_every``: ``outside_span`` and ``on_diagonal`` (shares of the gradient's energy), ``norm_ratio``
         (‖G'‖/‖G‖), ``positive`` and ``negative`` (signs of the diagonal of N).
         """
+        self._settle()
         return {weight.name: summarize(weight.skipped, weight.basis.S, weight.measures) for weight in self.weights}
 
     def scalars(self) -> dict[str, float]:
@@ -107,6 +108,7 @@ class Handle:
     @property
     def bases(self) -> dict[str, SpectralBasis]:
         """The basis of each weight, by name."""
+        self._settle()
         return {weight.name: weight.basis for weight in self.weights}
 
     def directions(self, name: str) -> dict[str, Tensor]:
@@ -140,7 +142,7 @@ class Handle:
         return {
             "format_version": state.FORMAT_VERSION,
             "bases": self._file or "",
-            "resuming": int(self._resuming),
+            "resuming": int(bool(self._stale)),
             "steps": self._steps,
             "refresh_every": self._refresh_every,
             "weights": state.weight_states(self.weights),
@@ -161,8 +163,9 @@ class Handle:
         self._steps = saved["steps"]
         self._refresh_every = saved["refresh_every"]
         self._file = os.fspath(bases) if bases is not None else self._file
-        # accelerate writes and reads the state of an optimizer once before training
-        self._resuming = bool(saved["resuming"])
+        # accelerate writes and reads the state of an optimizer once before training: nothing has been resumed then
+        if not saved["resuming"]:
+            self._stale = []
         self._unconfirmed = False
 
     def remove(self) -> None:
@@ -233,8 +236,7 @@ class Handle:
         self._rehearsed = is_rehearsal(self._optimizer, [G for _, _, G in live])
         if self._rehearsed:
             return
-        if self._resuming:
-            raise_waiting(self._file)
+        self._settle()
         if self._unconfirmed:
             self._unconfirmed = False
             warn_unconfirmed()
@@ -266,6 +268,12 @@ class Handle:
         if self._steps == 1:
             self.doctor()
 
+    def _settle(self) -> None:
+        """Decomposes what the file held of other weights: no checkpoint has asked for it."""
+        if self._stale:
+            warn_stale(self._stale, self._file)
+            self._refresh(self._stale)
+
     def _refresh(self, weights: Sequence[Weight]) -> None:
         if not weights:
             return
@@ -275,7 +283,8 @@ class Handle:
         for weight, basis, kept in zip(weights, bases, states):
             weight.keep(basis)
             weight.state = kept
-        self._file, self._resuming, self._unconfirmed = None, False, False
+        self._file, self._unconfirmed = None, False
+        self._stale = [weight for weight in self._stale if weight not in weights]
 
     def _parameter(self, weight: Weight) -> nn.Parameter:
         group, index = weight.place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -53,8 +53,8 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
                 basis = weight.method.decompose(weight.name, parameter.detach(), weight.rank, weight.heads)
             except ValueError as error:
                 raise ValueError(f"{weight.name}: {error}") from error
-            if basis.fingerprint is None or weight.method.own_basis:
-                basis = replace(basis, fingerprint=fingerprint(parameter))
+            if basis.fingerprint is None or weight.method.basis_kind:
+                basis = replace(basis, fingerprint=origin(weight, parameter))
             bases[place] = basis
             bar.update(costs[place])
     return [bases[place] for place in range(len(weights))]
@@ -69,29 +69,19 @@ def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequ
         ]
 
 
-def stored_bases(
-    weights: Sequence[Weight], parameters: Sequence[Tensor], stored: Mapping[str, SpectralBasis], path: str
-) -> list[SpectralBasis]:
-    """The stored basis of every parameter, on its device, whichever weights it was taken from.
+def stored_basis(weight: Weight, parameter: Tensor, stored: SpectralBasis | None) -> SpectralBasis | None:
+    """A basis from a file, on the weight's device, if it has the weight's shape, split and rank; else None."""
+    if stored is None:
+        return None
+    matrices, head_dim = split_heads(parameter, weight.heads)
+    if stored.shape != matrices.shape or stored.head_dim != head_dim:
+        return None
+    # a method with bases of its own chose their rank
+    fits = weight.method.basis_kind or stored.rank == (weight.rank or min(matrices.shape[-2:]))
+    return stored.to(parameter.device) if fits else None
 
-    Raises ValueError where a basis is missing, or is of another shape, split or rank than wanted.
-    """
-    bases = []
-    for weight, parameter in zip(weights, parameters):
-        basis = stored.get(weight.name)
-        matrices, head_dim = split_heads(parameter, weight.heads)
-        most = min(matrices.shape[-2:])
-        # a method with bases of its own, or none, chose their rank
-        free = weight.method.own_basis or not weight.method.uses_basis
-        rank = basis.rank if basis is not None and free else weight.rank or most
-        if basis is None:
-            problem = f"holds no basis of {weight.name}"
-        elif basis.shape != matrices.shape or basis.head_dim != head_dim:
-            problem = f"holds bases {tuple(basis.shape)} of {weight.name}, which needs {tuple(matrices.shape)}"
-        elif basis.rank != rank:
-            problem = f"holds {basis.rank} directions of {weight.name}, not {rank}"
-        else:
-            bases.append(basis.to(parameter.device))
-            continue
-        raise ValueError(f"bases: {path} {problem}: name another file, or give rank and heads as when it was written")
-    return bases
+
+def origin(weight: Weight, parameter: Tensor) -> str:
+    """The fingerprint of a weight as its method decomposes it: what a stored basis must have to serve."""
+    kind = weight.method.basis_kind
+    return fingerprint(parameter) + (f":{kind}" if kind else "")
