@@ -1,28 +1,43 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-INSTALLED := .venv/installed
 # one thread a worker: two workers share two cores
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench aot docs gpu
 
-demo: $(INSTALLED)
+demo: .venv/demo
 	$(BIN)/python -m gsr_kernels continual --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: $(INSTALLED)
+test: .venv/all
 	$(TESTS)
 
-check: $(INSTALLED)
+check: .venv/all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)
+bench: .venv/all
 	$(BIN)/python -m bench
 
-$(INSTALLED): pyproject.toml setup.py
+# every kernel for every architecture, compiled without a GPU
+aot: .venv/all
+	$(BIN)/python -m bench.aot --all
+
+docs: .venv/all
+	$(BIN)/python -m mkdocs serve
+
+# on a machine with a GPU, with the Python there that holds CUDA's torch: proves the kernels, then times them
+gpu:
+	$(PYTHON) -m pytest python_tests/gpu
+	$(PYTHON) -m bench.gpu
+
+.venv/demo: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[plot,test,check]"
+	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[plot]"
 	touch $@
+
+.venv/all: pyproject.toml setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[plot,test,check]"
+	touch $@ .venv/demo
