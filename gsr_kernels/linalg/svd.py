@@ -57,14 +57,10 @@ def svd(W: Tensor, driver: str | None = None) -> SVD:
         torch.linalg.LinAlgError: no driver's result passed.
     """
     W, exponent = finite_and_scaled(W)
-    tall = W if W.shape[-2] >= W.shape[-1] else W.mT
-    batch, (m, n) = W.shape[:-2], tall.shape[-2:]
-    chain = _chain(W.device, n, driver)
+    batch, (m, n), r = W.shape[:-2], W.shape[-2:], min(W.shape[-2:])
     with full_precision(), torch.no_grad():
-        U, S, Vh = _first_sound(tall.reshape(-1, m, n), chain)
-    U, S, Vh = U.reshape(*batch, m, n), torch.ldexp(S.reshape(*batch, n), exponent), Vh.reshape(*batch, n, n)
-    # a wide matrix is a tall one lying down, in LAPACK the faster way as well
-    return SVD(U, S, Vh) if tall is W else SVD(Vh.mT, S, U.mT)
+        U, S, Vh = _first_sound(W.reshape(-1, m, n), _chain(W.device, r, driver))
+    return SVD(U.reshape(*batch, m, r), torch.ldexp(S.reshape(*batch, r), exponent), Vh.reshape(*batch, r, n))
 
 
 def _chain(device: torch.device, size: int, driver: str | None) -> tuple[str, ...]:
@@ -101,7 +97,7 @@ def _probe(device: torch.device, size: int) -> str:
 
 
 def _first_sound(W: Tensor, chain: tuple[str, ...]) -> SVD:
-    """``W [b, m, n]``, m >= n, by the first driver, and what that fails on by the rest of the chain."""
+    """``W [b, m, n]`` by the first driver, and what that fails on by the rest of the chain."""
     driver, *rest = chain
     try:
         result = _drive(W, driver)
@@ -134,7 +130,11 @@ def _drive(W: Tensor, driver: str) -> SVD:
 
 def _polar(W: Tensor) -> SVD:
     """W = Q H by products, H = V diag(S) Vh by eigh, U = Q V (Higham, Papadimitriou: A parallel algorithm for computing
-    the polar decomposition, Parallel Computing 20, 1994); a tall W is first reduced to its n x n core."""
+    the polar decomposition, Parallel Computing 20, 1994); a tall W is first reduced to its n x n core, a wide one is a
+    tall one lying down."""
+    if W.shape[-2] < W.shape[-1]:
+        V, S, Uh = _polar(W.mT)
+        return SVD(Uh.mT, S, V.mT)
     if W.shape[-2] > W.shape[-1]:
         Q, R = cholesky_qr(W)
         U, S, Vh = _polar(R)
@@ -186,7 +186,7 @@ def _defect(Q: Tensor) -> Tensor:
 
 def _tolerance(W: Tensor) -> float:
     """Several times what rounding leaves, a fraction of what a product in TF32 or one lost direction does."""
-    return 10 * W.shape[-1] ** 0.5 * torch.finfo(W.dtype).eps
+    return 10 * min(W.shape[-2:]) ** 0.5 * torch.finfo(W.dtype).eps
 
 
 def _vectors(W: Tensor) -> Tensor:
