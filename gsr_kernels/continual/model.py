@@ -17,7 +17,7 @@ VOCABULARY = 257
 class ModelConfig:
     """Sizes of the decoder. ``kv_heads < heads`` makes wide k and v weights, the 4:1 MLP a tall and a wide one."""
 
-    width: int = 128
+    width: int = 96
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
