@@ -120,7 +120,8 @@ def _comparisons(records: list[dict], pairs: Iterable[tuple[str, str, str]], key
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:.1f}"
+    # + 0.0 turns -0.0 into 0.0
+    return f"{round(100 * value, 1) + 0.0:.1f}"
 
 
 def _interval(found: Interval) -> str:
