@@ -1,11 +1,18 @@
-"""``python -m bench.readme``: writes the measured tables of README.md anew from bench/results/results.csv."""
+"""``python -m bench.readme``: draws and writes what README.md shows of bench/results anew."""
 
+import json
 import re
 from pathlib import Path
 
-from bench.results import read
+from bench.results import FILE, read
+from gsr_kernels.continual.experiment import Results
+from gsr_kernels.continual.metrics import ResultMatrix
+from gsr_kernels.continual.plots import draw_forgetting
+from gsr_kernels.continual.report import verdict
 
 README = Path(__file__).parent.parent / "README.md"
+FIGURE = README.parent / "docs" / "images" / "forgetting.png"
+DEMO = FILE.parent / "demo"
 
 
 def cpu_table() -> str:
@@ -28,7 +35,29 @@ def cpu_table() -> str:
     )
 
 
-TABLES = {"cpu": cpu_table}
+def demo() -> Results:
+    """What one run of ``make demo`` measured; its folder is copied to bench/results/demo."""
+    measured = json.loads((DEMO / "results.json").read_text())["matrices"]
+    return Results({title: [ResultMatrix.from_json(json.dumps(each)) for each in of] for title, of in measured.items()})
+
+
+def demo_conditions() -> str:
+    """The caption of the figure."""
+    config = json.loads((DEMO / "config.json").read_text())
+    settings = config["settings"]
+    matrices = demo().matrices
+    said = verdict("GSR", matrices["GSR"], matrices["SeqFT"])
+    return (
+        f"*`make demo`: a byte-level decoder of {settings['model']['layers']} layers and width "
+        f"{settings['model']['width']}, pretrained here, learns {len(config['tasks'])} tasks in turn; points of each "
+        f"task's score lost since its best, mean of {settings['seeds']} seeds; AdamW at {settings['lr']:g} for both, "
+        f"ρ = {settings['method']['rho']:g}; {config['seconds']:.0f} s on {config['threads']} cores, torch "
+        f"{config['versions']['torch']}. {said.split('. Seed by seed')[0]}: "
+        "[the whole table](bench/results/demo/table.txt), and [the evidence](docs/evidence.md) on a pretrained encoder.*"
+    )
+
+
+TABLES = {"cpu": cpu_table, "demo": demo_conditions}
 
 
 def filled(text: str) -> str:
@@ -42,4 +71,6 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
+    FIGURE.parent.mkdir(exist_ok=True)
+    draw_forgetting(demo(), FIGURE)
     README.write_text(filled(README.read_text()))
