@@ -1,7 +1,18 @@
 import os
+from functools import cache
 
 import pytest
 import torch
+
+from bench.gpu.table import RESULTS, append, forget
+from bench.results import conditions
+from python_tests.oracle import error
+
+FILE = RESULTS / "gpu_tests.csv"
+COLUMNS = ["test", "what", "outcome", "count", "error", "torch_error", "seconds",
+           "device", "driver", "torch", "triton", "date", "commit"]  # fmt: skip
+
+here = cache(conditions)
 
 # these tests need a GPU and kernels that are not interpreted; elsewhere there is nothing to collect
 if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
@@ -15,3 +26,35 @@ def on_gpu():
     with torch.device("cuda"):
         torch.cuda.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def record(record_property):
+    """A row of the record: what was looked at, how many entries or repeats, and what was found."""
+    return lambda what, **found: record_property("found", {"what": what, **found})
+
+
+@pytest.fixture
+def as_good(record):
+    """Asserts a result at most twice as far from the truth as torch's own in the same precision, and records it.
+
+    Below ``floor`` both are right: torch's may be so by luck.
+    """
+
+    def check(what, result, truth, same, floor):
+        found, own = error(result, truth), error(same, truth)
+        record(what, count=result.numel(), error=f"{found:.3e}", torch_error=f"{own:.3e}")
+        assert found <= max(2 * own, floor), f"{what}: {found:.2e}, torch {own:.2e}"
+
+    return check
+
+
+def pytest_runtest_logreport(report):
+    """Each test's rows in place of those that it left on this device before."""
+    if report.when != "call" and not report.failed:
+        return
+    test, where = report.nodeid.removeprefix("python_tests/gpu/"), here()
+    shared = {"test": test, "outcome": report.outcome, "seconds": round(report.duration, 2), **where}
+    found = [row for name, row in report.user_properties if name == "found"] or [{}]
+    forget(FILE, COLUMNS, test=test, device=where["device"])
+    append(FILE, COLUMNS, [{**row, **shared} for row in found])
