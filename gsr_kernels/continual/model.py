@@ -18,7 +18,7 @@ class ModelConfig:
     """Sizes of the decoder. ``kv_heads < heads`` makes wide k and v weights, the 4:1 MLP a tall and a wide one."""
 
     width: int = 96
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
     kv_heads: int = 2
 
