@@ -22,6 +22,12 @@ FORMAT_VERSION = 1
 # how U and Vh are kept, by the name of a precision
 STORAGE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
+# asked for elsewhere, and why they are not among them
+REFUSED = {
+    "bf16x2": "two bf16 planes double the products and the memory; fp32 goes to cuBLAS",
+    "tf32": "it has the 11 bits of fp16 in twice the memory; take fp16",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class SpectralBasis:
@@ -131,8 +137,9 @@ class SpectralBasis:
         return split_heads(weight, (self.shape[-3], self.head_dim))[0]
 
     def to(self, device: torch.device | str) -> SpectralBasis:
-        """The same basis on another device."""
-        return replace(self, U=self.U.to(device), S=self.S.to(device), Vh=self.Vh.to(device))
+        """The same basis on another device; itself where it lies there already."""
+        U, S, Vh = self.U.to(device), self.S.to(device), self.Vh.to(device)
+        return self if U is self.U and S is self.S and Vh is self.Vh else replace(self, U=U, S=S, Vh=Vh)
 
 
 def split_heads(matrix: Tensor, heads: int | tuple[int, int] | None) -> tuple[Tensor, int | None]:
@@ -225,6 +232,8 @@ def _entries(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str
 def _storage(precision: str | None, wide: torch.dtype, device: torch.device) -> torch.dtype:
     if precision is None:
         return wide if wide == torch.float64 or device.type == "cpu" else torch.float16
+    if precision in REFUSED:
+        raise ValueError(f"precision={precision!r} is not served: {REFUSED[precision]}")
     if precision not in STORAGE:
         raise ValueError(f"precision must be one of {', '.join(STORAGE)}, got {precision!r}")
     return STORAGE[precision]

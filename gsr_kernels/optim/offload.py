@@ -32,10 +32,10 @@ def visits(
 ) -> Iterator[tuple[slice, list[SpectralBasis]]]:
     """The bases on their devices, a group at a time, with their places; the next group is on its way meanwhile.
 
-    A basis that is on its device already is given as it is.
+    A basis that is on its device already is given as it is, and counts for nothing in a group.
     """
     coming: tuple[slice, _Copies] | None = None
-    for part in [*_groups(bases, GROUP if group is None else group), None]:
+    for part in [*_groups(bases, devices, GROUP if group is None else group), None]:
         started = None if part is None else (part, _Copies(bases[part], devices[part]))
         if coming is not None:
             yield coming[0], coming[1].arrived()
@@ -79,11 +79,12 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return _streams[device]
 
 
-def _groups(bases: Sequence[SpectralBasis], most: int) -> Iterator[slice]:
+def _groups(bases: Sequence[SpectralBasis], devices: Sequence[torch.device], most: int) -> Iterator[slice]:
     start, size = 0, 0
-    for place, basis in enumerate(bases):
-        if place > start and size + basis.nbytes > most:
+    for place, (basis, device) in enumerate(zip(bases, devices)):
+        coming = 0 if basis.U.device == device else basis.nbytes
+        if place > start and size + coming > most:
             yield slice(start, place)
             start, size = place, 0
-        size += basis.nbytes
+        size += coming
     yield slice(start, len(bases))
