@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gsr_kernels.continual.experiment import Results, run_experiment
-from gsr_kernels.continual.methods import METHODS, MethodSettings
+from gsr_kernels.continual.methods import BOUNDS, TITLES, MethodSettings
 from gsr_kernels.continual.model import ModelConfig
 from gsr_kernels.continual.report import report, write
 from gsr_kernels.continual.settings import Settings
@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         action="append",
         metavar="NAME",
-        help=f"one of {', '.join(METHODS)}; several with commas, or again (default: {','.join(default.methods)})",
+        help=f"one of {', '.join(TITLES)}; several with commas, or again (default: {','.join(default.methods)})",
     )
-    add("--bounds", action="store_true", help="also learn each task alone (PerFT) and all at once (MTL)")
+    add("--bounds", action="store_true", help="also each task alone and all at once: perft and mtl")
     add("--rho", type=float, default=default.method.rho, help="of GSR, in [0, 1] (default: %(default)s)")
     add("--rank", type=_rank, help="directions of a weight, a number or a share in (0, 1) (default: all)")
     add("--seeds", type=int, default=default.seeds, help="repetitions (default: %(default)s)")
@@ -51,16 +51,22 @@ def run(args: argparse.Namespace) -> None:
         ValueError, OSError: bad input, found before any work.
         FloatingPointError: training diverges.
     """
-    settings = Settings(
-        methods=_names(args.method) or Settings().methods,
-        method=MethodSettings(rho=args.rho, rank=args.rank),
-        bounds=args.bounds,
-        seeds=args.seeds,
-        steps=args.steps,
-        lr=args.lr,
-        pretrain_steps=args.pretrain_steps,
-        model=ModelConfig(width=args.width, layers=args.layers),
-    )
+    names = _names(args.method) or Settings().methods
+    if args.bounds:
+        names += tuple(bound for bound in BOUNDS if bound not in names)
+    # every such error begins with the name of a field, which is that of its flag
+    try:
+        settings = Settings(
+            methods=names,
+            method=MethodSettings(rho=args.rho, rank=args.rank),
+            seeds=args.seeds,
+            steps=args.steps,
+            lr=args.lr,
+            pretrain_steps=args.pretrain_steps,
+            model=ModelConfig(width=args.width, layers=args.layers),
+        )
+    except ValueError as error:
+        raise ValueError("--" + str(error).replace("pretrain_", "pretrain-", 1)) from error
     pools = library_pools() if args.data is None else read_pools(args.data)
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise FileExistsError(f"--out {args.out} exists and is no empty folder: give a new one")
@@ -86,6 +92,9 @@ def _rank(text: str) -> int | float:
 
 
 def _draw(folder: Path, results: Results) -> None:
+    if not results.methods():
+        print("no pictures of bounds alone: they learn no task after another", file=sys.stderr)
+        return
     if find_spec("matplotlib") is None:
         print("no pictures without matplotlib: pip install 'gsr-kernels[plot]'", file=sys.stderr)
         return

@@ -12,15 +12,14 @@ from torch.optim import AdamW
 from tqdm import tqdm
 
 from gsr_kernels.continual.course import Course
-from gsr_kernels.continual.methods import METHODS
+from gsr_kernels.continual.methods import BOUNDS, METHODS, TITLES
 from gsr_kernels.continual.metrics import ResultMatrix
 from gsr_kernels.continual.model import ByteDecoder
 from gsr_kernels.continual.settings import Settings
 from gsr_kernels.continual.tasks import Pool, Task, general_pool
 from gsr_kernels.continual.train import train
 
-# ways of learning that are no method but a bound of what a method can reach
-BOUNDS = {"PerFT": Course.alone, "MTL": Course.together}
+LEARN_BOUND = {"perft": Course.alone, "mtl": Course.together}
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Results:
 
     def methods(self) -> dict[str, list[ResultMatrix]]:
         """The matrices without the bounds'."""
-        return {title: each for title, each in self.matrices.items() if title not in BOUNDS}
+        return {title: each for title, each in self.matrices.items() if title not in BOUNDS.values()}
 
 
 def run_experiment(settings: Settings, pools: Sequence[Pool]) -> Results:
@@ -54,12 +53,12 @@ def run_experiment(settings: Settings, pools: Sequence[Pool]) -> Results:
     started = time.perf_counter()
     model = ByteDecoder(settings.model)
     for name in settings.methods:
+        if name in BOUNDS:
+            continue
         with METHODS[name].begin(model, AdamW(model.parameters()), settings.method):
             pass
-    titles = [METHODS[name].title for name in settings.methods]
-    bounds = BOUNDS if settings.bounds else {}
     general = general_pool().draw(seed=0)
-    results = Results({title: [] for title in [*titles, *bounds]})
+    results = Results({TITLES[name]: [] for name in settings.methods})
 
     tuning = settings.seeds * len(results.matrices) * len(pools) * settings.steps
     # a log file wants few lines
@@ -71,14 +70,15 @@ def run_experiment(settings: Settings, pools: Sequence[Pool]) -> Results:
         for seed in range(settings.seeds):
             tasks = [pool.draw(seed) for pool in pools]
             course = Course(settings, model, general, tasks, seed, bar)
-            for name, title in zip(settings.methods, titles):
+            for name, (title, matrices) in zip(settings.methods, results.matrices.items()):
+                if name in BOUNDS:
+                    matrices.append(LEARN_BOUND[name](course))
+                    continue
                 matrix, learned = course.in_turn(name)
-                results.matrices[title].append(matrix)
+                matrices.append(matrix)
                 if seed == 0:
                     results.spectra[title] = spectra(learned)
                 bar.write(f"seed {seed + 1}  {title:<8} F.Ra {matrix.fra():6.2f}  AP {matrix.ap():6.2f}")
-            for title, learn in bounds.items():
-                results.matrices[title].append(learn(course))
     results.seconds = time.perf_counter() - started
     return results
 

@@ -83,10 +83,17 @@ METHODS = {
 }
 
 
+# ways of learning that are no method but a bound of what a method can reach
+BOUNDS = {"perft": "PerFT", "mtl": "MTL"}
+TITLES = {name: entry.title for name, entry in METHODS.items()} | BOUNDS
+
+
 def check_methods(names: tuple[str, ...]) -> None:
-    """Raises ValueError for a name that is not in the table, or twice in the list."""
+    """Raises ValueError for no name, one that is neither a method's nor a bound's, and one that is given twice."""
+    if not names:
+        raise ValueError(f"method must name at least one of {', '.join(TITLES)}")
     for name in names:
-        if name not in METHODS:
-            raise ValueError(f"--method {name} is unknown; there are {', '.join(METHODS)}")
+        if name not in TITLES:
+            raise ValueError(f"method {name!r} is unknown; there are {', '.join(TITLES)}")
         if names.count(name) > 1:
-            raise ValueError(f"--method {name} is given twice")
+            raise ValueError(f"method {name} is given twice")

@@ -14,6 +14,7 @@ import torch
 
 import gsr_kernels
 from gsr_kernels.continual.experiment import Results
+from gsr_kernels.continual.methods import BOUNDS
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.settings import Settings
 from gsr_kernels.continual.tasks import GENERAL, Pool
@@ -42,7 +43,7 @@ FIGURES: dict[str, tuple[Callable[[ResultMatrix], float], int]] = {
 def report(settings: Settings, pools: Sequence[Pool], results: Results) -> str:
     """All that is printed: conditions, table, figures, verdict."""
     methods = results.methods()
-    parts = [conditions(settings, pools), table(results.matrices), figures(methods), LEGEND]
+    parts = [conditions(settings, pools), table(results.matrices), *([figures(methods)] if methods else []), LEGEND]
     if BASELINE in methods:
         parts += [verdict(title, each, methods[BASELINE]) for title, each in methods.items() if title != BASELINE]
     return "\n\n".join([*parts, CAUTION]) + "\n"
@@ -73,9 +74,9 @@ def table(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
     for title, each in matrices.items():
         tasks = each[0].tasks
         lines.append("")
-        if title == "MTL":
+        if title == BOUNDS["mtl"]:
             lines.append(_row(title, "all at once", each, tasks[-1]))
-        elif title == "PerFT":
+        elif title == BOUNDS["perft"]:
             lines += [_row(title, f"{task} only", each, task) for task in tasks]
         else:
             lines += [_row(title, task, each, task, over([matrix.fra(task) for matrix in each])) for task in tasks]

@@ -13,10 +13,9 @@ from gsr_kernels.continual.model import ModelConfig
 class Settings:
     """The same for every method and seed. Raises ValueError, naming the field, for what cannot be."""
 
+    # bounds are named among them
     methods: tuple[str, ...] = ("seqft", "gsr")
     method: MethodSettings = field(default_factory=MethodSettings)
-    # PerFT and MTL too
-    bounds: bool = False
     seeds: int = 3
     steps: int = 100
     # of 1e-4, 3e-4, 5e-4, 1e-3 and 2e-3 the lowest where SeqFT gains on every built-in task four fifths of its best

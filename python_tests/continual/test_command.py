@@ -8,7 +8,7 @@ import torch
 
 from gsr_kernels.__main__ import main
 from gsr_kernels.continual import experiment
-from gsr_kernels.continual.methods import METHODS
+from gsr_kernels.continual.methods import BOUNDS, TITLES
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.tasks import GENERAL, Pool
 
@@ -81,11 +81,20 @@ def test_equal_seeds_give_equal_numbers(data, tmp_path):
     assert "one seed cannot tell" in (tmp_path / "one" / "table.txt").read_text()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TITLES)
 def test_every_method_runs(name, data, tmp_path):
     out = tmp_path / "out"
     assert main(["continual", "--data", data, "--out", str(out), "--method", name, "--seeds", "1", *TINY]) == 0
-    assert list(measured(out)) == [METHODS[name].title]
+    assert list(measured(out)) == [TITLES[name]]
+    assert TITLES[name] in (out / "table.txt").read_text()
+    assert (out / "forgetting.png").exists() == (out / "spectra.png").exists() == (name not in BOUNDS)
+
+
+def test_bounds_by_name_stand_where_they_are_named(data, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--data", data, "--out", str(out), "--method", "mtl,seqft", "--bounds", "--seeds", "1", *TINY]
+    assert main(["continual", *arguments]) == 0
+    assert list(measured(out)) == ["MTL", "SeqFT", "PerFT"]
 
 
 def test_a_rank_is_a_number_or_a_share(data, tmp_path):
@@ -105,17 +114,17 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
         (["--rank", "1000"], "rank"),
         (["--rank", "1.5"], "rank"),
         (["--rank", "many"], "rank"),
-        (["--method", "magic"], "--method magic is unknown; there are seqft, gsr"),
+        (["--method", "magic"], "--method 'magic' is unknown; there are seqft, gsr"),
         (["--method", "gsr,gsr"], "--method gsr is given twice"),
         (["--method", "gsr,"], "--method"),
-        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
         (["--seeds", "two"], "seeds"),
-        (["--steps", "-1"], "steps must be at least 1"),
-        (["--pretrain-steps", "0"], "pretrain_steps must be at least 1"),
-        (["--lr", "0"], "lr must be positive and finite"),
-        (["--lr", "inf"], "lr must be positive and finite"),
-        (["--width", "12"], "width 12 must be a multiple"),
-        (["--layers", "0"], "layers must be at least 1"),
+        (["--steps", "-1"], "--steps must be at least 1"),
+        (["--pretrain-steps", "0"], "--pretrain-steps must be at least 1"),
+        (["--lr", "0"], "--lr must be positive and finite"),
+        (["--lr", "inf"], "--lr must be positive and finite"),
+        (["--width", "12"], "--width 12 must be a multiple"),
+        (["--layers", "0"], "--layers must be at least 1"),
         (["--data", "absent"], "--data absent is no folder"),
         (["--unknown"], "--unknown"),
     ],
