@@ -53,7 +53,7 @@ def demo_conditions() -> str:
         f"task's score lost since its best, mean of {settings['seeds']} seeds; AdamW at {settings['lr']:g} for both, "
         f"ρ = {settings['method']['rho']:g}; {config['seconds']:.0f} s on {config['threads']} cores, torch "
         f"{config['versions']['torch']}. {said.split('. Seed by seed')[0]}: "
-        "[the whole table](bench/results/demo/table.txt), and [the evidence](docs/evidence.md) on a pretrained encoder.*"
+        "[the whole table](bench/results/demo/table.txt), [the evidence](docs/evidence.md) on a pretrained encoder.*"
     )
 
 

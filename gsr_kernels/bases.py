@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
                 raise ValueError(f"{stored.name}: {error}") from error
             bar.update(svd_cost(stored.shape))
     if missing:
-        save_bases(args.out, kept)
+        save_bases(args.out, kept, {"randomized": str(args.randomized)})
     print(f"{len(missing)} decomposed in {time.perf_counter() - start:.1f} s")
 
 

@@ -6,7 +6,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +20,9 @@ from gsr_kernels.linalg import randomized_svd, svd
 
 FORMAT = "gsr_kernels.bases"
 FORMAT_VERSION = 1
+
+# what can be decomposed, in float32 or better
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # how U and Vh are kept, by the name of a precision
 STORAGE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -37,7 +42,7 @@ class SpectralBasis:
     heads). With ``head_dim`` 0 or 1 the last of them holds the heads that the weight's rows or columns were split
     into: the weight's own shape is then ``weight_shape``.
 
-    Raises ValueError where the shapes do not fit together.
+    Raises TypeError for what is no floating-point tensor, ValueError where the shapes do not fit together.
     """
 
     U: Tensor
@@ -47,6 +52,10 @@ class SpectralBasis:
     head_dim: int | None = None
 
     def __post_init__(self) -> None:
+        for factor in (self.U, self.S, self.Vh):
+            if not isinstance(factor, Tensor) or not factor.is_floating_point():
+                got = factor.dtype if isinstance(factor, Tensor) else type(factor).__name__
+                raise TypeError(f"SpectralBasis needs U, S and Vh as floating-point tensors, got {got}")
         batch, k = self.S.shape[:-1], self.S.shape[-1] if self.S.ndim else 0
         fits = self.U.ndim >= 2 and self.U.shape[:-2] == batch and self.U.shape[-1] == k
         fits = fits and self.Vh.ndim >= 2 and self.Vh.shape[:-2] == batch and self.Vh.shape[-2] == k
@@ -81,14 +90,14 @@ class SpectralBasis:
             TypeError: weight is not a real floating-point matrix.
             ValueError: rank, heads or precision out of range; randomized without a rank; a NaN or Inf in weight.
         """
-        if not weight.is_floating_point() or weight.ndim < 2 or not weight.numel():
-            got = f"{weight.dtype} {_shape(weight)}"
-            raise TypeError(f"weight must be a real, non-empty matrix [.., d1, d2], got {got}")
+        if not isinstance(weight, Tensor) or weight.dtype not in DTYPES or weight.ndim < 2 or not weight.numel():
+            got = f"{weight.dtype} {_shape(weight)}" if isinstance(weight, Tensor) else type(weight).__name__
+            raise TypeError(f"weight must be a real, non-empty matrix [.., d1, d2] of 16 bits or more, got {got}")
         if not weight.isfinite().all():
             raise ValueError("weight holds NaN or Inf: it has no singular basis; restore it from a checkpoint")
         matrix, head_dim = split_heads(weight.detach(), heads)
         most = min(matrix.shape[-2:])
-        if rank is not None and not 1 <= rank <= most:
+        if rank is not None and not (_whole(rank) and 1 <= rank <= most):
             raise ValueError(f"rank must lie in [1, {most}] for a weight {_shape(matrix)}, got {rank}")
 
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -98,6 +107,8 @@ class SpectralBasis:
             U, S, Vh = randomized_svd(matrix.to(wide), rank)[:3] if randomized and rank else svd(matrix.to(wide))
         except torch.linalg.LinAlgError as error:
             raise ValueError(f"the weight {_shape(weight)} could not be decomposed: {error}") from error
+        if not S.isfinite().all():
+            raise ValueError(f"σ of the weight {_shape(weight)} overflows {S.dtype}: pass the weight in float64")
         storage = _storage(precision, wide, weight.device)
         U, S, Vh = U[..., :rank].to(storage), S[..., :rank], Vh[..., :rank, :].to(storage)
         return cls(U.contiguous(), S.contiguous(), Vh.contiguous(), fingerprint(weight), head_dim)
@@ -146,8 +157,8 @@ def split_heads(matrix: Tensor, heads: int | tuple[int, int] | None) -> tuple[Te
     """``[.., d1, d2]`` as ``[.., h, d1 / h, d2]`` (rows) or ``[.., h, d1, d2 / h]`` (columns), a view; and which."""
     if heads is None:
         return matrix, None
-    count, dim = heads if isinstance(heads, tuple) else (heads, 0)
-    if dim not in (0, 1) or count < 1 or matrix.shape[dim - 2] % count:
+    count, dim = heads if isinstance(heads, tuple) and len(heads) == 2 else (heads, 0)
+    if not _whole(count) or dim not in (0, 1) or count < 1 or matrix.shape[dim - 2] % count:
         raise ValueError(f"heads must be h or (h, 0 or 1), h a divisor of that side of {_shape(matrix)}, got {heads}")
     parts = matrix.unflatten(dim - 2, (count, -1))
     return (parts if dim == 0 else parts.movedim(-2, -3)), dim
@@ -172,11 +183,15 @@ def fingerprint(weight: Tensor) -> str:
     return f"{kind}:{_shape(weight)}:{total % 2**64:016x}"
 
 
-def save_bases(path: str | os.PathLike[str], bases: Mapping[str, SpectralBasis]) -> None:
-    """Writes the bases of a model, keyed by parameter name, to one safetensors file.
+def save_bases(
+    path: str | os.PathLike[str], bases: Mapping[str, SpectralBasis], settings: Mapping[str, str] | None = None
+) -> None:
+    """Writes the bases of a model, keyed by parameter name, to one safetensors file; ``settings`` say how they arose.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. Raises FileNotFoundError where its folder is not there.
     """
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"bases: no directory {Path(path).parent} to keep {Path(path).name} in")
     tensors = {
         f"{name}.{factor}": getattr(basis, factor).cpu() for name, basis in bases.items() for factor in ("U", "S", "Vh")
     }
@@ -184,7 +199,12 @@ def save_bases(path: str | os.PathLike[str], bases: Mapping[str, SpectralBasis])
         name: {"fingerprint": basis.fingerprint, "rank": basis.rank, "head_dim": basis.head_dim}
         for name, basis in bases.items()
     }
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "bases": json.dumps(entries)}
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "bases": json.dumps(entries),
+        "settings": json.dumps(dict(settings or {})),
+    }
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
 
@@ -214,7 +234,7 @@ def load_bases(
                 )
                 for name in wanted
             }
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"bases: {os.fspath(path)} is truncated or damaged ({error}); write it anew") from error
 
 
@@ -237,6 +257,10 @@ def _storage(precision: str | None, wide: torch.dtype, device: torch.device) -> 
     if precision not in STORAGE:
         raise ValueError(f"precision must be one of {', '.join(STORAGE)}, got {precision!r}")
     return STORAGE[precision]
+
+
+def _whole(number: object) -> TypeGuard[int]:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _shape(tensor: Tensor) -> str:

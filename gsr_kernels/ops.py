@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from numbers import Real
 from typing import Any, overload
 
 import torch
@@ -36,8 +37,8 @@ def implementation(name: str, backend: str = "auto", device: torch.device | None
 
 def check_rho(rho: float) -> float:
     """``rho`` as a float in [0, 1]; anything else is a ValueError."""
-    if not (math.isfinite(rho) and 0 <= rho <= 1):
-        raise ValueError(f"rho must be a finite number in [0, 1], got {rho}")
+    if not isinstance(rho, Real) or isinstance(rho, bool) or not (math.isfinite(rho) and 0 <= rho <= 1):
+        raise ValueError(f"rho must be a finite number in [0, 1], got {rho!r}")
     return float(rho)
 
 
@@ -66,6 +67,7 @@ def rescale_gradient(
     backend: str = "auto",
     out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]: ...
+@torch.no_grad()
 def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):  # type: ignore[no-untyped-def]
     """Gradient Spectrum Rescaling: ``G' = U Uᵀ G V Vᵀ + U diag(g' − g) Vh`` (paper, equations 2, 3, 7, 8).
 
@@ -79,13 +81,17 @@ def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):
         out: where to write G', of G's shape and dtype; ``out=G`` works in place.
 
     Returns:
-        G', or the list of them. A matrix with a NaN or Inf in it comes back as it came.
+        G', or the list of them, outside of autograd. A matrix with a NaN or Inf in it comes back as it came.
 
     Raises:
-        TypeError: G is not a real floating-point tensor.
-        ValueError: shapes, devices or lengths differ; rho, out_of_span or backend out of range. Nothing was written.
+        TypeError: G or out is no real, dense floating-point tensor, basis no SpectralBasis, or one is a list alone.
+        ValueError: shapes, devices or lengths differ; rho, out_of_span or backend out of range; out shares a part of
+            its memory with itself or with G. Nothing was written.
     """
     single = isinstance(G, Tensor)
+    for name, operand, one in (("basis", basis, SpectralBasis), ("out", out, Tensor)):
+        if operand is not None and isinstance(operand, one) != single:
+            raise TypeError(f"{name} must be a list where G is a list and {one.__name__} where G is a Tensor")
     gradients, bases = ([G], [basis]) if single else (list(G), list(basis))
     outs = [None] * len(gradients) if out is None else [out] if single else list(out)
     if not len(gradients) == len(bases) == len(outs):
@@ -112,14 +118,31 @@ def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):
 
 
 def _check(G: Tensor, basis: SpectralBasis, out: Tensor | None) -> None:
-    if not G.is_floating_point():
-        raise TypeError(f"G must be a real floating-point tensor, got {G.dtype}")
+    if not isinstance(basis, SpectralBasis):
+        raise TypeError(f"basis must be a SpectralBasis, got {type(basis).__name__}: SpectralBasis(U, S, Vh) makes one")
+    for name, tensor in (("G", G), ("out", G if out is None else out)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
+            got = f"{tensor.dtype} {tensor.layout}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be a real, dense floating-point tensor, got {got}")
     if G.shape != basis.weight_shape:
         raise ValueError(f"G {tuple(G.shape)} and basis {tuple(basis.weight_shape)} must have the same shape")
     if G.device != basis.U.device:
         raise ValueError(f"G is on {G.device}, basis on {basis.U.device}: move it with basis.to(G.device)")
     if out is not None and (out.shape != G.shape or out.dtype != G.dtype or out.device != G.device):
         raise ValueError("out must have the shape, dtype and device of G")
+    if out is not None and not torch.compiler.is_compiling() and _overlaps(out, G):
+        raise ValueError("out must be G itself, or share no memory with it nor within itself")
+
+
+def _overlaps(out: Tensor, G: Tensor) -> bool:
+    """Whether two entries of out lie in one place, or out lies across G without being G."""
+    if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape)):
+        return True
+    same = out.data_ptr() == G.data_ptr() and out.stride() == G.stride()
+    starts = [tensor.data_ptr() for tensor in (out, G)]
+    sizes = [sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) + 1 for tensor in (out, G)]
+    ends = [start + size * out.element_size() for start, size in zip(starts, sizes)]
+    return bool(out.numel()) and not same and starts[0] < ends[1] and starts[1] < ends[0]
 
 
 @torch.library.custom_op("gsr_kernels::rescale_gradient", mutates_args=("out",))

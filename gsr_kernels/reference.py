@@ -72,6 +72,8 @@ def rescale_gradient(
     ``out_of_span="drop"`` is the paper's (8), which loses what U and Vh do not span; ``"keep"`` adds it back,
     ``G − U Uᵀ G V Vᵀ``.
     """
+    if out_of_span not in ("drop", "keep"):
+        raise ValueError(f"out_of_span must be 'drop' or 'keep', got {out_of_span!r}")
     N = project(G, U, Vh)
     H, K = skew(N, S)
     g = rescale(N.diagonal(dim1=-2, dim2=-1), S, rho, floor)

@@ -58,6 +58,13 @@ def test_heads(heads, parts):
         (torch.ones(3, 4), {"heads": 2}, ValueError, "heads"),
         (torch.ones(3, 4), {"heads": (2, 2)}, ValueError, "heads"),
         (torch.ones(3, 4), {"precision": "int8"}, ValueError, "precision"),
+        (torch.ones(3, 4), {"rank": 2.5}, ValueError, "rank"),
+        (torch.ones(3, 4), {"rank": True}, ValueError, "rank"),
+        (torch.ones(3, 4), {"heads": 1.5}, ValueError, "heads"),
+        (torch.ones(3, 4), {"heads": (2,)}, ValueError, "heads"),
+        ([[1.0]], {}, TypeError, "weight"),
+        (torch.ones(3, 4).to(torch.float8_e4m3fn), {}, TypeError, "weight"),
+        (torch.full((64, 64), 3e38), {}, ValueError, "overflows torch.float32"),
     ],
 )
 def test_bad_input_is_named(weight, arguments, error, named):
@@ -69,6 +76,9 @@ def test_factors_that_do_not_fit():
     U, S, Vh = torch.randn(6, 3), torch.randn(3), torch.randn(3, 5)
     for factors in [(U, S, Vh[:2]), (U[:, :2], S, Vh), (U, S[:2], Vh), (U[:2], S, Vh), (U, S[None], Vh), (U[0], S, Vh)]:
         with pytest.raises(ValueError, match="SpectralBasis needs U"):
+            SpectralBasis(*factors)
+    for factors in [(U.int(), S, Vh), (U, [1.0], Vh), (U, S, Vh.cfloat())]:
+        with pytest.raises(TypeError, match="SpectralBasis needs U, S and Vh as floating"):
             SpectralBasis(*factors)
 
 
@@ -123,6 +133,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no directory"):
+        save_bases(tmp_path / "absent" / "bases.safetensors", bases())
+
+
 def test_unreadable_files_are_refused_with_the_reason(tmp_path):
     path = tmp_path / "bases.safetensors"
     with pytest.raises(FileNotFoundError, match="save_bases"):
@@ -135,7 +150,11 @@ def test_unreadable_files_are_refused_with_the_reason(tmp_path):
             load_bases(path)
     (size,) = struct.unpack("<Q", whole[:8])
     header = json.loads(whole[8 : 8 + size])
-    for key, value, named in [("format_version", str(FORMAT_VERSION + 1), "newer"), ("format", "other", "not a bases")]:
+    for key, value, named in [
+        ("format_version", str(FORMAT_VERSION + 1), "newer"),
+        ("format", "other", "not a bases"),
+        ("bases", "{", "damaged"),
+    ]:
         changed = json.dumps({**header, "__metadata__": {**header["__metadata__"], key: value}}).encode()
         path.write_bytes(struct.pack("<Q", len(changed)) + changed + whole[8 + size :])
         with pytest.raises(ValueError, match=named):

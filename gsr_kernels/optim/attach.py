@@ -20,7 +20,7 @@ from gsr_kernels.methods import GSR, Chain, Method
 from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.heads import resolve_heads
 from gsr_kernels.optim.offload import BASIS_DEVICES
-from gsr_kernels.optim.rank import Rank, resolve_rank
+from gsr_kernels.optim.rank import Rank, clamped_from, resolve_rank
 from gsr_kernels.optim.report import summary
 from gsr_kernels.optim.rho import Rho, resolve_rho
 from gsr_kernels.optim.supported import check_model, innermost
@@ -82,8 +82,8 @@ def attach(
         raise ValueError(f"basis_device must be None or 'cpu', got {basis_device!r}")
     if nonfinite not in ("skip", "error"):
         raise ValueError(f"nonfinite must be 'skip' or 'error', got {nonfinite!r}")
-    if record_every < 0:
-        raise ValueError(f"record_every must be 0 or the number of steps between records, got {record_every}")
+    if not isinstance(record_every, int) or record_every < 0:
+        raise ValueError(f"record_every must be 0 or the number of steps between records, got {record_every!r}")
     if bases is not None and not Path(bases).parent.is_dir():
         raise FileNotFoundError(f"bases: no directory {Path(bases).parent} to keep {Path(bases).name} in")
 
@@ -106,7 +106,16 @@ def attach(
 
     offloaded = basis_device is not None
     weights = [
-        Weight(name, places[matched[name]], methods[name], ranks[name], split[name], offloaded) for name in matched
+        Weight(
+            name,
+            places[matched[name]],
+            methods[name],
+            ranks[name],
+            split[name],
+            offloaded,
+            clamped_from(rank, name, min(matrices[name].shape[-2:])),
+        )
+        for name in matched
     ]
     file, stale = _fill(weights, list(matched.values()), bases)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

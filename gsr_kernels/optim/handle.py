@@ -130,7 +130,7 @@ class Handle:
 
     def save_bases(self, path: str | os.PathLike[str]) -> None:
         """Writes the bases to a file that ``attach(bases=path)`` reads; it appears whole or not at all."""
-        save_bases(path, self.bases)
+        save_bases(path, self.bases, {"methods": ", ".join(map(repr, self.methods))})
         self._file = os.fspath(path)
 
     def state_dict(self) -> dict[str, Any]:

@@ -50,4 +50,15 @@ def _clamp(rank: int | float | None, shapes: Mapping[str, tuple[int, int]]) -> d
 
 def ends_with(pattern: str, name: str) -> bool:
     """Whether a regular expression matches the end of a parameter's name, with or without its last part."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"the pattern {pattern!r} of rank, heads or rho is no regular expression: {error}") from error
     return any(re.search(rf"(?:^|\.)(?:{pattern})$", one) for one in (name, name.rpartition(".")[0]))
+
+
+def clamped_from(rank: Rank, name: str, own: int) -> int | None:
+    """The number of directions that was asked of a weight, where it is more than its own rank."""
+    if isinstance(rank, Mapping):
+        rank = ([None] + [value for pattern, value in rank.items() if ends_with(pattern, name)])[-1]
+    return rank if isinstance(rank, int) and rank > own else None

@@ -13,9 +13,10 @@ def summary(weights: Sequence[Weight], coverage: float) -> str:
     """One line: the methods, the matrices, the share of trainable weights that they are."""
     methods = {id(weight.method): repr(weight.method) for weight in weights}
     size = sum(weight.basis.nbytes for weight in weights) / 2**20
+    clamped = sum(weight.clamped_from is not None for weight in weights)
     return (
         f"{', '.join(methods.values())} on {len(weights)} weights, {coverage:.1%} of the trainable parameters "
-        f"(bases: {size:.1f} MiB)"
+        f"(bases: {size:.1f} MiB)" + (f", the rank clamped on {clamped}: print(handle) lists them" if clamped else "")
     )
 
 
@@ -30,6 +31,7 @@ def describe(weights: Sequence[Weight], found: Sequence[Target], coverage: float
         else:
             basis = weight.basis
             note = f"rank {basis.rank} of {min(basis.shape[-2:])}"
+            note += f" (clamped from {weight.clamped_from})" if weight.clamped_from else ""
             note += f", {basis.shape[:-2].numel()} matrices" if basis.S.ndim > 1 else ""
         lines.append(f"  {target.name:<48} {'x'.join(map(str, target.parameter.shape)):>14}  {note}")
     return "\n".join(lines)

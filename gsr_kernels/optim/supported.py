@@ -27,7 +27,9 @@ def innermost(optimizer: object) -> Optimizer:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises TypeError for a model that FSDP1 has flattened."""
+    """Raises TypeError for what is no module, and for a model that FSDP1 has flattened."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise TypeError(
             "model: FullyShardedDataParallel (FSDP1) flattens its weights, which then have no singular basis. Use "

@@ -44,6 +44,10 @@ def find_targets(model: nn.Module, targets: str | Iterable[str], trained: set[Te
 
     Raises ValueError where nothing is matched, listing what there is.
     """
+    if not isinstance(targets, str):
+        targets = list(targets) if isinstance(targets, Iterable) else [targets]
+        if not all(isinstance(one, str) for one in targets):
+            raise ValueError(f"targets must be 'all-linear', a regular expression or a list of names, got {targets!r}")
     found: list[Target] = []
     seen: dict[Tensor, str] = {}
     output = _output_embedding(model)
@@ -100,14 +104,18 @@ def _not_linear(module: nn.Module, name: str, parameter: Tensor, output: Tensor 
         return "factor of an adapter"
     conv1d = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
     linear = isinstance(module, nn.Linear | nn.MultiheadAttention) or conv1d
-    experts = parameter.ndim == 3 and parameter.shape[0] > 1 and not isinstance(module, _ConvNd)
+    # convolutions and bilinear forms are 3-D too
+    experts = parameter.ndim == 3 and parameter.shape[0] > 1 and not isinstance(module, _ConvNd | nn.Bilinear)
     return None if (linear and parameter.ndim == 2) or experts else f"{type(module).__name__} is not linear"
 
 
 def _matches(name: str, targets: str | Iterable[str]) -> bool:
     names = (name, name.rpartition(".")[0])
     if isinstance(targets, str):
-        return any(re.fullmatch(targets, one) for one in names)
+        try:
+            return any(re.fullmatch(targets, one) for one in names)
+        except re.error as error:
+            raise ValueError(f"targets: {targets!r} is no regular expression: {error}") from error
     return any(one == ending or one.endswith(f".{ending}") for one in names for ending in targets)
 
 

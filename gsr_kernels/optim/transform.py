@@ -24,13 +24,14 @@ def transform(method: Method, live: Live, scale: Tensor | None, record: bool, st
     """
     for weight, _, G in live:
         _follow(weight, G)
+        # before any gradient is rewritten, so that the one at fault can be repaired and the step taken again
+        if strict and not G.isfinite().all():
+            raise FloatingPointError(f"the gradient of {weight.name} holds NaN or Inf; nothing was changed")
     for part, bases in visits([weight.basis for weight, _, _ in live], [G.device for _, _, G in live]):
-        _transform(method, live[part], bases, scale, record, strict)
+        _transform(method, live[part], bases, scale, record)
 
 
-def _transform(
-    method: Method, live: Live, bases: list[SpectralBasis], scale: Tensor | None, record: bool, strict: bool
-) -> None:
+def _transform(method: Method, live: Live, bases: list[SpectralBasis], scale: Tensor | None, record: bool) -> None:
     gradients = [basis.split(G) for basis, (_, _, G) in zip(bases, live)]
     matrices = [basis.split(W) for basis, (_, W, _) in zip(bases, live)]
     states = [weight.state for weight, _, _ in live]
@@ -39,10 +40,11 @@ def _transform(
     for (weight, _, _), flags in zip(live, finite):
         weight.steps += 1
         weight.skipped += (~flags).sum()
-        if strict and not flags.all():
-            raise FloatingPointError(f"the gradient of {weight.name} holds NaN or Inf; no weight was changed")
-    for (weight, _, _), G, measured in zip(live, gradients, before):
-        weight.measures = measure_after(G, measured)
+    for (weight, _, _), G, measured, flags in zip(live, gradients, before, finite):
+        fresh, ok = measure_after(G, measured), flags.all()
+        # what was measured of NaN would blank every mean: the last finite record stays, zeros before there is one
+        last = weight.measures or {key: torch.zeros_like(value) for key, value in fresh.items()}
+        weight.measures = {key: torch.where(ok, value, last[key]) for key, value in fresh.items()}
 
 
 def _follow(weight: Weight, gradient: Tensor) -> None:

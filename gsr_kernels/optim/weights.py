@@ -27,6 +27,8 @@ class Weight:
     heads: Heads
     # whether the basis stays in host memory
     offloaded: bool
+    # the rank that was asked for where the weight has less
+    clamped_from: int | None = None
     basis: SpectralBasis = field(init=False)
     state: State = field(init=False)
     # on the weight's device until they are asked for

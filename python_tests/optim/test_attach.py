@@ -249,6 +249,8 @@ BAD = [
     ({"rho": 0.5, "bases": "/no/such/file"}, FileNotFoundError, "bases"),
     ({"rho": 0.5, "nonfinite": "zero"}, ValueError, "nonfinite"),
     ({"rho": 0.5, "record_every": -1}, ValueError, "record_every"),
+    ({"rho": 0.5, "record_every": 1.5}, ValueError, "record_every"),
+    ({"rho": "x"}, ValueError, "rho"),
 ]
 
 

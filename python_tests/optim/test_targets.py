@@ -31,6 +31,7 @@ class Model(nn.Module):
         self.c_attn = Conv1D()
         self.experts = Experts()
         self.conv = nn.Conv1d(4, 4, 3)
+        self.form = nn.Bilinear(4, 4, 3)
         self.up = nn.Linear(4, 8)
         self.shared = nn.Linear(4, 8)
         self.shared.weight = self.up.weight
@@ -53,6 +54,7 @@ def test_all_linear():
         "experts.gate_up_proj": None,
         "experts.position": "Experts is not linear",
         "conv.weight": "Conv1d is not linear",
+        "form.weight": "Bilinear is not linear",
         "up.weight": None,
         "shared.weight": "tied to up.weight",
         "frozen.weight": "frozen",
@@ -94,8 +96,14 @@ def test_patterns(targets, matched):
     assert {name for name, reason in reasons(Model(), targets).items() if reason is None} == set(matched)
 
 
+@pytest.mark.parametrize("targets", ["(", 3, None, [1]], ids=str)
+def test_what_is_no_pattern(targets):
+    with pytest.raises(ValueError, match="targets"):
+        reasons(Model(), targets)
+
+
 def test_nothing_matched_lists_what_there_is():
-    listed = r"There is:\n  not in targets\n    embed\.weight \(10, 4\), .* and 6 more\n  tied to up"
+    listed = r"There is:\n  not in targets\n    embed\.weight \(10, 4\), .* and 7 more\n  tied to up"
     with pytest.raises(ValueError, match=rf"targets='q_proj' matches no.*{listed}"):
         reasons(Model(), "q_proj")
     with pytest.raises(ValueError, match="no matrix at all"):
@@ -120,7 +128,7 @@ def test_rank(rank, resolved):
     assert list(resolve_rank(rank, SHAPES).values()) == resolved
 
 
-@pytest.mark.parametrize("rank", [0, -1, 17, 1.0, 0.0, 1.5, True, "8", {"k": 5}, {"v": 2}, {"k": 0}], ids=str)
+@pytest.mark.parametrize("rank", [0, -1, 17, 1.0, 0.0, 1.5, True, "8", {"k": 5}, {"v": 2}, {"k": 0}, {"(": 2}], ids=str)
 def test_rank_out_of_range(rank):
     with pytest.raises(ValueError, match="rank"):
         resolve_rank(rank, SHAPES)
