@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from gsr_kernels.continual.experiment import Results, run_experiment
-from gsr_kernels.continual.methods import BOUNDS, TITLES, MethodSettings
+from gsr_kernels.continual.experiment import Results, describe_methods, run_experiment
+from gsr_kernels.continual.methods import BOUNDS, METHODS, RANK, TITLES, MethodSettings
 from gsr_kernels.continual.model import ModelConfig
 from gsr_kernels.continual.report import report, write
 from gsr_kernels.continual.settings import Settings
@@ -34,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(TITLES)}; several with commas, or again (default: {','.join(default.methods)})",
     )
     add("--bounds", action="store_true", help="also each task alone and all at once: perft and mtl")
-    add("--rho", type=float, default=default.method.rho, help="of GSR, in [0, 1] (default: %(default)s)")
-    add("--rank", type=_rank, help="directions of a weight, a number or a share in (0, 1) (default: all)")
+    add("--rho", type=float, help=f"of GSR, in [0, 1] (default: {default.method.rho})")
+    add("--rank", type=_rank, help=f"of a weight: {RANK} (default: all)")
     add("--seeds", type=int, default=default.seeds, help="repetitions (default: %(default)s)")
     add("--steps", type=int, default=default.steps, help="for each task (default: %(default)s)")
     add("--lr", type=float, default=default.lr, help="of AdamW, for every method (default: %(default)s)")
@@ -58,19 +59,23 @@ def run(args: argparse.Namespace) -> None:
     try:
         settings = Settings(
             methods=names,
-            method=MethodSettings(rho=args.rho, rank=args.rank),
+            method=_method_settings(args, names),
             seeds=args.seeds,
             steps=args.steps,
             lr=args.lr,
             pretrain_steps=args.pretrain_steps,
             model=ModelConfig(width=args.width, layers=args.layers),
         )
+        describe_methods(settings)
     except ValueError as error:
         raise ValueError("--" + str(error).replace("pretrain_", "pretrain-", 1)) from error
     pools = library_pools() if args.data is None else read_pools(args.data)
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise FileExistsError(f"--out {args.out} exists and is no empty folder: give a new one")
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--out {args.out} cannot be made ({error.strerror}): give a folder that can") from error
 
     results = run_experiment(settings, pools)
     text = report(settings, pools, results)
@@ -81,14 +86,27 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _names(given: list[str] | None) -> tuple[str, ...]:
-    return tuple(name.strip() for names in given or () for name in names.split(","))
+    names = tuple(name.strip() for names in given or () for name in names.split(","))
+    if not all(names):
+        raise ValueError(f"--method {','.join(names)} holds an empty name: one comma stands between two names")
+    return names
+
+
+def _method_settings(args: argparse.Namespace, names: tuple[str, ...]) -> MethodSettings:
+    given = {field: getattr(args, field) for field in ("rho", "rank") if getattr(args, field) is not None}
+    settings = MethodSettings(**given)
+    for field in given:
+        readers = [name for name, method in METHODS.items() if field in method.reads]
+        if not set(readers).intersection(names):
+            raise ValueError(f"{field} is read by {', '.join(readers)}, none of which is in --method {','.join(names)}")
+    return settings
 
 
 def _rank(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    raise argparse.ArgumentTypeError(f"rank must be {RANK}, got {text!r}")
 
 
 def _draw(folder: Path, results: Results) -> None:

@@ -43,15 +43,15 @@ class Course:
 
     def in_turn(self, name: str) -> tuple[ResultMatrix, ByteDecoder]:
         """One task after another under the method of this name: the full matrix, and the model at the end."""
-        title, begin = METHODS[name]
+        method = METHODS[name]
         model, optimizer = self._fresh()
         matrix = self._matrix()
-        with begin(model, optimizer, self._settings.method) as next_task:
+        with method.begin(model, optimizer, self._settings.method) as at_work:
             for learned, task in zip((None, *self._tasks), self._tasks):
                 if learned is not None:
                     optimizer.state.clear()
-                    next_task(learned.train)
-                self._announce(title, task.name)
+                    at_work.next_task(learned.train)
+                self._announce(method.title, task.name)
                 self._train(model, optimizer, task.train, self._settings.steps, task.name)
                 matrix.record(task.name, self._scores(model))
         return matrix, model

@@ -39,11 +39,26 @@ class Results:
         return {title: each for title, each in self.matrices.items() if title not in BOUNDS.values()}
 
 
+def describe_methods(settings: Settings) -> dict[str, str]:
+    """Tries every method on the untrained model: by its title, all of its settings as it acts.
+
+    Raises:
+        ValueError: a setting that this model cannot have.
+    """
+    described = {}
+    model = ByteDecoder(settings.model)
+    for name in settings.methods:
+        if name in METHODS:
+            with METHODS[name].begin(model, AdamW(model.parameters()), settings.method) as at_work:
+                described[METHODS[name].title] = at_work.described
+    return described
+
+
 def run_experiment(settings: Settings, pools: Sequence[Pool]) -> Results:
     """Runs all of it on the CPU, in float32; equal settings, rows and threads give equal numbers.
 
     Args:
-        settings: the methods' own are tried on the untrained model, before any work.
+        settings: as ``describe_methods`` has tried them.
         pools: the tasks, in the order of training; every seed draws its rows from them.
 
     Raises:
@@ -52,11 +67,6 @@ def run_experiment(settings: Settings, pools: Sequence[Pool]) -> Results:
     """
     started = time.perf_counter()
     model = ByteDecoder(settings.model)
-    for name in settings.methods:
-        if name in BOUNDS:
-            continue
-        with METHODS[name].begin(model, AdamW(model.parameters()), settings.method):
-            pass
     general = general_pool().draw(seed=0)
     results = Results({TITLES[name]: [] for name in settings.methods})
 

@@ -13,48 +13,62 @@ from gsr_kernels.continual.library import Row
 from gsr_kernels.continual.model import ByteDecoder
 from gsr_kernels.continual.train import loss
 from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, GSRFull, Method
+from gsr_kernels.ops import check_rho
 from gsr_kernels.optim import attach
 
 # how firmly EWC holds (of 1e2, 1e3, 1e4 and 1e5 the best AP of a smaller model with a seed of its own), and how many
 # rows of a task say where
 EWC_LAM = 1e3
 EWC_ROWS = 64
+RANK = "a number of directions from 1 on or a share in (0, 1)"
 
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What the methods' own flags say."""
+    """What the methods' own flags say. Raises ValueError, naming the field, for what no model can have."""
 
     rho: float = 0.5
     rank: int | float | None = None
 
+    def __post_init__(self) -> None:
+        check_rho(self.rho)
+        if self.rank is not None and not (self.rank >= 1 if isinstance(self.rank, int) else 0 < self.rank < 1):
+            raise ValueError(f"rank must be {RANK}, got {self.rank}")
 
-# at work from entry to exit; gives what to call, with the rows just learned, before every task but the first
-NextTask = Callable[[Sequence[Row]], None]
-Begin = Callable[[ByteDecoder, Optimizer, MethodSettings], AbstractContextManager[NextTask]]
+
+class AtWork(NamedTuple):
+    """A method that acts: all of its settings, and what to call with the rows just learned before the next task."""
+
+    described: str
+    next_task: Callable[[Sequence[Row]], None]
+
+
+# at work from entry to exit
+Begin = Callable[[ByteDecoder, Optimizer, MethodSettings], AbstractContextManager[AtWork]]
 
 
 class Entry(NamedTuple):
-    """A method: its name in a table, and how it begins."""
+    """A method: its name in a table, how it begins, and the fields of ``MethodSettings`` that it reads."""
 
     title: str
     begin: Begin
+    reads: tuple[str, ...] = ()
 
 
 @contextmanager
-def seqft(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> Iterator[NextTask]:
+def seqft(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> Iterator[AtWork]:
     """Nothing: sequential fine-tuning, the baseline."""
-    yield lambda learned: None
+    yield AtWork("the optimizer alone", lambda learned: None)
 
 
 def dense(method: Callable[[MethodSettings], Method]) -> Begin:
     """A method that acts on matrices, with new bases at every task."""
 
     @contextmanager
-    def begin(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> Iterator[NextTask]:
+    def begin(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> Iterator[AtWork]:
         handle = attach(model, optimizer, method(settings), rank=settings.rank)
         try:
-            yield lambda learned: handle.refresh()
+            yield AtWork(", ".join(map(repr, handle.methods)), lambda learned: handle.refresh())
         finally:
             handle.remove()
 
@@ -62,23 +76,26 @@ def dense(method: Callable[[MethodSettings], Method]) -> Begin:
 
 
 @contextmanager
-def ewc(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> Iterator[NextTask]:
+def ewc(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> Iterator[AtWork]:
     """Elastic weight consolidation of the tasks learned so far; like all others it sees no pretraining text."""
     held = EWC(model, EWC_LAM)
     hook = held.attach(optimizer)
     try:
-        yield lambda learned: held.consolidate([[row] for row in learned[:EWC_ROWS]], loss)
+        yield AtWork(
+            f"EWC(lam={EWC_LAM:g}), Fisher from {EWC_ROWS} rows of a task",
+            lambda learned: held.consolidate([[row] for row in learned[:EWC_ROWS]], loss),
+        )
     finally:
         hook.remove()
 
 
 METHODS = {
     "seqft": Entry("SeqFT", seqft),
-    "gsr": Entry("GSR", dense(lambda settings: GSR(settings.rho))),
-    "gsr-full": Entry("GSR-full", dense(lambda settings: GSRFull())),
-    "psp": Entry("PSP", dense(lambda settings: PSP())),
-    "osf": Entry("OSF", dense(lambda settings: OSF())),
-    "sr": Entry("SR", dense(lambda settings: SR())),
+    "gsr": Entry("GSR", dense(lambda settings: GSR(settings.rho)), ("rho", "rank")),
+    "gsr-full": Entry("GSR-full", dense(lambda settings: GSRFull()), ("rank",)),
+    "psp": Entry("PSP", dense(lambda settings: PSP()), ("rank",)),
+    "osf": Entry("OSF", dense(lambda settings: OSF()), ("rank",)),
+    "sr": Entry("SR", dense(lambda settings: SR()), ("rank",)),
     "ewc": Entry("EWC", ewc),
 }
 

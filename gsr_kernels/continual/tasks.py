@@ -96,7 +96,7 @@ def read_pools(folder: str | os.PathLike[str]) -> list[Pool]:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """The rows of one file. Raises ValueError, naming file and line, for what is no row."""
+    """The rows of one file. Raises ValueError, naming file and line, for what is no row; and for none."""
     rows = []
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         if line.strip():
@@ -104,6 +104,8 @@ def read_rows(file: Path) -> list[Row]:
                 rows.append(parse_row(line))
             except ValueError as error:
                 raise ValueError(f"{file}:{number}: {error}") from error
+    if not rows:
+        raise ValueError(f"{file}: is empty: a row to learn and one to score are wanted")
     return rows
 
 

@@ -108,15 +108,20 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rho", "1.5"], "rho"),
-        (["--rho", "nan"], "rho"),
-        (["--rank", "0"], "rank"),
-        (["--rank", "1000"], "rank"),
-        (["--rank", "1.5"], "rank"),
-        (["--rank", "many"], "rank"),
+        (["--rho", "1.5"], "--rho must be a finite number in [0, 1]"),
+        (["--rho", "nan", "--method", "seqft"], "--rho must be a finite number in [0, 1]"),
+        (["--rho", "0.5", "--method", "seqft,psp"], "--rho is read by gsr, none of which is in --method seqft,psp"),
+        (["--rank", "2", "--method", "seqft,mtl"], "--rank is read by gsr, gsr-full, psp, osf, sr, none of which"),
+        (["--rank", "0"], "--rank must be a number of directions from 1 on or a share in (0, 1), got 0"),
+        (["--rank", "1.5"], "--rank must be a number of directions"),
+        (["--rank", "nan"], "--rank must be a number of directions"),
+        (["--rank", "1000"], "--rank must lie in [1, 32]"),
+        (["--rank", "2", "--method", "psp"], "--rank must be None for PSP"),
+        (["--rank", "many"], "argument --rank: rank must be a number of directions"),
         (["--method", "magic"], "--method 'magic' is unknown; there are seqft, gsr"),
         (["--method", "gsr,gsr"], "--method gsr is given twice"),
-        (["--method", "gsr,"], "--method"),
+        (["--method", "gsr,"], "--method gsr, holds an empty name"),
+        (["--method", ""], "holds an empty name"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--seeds", "two"], "seeds"),
         (["--steps", "-1"], "--steps must be at least 1"),
@@ -135,7 +140,7 @@ def test_bad_flags_end_in_one_line_and_change_nothing(flags, message, data, tmp_
     assert refused(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: " in error and message in error
-    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["magic"], ["continual"]])
@@ -156,6 +161,8 @@ def test_what_is_there_already_is_left_alone(data, tmp_path, capsys):
     for out in (tmp_path, tmp_path / "kept"):
         assert refused(["continual", "--data", data, "--out", str(out), *TINY]) == 2
         assert f"--out {out} exists and is no empty folder" in capsys.readouterr().err
+    assert refused(["continual", "--data", data, "--out", str(tmp_path / "kept" / "x"), *TINY]) == 2
+    assert f"--out {tmp_path / 'kept' / 'x'} cannot be made (Not a directory)" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept").read_text() == "mine"
 
