@@ -27,9 +27,8 @@ aot: .venv/all
 docs: .venv/all
 	$(BIN)/python -m mkdocs serve
 
-# on a machine with a GPU, with the Python there that holds CUDA's torch: proves the kernels, then times them
+# on a machine with a GPU, with the Python there that holds CUDA's torch: what cuBLAS keeps, the proof, the times
 gpu:
-	$(PYTHON) -m pytest python_tests/gpu
 	$(PYTHON) -m bench.gpu
 
 .venv/demo: pyproject.toml setup.py

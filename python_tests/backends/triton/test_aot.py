@@ -4,9 +4,10 @@ import sys
 
 import pytest
 import torch
+import triton.language as tl
 
 from bench.aot import failures, narrowest_tile_load
-from bench.gpu.bare import grouped
+from bench.gpu.bare import LAYOUTS, grouped
 from gsr_kernels.backends.triton.tables import tile_table
 from python_tests.oracle import error
 
@@ -59,16 +60,20 @@ def test_what_must_not_ship(change, reason):
     assert [reason in found for found in failures(Case, row)] == ([] if reason is None else [True])
 
 
-@pytest.mark.parametrize("lying", [True, False])
-def test_the_bare_product_that_cublas_is_measured_against(lying):
-    left, right = torch.randn(2, 40, 24), torch.randn(2, 24, 56)
+@pytest.mark.parametrize("first", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_bare_product_that_cublas_is_measured_against(layout, first):
+    left, right = torch.randn(2, 40, 24).to(first), torch.randn(2, 24, 56).to(torch.float16)
     out = torch.full((2, 40, 56), torch.nan)
     tiles = torch.from_numpy(tile_table(range(2), [(40, 56)] * 2, 32, 32))
-    given = right.mT.contiguous() if lying else right
-    grouped[(2,)](left, given, out, tiles, len(tiles), 40, 56, 24, LYING=lying, BM=32, BN=32, BK=16)
-    assert error(out, left.double() @ right.double()) < 1e-6
+    a, b = (one.mT.contiguous() if way == "T" else one for one, way in zip((left, right), layout))
+    grouped[(2,)](
+        a, b, out, tiles, len(tiles), 40, 56, 24, DTYPE=tl.float16, STANDING=layout[0] == "T", LYING=layout[1] == "T",
+        BM=32, BN=32, BK=16,
+    )  # fmt: skip
+    assert error(out, left.half().double() @ right.double()) < 1e-6
 
 
 def test_a_dry_run_measures_nothing():
     done = run("bench.gpu", "--dry-run")
-    assert done.returncode == 0 and "would measure products, step, memcheck, racecheck" in done.stdout
+    assert done.returncode == 0 and "would run products, tests, step, memcheck, racecheck" in done.stdout
