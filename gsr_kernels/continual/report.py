@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,9 @@ BASELINE = "SeqFT"
 SCORE = "percent of the completion's bytes predicted right, all bytes before them given"
 LEGEND = f"""\
 F.Ra: mean loss since a task's best score, lower is better; {GENERAL} counts as learned before the first task.
-AP: mean of the row. learned: mean score on a task right after learning it."""
+AP: mean of the row. learned: mean score on a task right after learning it.
+better, worse: the 95 % t interval of the differences, seed by seed, leaves zero out; each figure judged by itself."""
+CONFIDENT = 0.95
 CAUTION = "One small model on the text of one machine: it shows the methods at work, it is no evidence on large models."
 
 
@@ -92,20 +95,22 @@ def figures(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
 
 
 def verdict(title: str, ours: Sequence[ResultMatrix], baseline: Sequence[ResultMatrix]) -> str:
-    """How a method compares with the baseline, seed by seed, in words; what is within the spread is no difference."""
+    """How a method compares with the baseline, seed by seed, in words; see ``confidence`` for what is a difference."""
     gains = {
         name: [sign * (value(mine) - value(theirs)) for mine, theirs in zip(ours, baseline)]
         for name, (value, sign) in FIGURES.items()
     }
     words = {name: _judge(each) for name, each in gains.items()}
-    forgot = {"better": "less than", "worse": "MORE than", "no difference": "as much as", "unknown": "?"}[words["F.Ra"]]
-    sentence = f"{title} forgot {forgot} {BASELINE}"
-    if words["F.Ra"] == "unknown":
-        sentence = f"{title} against {BASELINE}: one seed cannot tell a difference from chance"
-    elif words["F.Ra"] == "better" and words["learned"] == "worse":
-        sentence += ", and learned less too"
-    elif words["F.Ra"] == "no difference":
-        sentence += ": no difference beyond the spread of the seeds"
+    # F.Ra is negative where scores rise after their task: lower is then no less forgetting
+    said = {
+        "better": "F.Ra is lower",
+        "worse": "F.Ra is HIGHER",
+        "no difference": "F.Ra shows no difference beyond the spread of the seeds",
+        "unknown": "one seed cannot tell a difference from chance",
+    }
+    sentence = f"{title} against {BASELINE}: {said[words['F.Ra']]}"
+    if words["learned"] == "worse":
+        sentence += "; it learned less"
     lines = [f"  {name:<8} {over(each, '+'):>11}   {words[name]}" for name, each in gains.items()]
     return "\n".join([f"{sentence}. Seed by seed, + is better:", *lines])
 
@@ -116,13 +121,28 @@ def over(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.mean(values):{sign}.1f}{deviation}"
 
 
+def confidence(values: Sequence[float]) -> float:
+    """How far, in [0, 1], two or more values tell their mean from zero: Student's t of n - 1 degrees of freedom.
+
+    Above 0.95 the 95 % interval of the mean leaves zero out. Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    """
+    freedom = len(values) - 1
+    # the angle whose tangent is t / sqrt(freedom); all values zero: 0
+    angle = math.atan2(abs(statistics.mean(values)), statistics.stdev(values) * math.sqrt(freedom / len(values)))
+    odd = freedom % 2 == 1
+    total, term = (angle, math.sin(angle) * math.cos(angle)) if odd else (0.0, math.sin(angle))
+    for k in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+    return 2 / math.pi * total if odd else total
+
+
 def _judge(gains: Sequence[float]) -> str:
     if len(gains) < 2:
         return "unknown"
-    gain = statistics.mean(gains)
-    if abs(gain) <= statistics.stdev(gains):
+    if confidence(gains) <= CONFIDENT:
         return "no difference"
-    return "better" if gain > 0 else "worse"
+    return "better" if statistics.mean(gains) > 0 else "worse"
 
 
 def _row(title: str, after: str, matrices: Sequence[ResultMatrix], row: str, forgotten: str = "") -> str:

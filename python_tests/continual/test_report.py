@@ -8,7 +8,7 @@ import pytest
 from gsr_kernels.continual.experiment import Results
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.plots import draw_forgetting, draw_spectra, lost
-from gsr_kernels.continual.report import over, table, verdict
+from gsr_kernels.continual.report import confidence, over, table, verdict
 
 
 def matrix(learned, kept, known=50.0):
@@ -26,11 +26,14 @@ SEQFT = [matrix(80, 40), matrix(82, 41), matrix(84, 45)]
 @pytest.mark.parametrize(
     ("ours", "sentence", "forgetting"),
     [
-        ([matrix(80, 60), matrix(82, 60), matrix(84, 65)], "forgot less than SeqFT. Seed by seed", "+9.8±0.3   better"),
-        ([matrix(70, 60), matrix(72, 60), matrix(74, 66)], "forgot less than SeqFT, and learned less too.", "better"),
-        ([matrix(80, 30), matrix(82, 30), matrix(84, 35)], "GSR forgot MORE than SeqFT. Seed", "-5.2±0.3   worse"),
-        ([matrix(80, 41), matrix(82, 39), matrix(84, 46)], "as much as SeqFT: no difference beyond", "no difference"),
-        (SEQFT, "as much as SeqFT: no difference beyond the spread of the seeds", "+0.0±0.0   no difference"),
+        ([matrix(80, 60), matrix(82, 60), matrix(84, 65)], "against SeqFT: F.Ra is lower. Seed", "+9.8±0.3   better"),
+        ([matrix(70, 60), matrix(72, 60), matrix(74, 66)], "F.Ra is lower; it learned less.", "better"),
+        ([matrix(80, 30), matrix(82, 30), matrix(84, 35)], "against SeqFT: F.Ra is HIGHER. Seed", "-5.2±0.3   worse"),
+        ([matrix(80, 41), matrix(82, 39), matrix(84, 46)], "F.Ra shows no difference beyond", "no difference"),
+        # beyond one deviation, but not beyond what three seeds show by chance
+        ([matrix(80, 50), matrix(82, 44), matrix(84, 47)], "F.Ra shows no difference", "+2.5±2.2   no difference"),
+        ([matrix(70, 31), matrix(72, 29), matrix(74, 36)], "of the seeds; it learned less. Seed", "no difference"),
+        (SEQFT, "F.Ra shows no difference beyond the spread of the seeds", "+0.0±0.0   no difference"),
     ],
 )  # fmt: skip
 def test_the_verdict_says_what_was_measured(ours, sentence, forgetting):
@@ -43,6 +46,20 @@ def test_one_seed_cannot_tell():
     text = verdict("GSR", [matrix(80, 70)], SEQFT[:1])
     assert text.startswith("GSR against SeqFT: one seed cannot tell a difference from chance.")
     assert "better" not in text.splitlines()[1]
+
+
+# two-sided 95 % quantiles of Student's t
+@pytest.mark.parametrize(
+    ("freedom", "t"),
+    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (5, 2.57058), (9, 2.26216), (30, 2.04227)],
+)
+def test_confidence_is_that_of_student(freedom, t):
+    values = np.random.default_rng(freedom).normal(size=freedom + 1)
+    standard = (values - values.mean()) / values.std(ddof=1) * np.sqrt(freedom + 1)
+    assert confidence((standard + t).tolist()) == pytest.approx(0.95, abs=1e-5)
+    assert confidence((standard - t).tolist()) == pytest.approx(0.95, abs=1e-5)
+    assert confidence([0.0] * (freedom + 1)) == 0
+    assert confidence([0.5] * (freedom + 1)) == pytest.approx(1)
 
 
 def test_mean_and_deviation():
