@@ -103,8 +103,10 @@ def row_cases(architecture: int) -> Iterator[Case]:
                 yield Case(step_kernels.fold, f"fold {operand} {form}", architecture, POINTERS, constants,
                            options(num_warps=8), aligned=True)  # fmt: skip
     for gradient in TYPES.values():
-        constants = {"G_DTYPE": gradient, "BLOCK": BLOCK}
-        yield Case(step_kernels.largest, f"largest {gradient}", architecture, POINTERS, constants, options())
+        for align in (8, 1):
+            constants = {"G_DTYPE": gradient, "ALIGN": align, "BLOCK": BLOCK}
+            label = f"largest {gradient}" + ("" if align > 1 else UNALIGNED)
+            yield Case(step_kernels.largest, label, architecture, POINTERS, constants, options())
     for dtype in (tl.float16, tl.bfloat16, tl.float32):
         p = f"*{dtype}"
         pointers = dict.fromkeys(("n", "s", "h", "k", "g", "p_a", "p_b", "p_c"), p)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gsr_kernels.backends.triton import step_kernels as kernels
 from gsr_kernels.basis import SpectralBasis
+
+# the first fields of a row: what may differ from step to step
+G, G_STRIDE, OUT, OUT_STRIDE = kernels.G.value, kernels.G_STRIDE.value, kernels.OUT.value, kernels.OUT_STRIDE.value
+U, S, VH = kernels.U.value, kernels.S.value, kernels.VH.value
+MOVING = slice(G, VH + 1)
+# offsets inside a tile of 128 rows fit 32 bits
+WIDEST = 2**23
 
 
 class AddressTable:
@@ -19,9 +28,14 @@ class AddressTable:
     each guarded by an event, so that the host waits for nothing but an upload of two steps ago.
 
     Args:
-        weights: of each weight its basis, the dtype of its gradient and its first row.
-        rows: the fields of every matrix but G and OUT.
-        groups: ranges of rows, whose addresses are looked at together for alignment.
+        weights: of each weight its basis, of which nothing but addresses is kept, the dtype of its gradient, and its
+            first row.
+        rows: the fields of every matrix but those of ``MOVING``.
+        groups: ranges of rows, whose addresses and strides are looked at together for alignment.
+
+    Attributes:
+        frozen: a CUDA graph holds the addresses; others are refused from then on.
+        aligned: of each group, whether every address is a multiple of 16 bytes and every stride one of 8.
     """
 
     def __init__(
@@ -33,49 +47,69 @@ class AddressTable:
     ) -> None:
         self.frozen = False
         self.aligned = [False] * len(groups)
-        self._weights = weights
+        self._shapes = [basis.to("meta") for basis, _, _ in weights]
+        self._dtypes = [dtype for _, dtype, _ in weights]
+        self._rows = [slice(start, start + basis.S.numel() // basis.rank) for basis, _, start in weights]
         self._groups = groups
         self._device = device
-        self._strides = [_matrices(basis).stride() for basis, _, _ in weights]
-        self._offsets = [_offsets(basis) * dtype.itemsize for basis, dtype, _ in weights]
         values = np.zeros((len(rows), kernels.FIELDS.value), np.int64)
         for row, fields in zip(values, rows):
             row[list(fields)] = list(fields.values())
+        self._bring(values, [basis for basis, _, _ in weights])
         host = torch.from_numpy(values)
         pinned = device.type == "cuda"
         self._buffers = [host.pin_memory(), host.clone().pin_memory()] if pinned else [host]
         self._events = [torch.cuda.Event(), torch.cuda.Event()] if pinned else []
         self.table = host.to(device) if pinned else host
-        self._current = np.zeros((len(rows), 2), np.int64)
+        self._current = values[:, MOVING].copy()
         self._turn = 0
-        # what does not lie as the table says, and the copy that the kernels work on
+        # what the kernels cannot take as it lies, and the copy that they work on
         self._copies: list[tuple[Tensor, Tensor]] = []
 
-    def set(self, gradients: Sequence[Tensor], outs: Sequence[Tensor] | None) -> None:
+    def set(
+        self,
+        gradients: Sequence[Tensor],
+        outs: Sequence[Tensor] | None = None,
+        bases: Sequence[SpectralBasis] | None = None,
+        capturing: bool = False,
+    ) -> None:
         """Brings in the addresses of ``gradients`` and ``outs``, both one a weight; without outs G' goes over G.
 
-        A tensor that does not lie as a contiguous weight does is worked on in a copy, which ``finish`` writes back.
+        Matrices whose rows are contiguous are taken where they lie. Any other is worked on in a copy, which ``finish``
+        writes back. ``bases`` take the place of those of the building, alike in all but their addresses. Under capture,
+        or ``capturing`` for one that begins, nothing may be copied; under capture nothing may have moved either, and
+        from then on it may not move.
 
-        Raises ValueError where shape, dtype or device are not the plan's, or addresses moved that a graph holds.
+        Raises ValueError where shape, dtype or device are not the plan's, or a graph could not hold the addresses.
         """
         targets = gradients if outs is None else outs
-        if not len(gradients) == len(targets) == len(self._weights):
-            raise ValueError(
-                f"the plan has {len(self._weights)} weights, got {len(gradients)} G and {len(targets)} out"
-            )
+        if not len(gradients) == len(targets) == len(self._shapes):
+            raise ValueError(f"the plan has {len(self._shapes)} weights, got {len(gradients)} G and {len(targets)} out")
         for i in range(len(gradients)):
             self._check(i, gradients[i])
             self._check(i, targets[i])
+        under_capture = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        held = self.frozen or under_capture
+        copying = not (held or capturing)
         self._copies = []
-        wanted = np.empty_like(self._current)
-        for i, (G, out) in enumerate(zip(gradients, targets)):
-            start, offsets = self._weights[i][2], self._offsets[i]
-            source = self._laid_out(i, G)
-            target = source if outs is None else self._laid_out(i, out)
-            wanted[start : start + len(offsets), 0] = source.data_ptr() + offsets
-            wanted[start : start + len(offsets), 1] = target.data_ptr() + offsets
+        wanted = self._current.copy()
+        if bases is not None:
+            self._bring(wanted, bases)
+        for i, (gradient, out) in enumerate(zip(gradients, targets)):
+            source = self._laid_out(i, gradient, copying)
+            target = source if outs is None else self._laid_out(i, out, copying)
+            rows = self._rows[i]
+            wanted[rows, G], wanted[rows, G_STRIDE] = _places(source)
+            wanted[rows, OUT], wanted[rows, OUT_STRIDE] = _places(target)
         if not np.array_equal(wanted, self._current):
+            if held:
+                raise ValueError(
+                    "gradients are not where the captured graph reads them: keep them in place with "
+                    "zero_grad(set_to_none=False), run one step on them before capture, or capture again with a new "
+                    "plan"
+                )
             self._upload(wanted)
+        self.frozen |= under_capture
 
     def finish(self) -> None:
         """Writes back what was worked on in a copy."""
@@ -83,60 +117,73 @@ class AddressTable:
             tensor.copy_(copy)
         self._copies = []
 
+    def _bring(self, values: npt.NDArray[np.int64], bases: Sequence[SpectralBasis]) -> None:
+        for rows, basis in zip(self._rows, bases):
+            place = np.arange(rows.stop - rows.start)
+            for field, factor in ((U, basis.U), (S, basis.S), (VH, basis.Vh)):
+                size = factor.numel() // len(place) * factor.element_size()
+                values[rows, field] = factor.data_ptr() + place * size
+
     def _check(self, i: int, tensor: Tensor) -> None:
-        basis, dtype, _ = self._weights[i]
-        if tensor.shape not in (basis.shape, basis.weight_shape) or (tensor.dtype, tensor.device) != (
-            dtype,
-            self._device,
-        ):
+        basis, dtype = self._shapes[i], self._dtypes[i]
+        fits = tensor.shape in (basis.shape, basis.weight_shape)
+        if not fits or (tensor.dtype, tensor.device) != (dtype, self._device):
             raise ValueError(
                 f"the plan was built for G {tuple(basis.weight_shape)} {dtype} on {self._device}, got "
                 f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: build a plan for these"
             )
 
-    def _laid_out(self, i: int, tensor: Tensor) -> Tensor:
-        # the matrices of the weight, as they lie in a contiguous one
-        basis = self._weights[i][0]
+    def _laid_out(self, i: int, tensor: Tensor, copying: bool) -> Tensor:
+        # the matrices of the weight, row by row
+        basis = self._shapes[i]
         matrices = tensor if tensor.shape == basis.shape else basis.split(tensor)
-        if matrices.stride() == self._strides[i]:
+        if _row_by_row(matrices.shape, matrices.stride()):
             return matrices
-        copy = basis.split(torch.empty(basis.weight_shape, dtype=tensor.dtype, device=tensor.device)).copy_(matrices)
+        if not copying:
+            raise ValueError(
+                f"a gradient {tuple(tensor.shape)} with strides {tensor.stride()} needs a copy, which a CUDA graph "
+                "cannot hold: call .contiguous() on it before capture"
+            )
+        copy = matrices.contiguous()
         self._copies.append((matrices, copy))
         return copy
 
-    def _upload(self, wanted: np.ndarray) -> None:
-        if self.frozen or (self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-            raise ValueError(
-                "gradients are not where the captured graph reads them: keep them in place with "
-                "zero_grad(set_to_none=False), run one step on them before capture, or capture again with a new plan"
-            )
+    def _upload(self, wanted: npt.NDArray[np.int64]) -> None:
         self._turn = (self._turn + 1) % len(self._buffers)
         buffer = self._buffers[self._turn]
         if self._events:
             self._events[self._turn].synchronize()
-        buffer.numpy()[:, [kernels.G.value, kernels.OUT.value]] = wanted
+        buffer.numpy()[:, MOVING] = wanted
         if self._events:
             self.table.copy_(buffer, non_blocking=True)
             self._events[self._turn].record()
         self._current = wanted
-        self.aligned = [not (wanted[start : start + count] % 16).any() for start, count in self._groups]
+        # S is read a number at a time
+        addresses, strides = wanted[:, [G, OUT, U, VH]] % 16, wanted[:, [G_STRIDE, OUT_STRIDE]] % 8
+        odd = addresses.any(1) | strides.any(1)
+        self.aligned = [not odd[start : start + count].any() for start, count in self._groups]
 
 
-def matrix_stride(basis: SpectralBasis) -> int:
-    """Elements from one row to the next of a matrix inside a contiguous weight."""
-    return _matrices(basis).stride(-2)
+@lru_cache(maxsize=4096)
+def _row_by_row(shape: torch.Size, stride: tuple[int, ...]) -> bool:
+    *batch, d1, d2 = shape
+    row, column = stride[-2:]
+    # a matrix of one row or column has no stride to speak of; matrices that overlap cannot be written over
+    lying = (d2 == 1 or column == 1) and (d1 == 1 or d2 <= row < WIDEST)
+    return lying and all(size == 1 or step > 0 for size, step in zip(batch, stride))
 
 
-def _matrices(basis: SpectralBasis) -> Tensor:
-    return basis.split(torch.empty(basis.weight_shape, device="meta"))
+def _places(matrices: Tensor) -> tuple[npt.NDArray[np.int64], int]:
+    """Of each matrix its address, and the elements from one row to the next."""
+    *batch, d1, d2 = matrices.shape
+    stride = d2 if d1 == 1 else matrices.stride(-2)
+    return matrices.data_ptr() + _offsets(tuple(batch), matrices.stride()[:-2]) * matrices.element_size(), stride
 
 
-def _offsets(basis: SpectralBasis) -> np.ndarray:
-    # where the matrices of a contiguous weight begin, in elements and in the order of the basis
-    *batch, _, _ = basis.shape
-    offsets = np.zeros(batch, np.int64)
-    for axis, (size, stride) in enumerate(zip(batch, _matrices(basis).stride())):
-        shape = [1] * offsets.ndim
-        shape[axis] = size
-        offsets = offsets + (np.arange(size) * stride).reshape(shape)
-    return offsets.reshape(-1)
+@lru_cache(maxsize=4096)
+def _offsets(batch: tuple[int, ...], strides: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    # where the matrices begin, in elements and in the order of the basis
+    offsets = np.zeros(1, np.int64)
+    for size, stride in zip(batch, strides):
+        offsets = (offsets[:, None] + np.arange(size) * stride).reshape(-1)
+    return offsets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -59,6 +60,8 @@ CONFIGURATIONS = {
     (0, "second_product", "as it lies"): Configuration(32, 64, 32, 4, 1, None, 1),
 }
 
+OLDEST = min(architecture for architecture, _, _ in CONFIGURATIONS if architecture)
+
 # elements a program of the row kernels takes at a time
 BLOCK = 1024
 
@@ -70,9 +73,22 @@ def options(num_warps: int = 4, num_stages: int = 3, maxnreg: int | None = None)
 
 
 def configuration(kernel: str, architecture: int, left: str) -> Configuration:
-    """The row of the table for an architecture or the newest one before it; "as it lies" where ``left`` has none."""
+    """The row of the table for an architecture or the newest one before it; "as it lies" where ``left`` has none.
+
+    Raises ValueError for a GPU older than the table.
+    """
+    if 0 < architecture < OLDEST:
+        raise ValueError(
+            f"the kernels need a GPU of compute capability {OLDEST // 10}.0 or newer, this one has "
+            f"{architecture // 10}.{architecture % 10}: use backend='torch'"
+        )
     known = max(row[0] for row in CONFIGURATIONS if row[0] <= architecture)
     return CONFIGURATIONS.get((known, kernel, left)) or CONFIGURATIONS[known, kernel, "as it lies"]
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one: Triton launches there, whichever its arguments lie on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @cache

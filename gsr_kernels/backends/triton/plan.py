@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsr_kernels.backends.triton import step_kernels as kernels
-from gsr_kernels.backends.triton.addresses import AddressTable, matrix_stride
-from gsr_kernels.backends.triton.configurations import BLOCK, Configuration, configuration, device_properties, options
+from gsr_kernels.backends.triton.addresses import AddressTable
+from gsr_kernels.backends.triton.configurations import (
+    BLOCK,
+    Configuration,
+    configuration,
+    device_properties,
+    on,
+    options,
+)
 from gsr_kernels.backends.triton.precision import product
 from gsr_kernels.backends.triton.product import TYPES
 from gsr_kernels.backends.triton.tables import pack, tile_table
 from gsr_kernels.backends.triton.tiles import INTERPRETED
 from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.ops import check_out_of_span, check_rho
 from gsr_kernels.reference import FLOOR
 
 
@@ -70,11 +78,22 @@ class Group:
     second: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring matrices with gradients of one dtype that fp16 bounds, and the groups that they are in."""
+
+    gradient: torch.dtype
+    start: int
+    count: int
+    groups: tuple[int, ...]
+
+
 class Plan:
     """``G' = U Uᵀ G V Vᵀ + U diag(δ) Vh`` for the gradients of a model, in a few launches a group of matrices.
 
     Args:
-        bases: the bases of the weights, on one device, U and Vh contiguous fp16 or bf16 (fp32 in the interpreter).
+        bases: the bases of the weights, on one device, U and Vh contiguous fp16 or bf16 (fp32 in the interpreter). They
+            are held as ``bases``; who clears that list holds them in the plan's place.
         dtypes: of each weight's gradient: bf16, fp16 or fp32.
         rho: see ``set_rho``; it lies in device memory.
         out_of_span: "drop", which needs a basis of full rank, or "keep", of each weight.
@@ -85,7 +104,8 @@ class Plan:
             ``[..]`` bool. The next step writes over them.
 
     Raises:
-        TypeError, ValueError: nothing to do, several devices, dtypes or layouts that the kernels do not take.
+        TypeError, ValueError: nothing to do, several devices, dtypes, layouts or a GPU that the kernels do not take;
+            rho or out_of_span out of range.
     """
 
     def __init__(
@@ -103,61 +123,90 @@ class Plan:
                 f"got {len(bases)} bases, {len(dtypes)} dtypes, {len(out_of_span)} out_of_span"
             )
         self.device = bases[0].U.device
+        check_rho(rho)
         for one in zip(bases, dtypes, out_of_span):
             _check(*one, self.device)
         self.bases = list(bases)
         self._floor = floor
         self._architecture, self._multiprocessors = device_properties(self.device)
         forms = [_form(*one) for one in zip(bases, dtypes, out_of_span)]
+        self._kinds = [kind(basis) for basis in bases]
         self.rho = torch.full((1,), float(rho), device=self.device)
-        self._lay_out(forms, workspace_mb)
+        with on(self.device):
+            self._lay_out(forms, workspace_mb)
 
     def set_rho(self, rho: float) -> None:
-        """Changes rho for the steps to come, those of a captured graph too."""
-        self.rho.fill_(rho)
+        """Changes rho for the steps to come, those of a captured graph too. Raises ValueError outside [0, 1]."""
+        self.rho.fill_(check_rho(rho))
 
-    def run(self, gradients: Sequence[Tensor], outs: Sequence[Tensor] | None = None) -> None:
+    def run(
+        self,
+        gradients: Sequence[Tensor],
+        outs: Sequence[Tensor] | None = None,
+        bases: Sequence[SpectralBasis] | None = None,
+    ) -> None:
         """Writes every G' over its G, or to ``outs``; a matrix with a NaN or Inf in it comes back as it came.
 
-        After the first step with gradients of contiguous layout there is neither allocation nor synchronisation. Under
-        capture in a CUDA graph the gradients must be those of the last eager step: see ``capture``.
+        ``bases`` from here on take the place of those before, alike in ``kind``: a decomposition anew, or copies from
+        host memory. After the first step with gradients whose rows are contiguous there is neither allocation nor
+        synchronisation. Under capture in a CUDA graph the gradients must be those of the last eager step, and the plan
+        belongs to their addresses from then on: see ``capture``.
 
-        Raises ValueError where shapes, dtypes or devices are not those of the plan.
+        Raises ValueError where shapes, dtypes, devices or kinds are not those of the plan.
         """
-        self._addresses.set(gradients, outs)
-        for dtype, span in self._spans.items():
-            self._measure(dtype, *span)
-        for group, aligned in zip(self._groups, self._addresses.aligned):
-            self._launch(group, aligned)
-        self._addresses.finish()
+        if bases is not None and [kind(basis) for basis in bases] != self._kinds:
+            raise ValueError(
+                "bases of other shapes, dtypes, layouts or devices than the plan's: build a plan for these"
+            )
+        with on(self.device):
+            self._addresses.set(gradients, outs, bases)
+            aligned = [group.form.even and lies for group, lies in zip(self._groups, self._addresses.aligned)]
+            for span in self._spans:
+                self._measure(span, all(aligned[i] for i in span.groups))
+            for group, even in zip(self._groups, aligned):
+                self._launch(group, even)
+            self._addresses.finish()
 
     def warmup(self) -> None:
         """Compiles and loads every kernel that a step may need, without a tile to work on."""
         distinct = {(group.form, aligned): group for group in self._groups for aligned in (group.form.even, False)}
-        for dtype in self._spans:
-            self._measure(dtype, 0, 0)
-        for (_, aligned), group in tqdm(distinct.items(), desc="compiling", unit="form"):
-            self._launch(Group(group.form, (0, 0), (0, 0), (0, 0)), aligned)
+        with on(self.device):
+            for span in self._spans:
+                for aligned in (True, False):
+                    self._measure(replace(span, count=0), aligned)
+            for (_, aligned), group in tqdm(distinct.items(), desc="compiling", unit="form"):
+                self._launch(Group(group.form, (0, 0), (0, 0), (0, 0)), aligned)
 
     def capture(self, gradients: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
         """The step on these gradients as a CUDA graph: a function of the gradients that replays it.
 
-        The plan then belongs to these addresses; replaying or running with others raises ValueError. ``set_rho`` is
-        seen by the next replay.
+        The plan then belongs to these addresses; replaying or running with others raises ValueError, as does a gradient
+        whose rows are not contiguous. ``set_rho`` is seen by the next replay.
         """
-        self.warmup()
-        self._addresses.set(gradients, None)
-        torch.cuda.current_stream().synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.run(gradients)
-        self._addresses.frozen = True
+        with on(self.device):
+            self._addresses.set(gradients, capturing=True)
+            self.warmup()
+            torch.cuda.current_stream().synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.run(gradients)
 
         def replay(gradients: Sequence[Tensor]) -> None:
-            self._addresses.set(gradients, None)
-            graph.replay()
+            with on(self.device):
+                self._addresses.set(gradients)
+                graph.replay()
 
         return replay
+
+    @property
+    def captured(self) -> bool:
+        """Whether a CUDA graph holds the plan's addresses."""
+        return self._addresses.frozen
+
+    @property
+    def forms(self) -> set[Form]:
+        """The forms of its groups: two plans of the same ones need the same kernels."""
+        return {group.form for group in self._groups}
 
     def _lay_out(self, forms: Sequence[Form], workspace_mb: float) -> None:
         """Sorts the matrices by form, gives each its places, and writes the tables."""
@@ -213,10 +262,11 @@ class Plan:
         self._tiles = torch.from_numpy(np.concatenate(tiles)).to(self.device)
 
         # sorted by form, the matrices of one gradient dtype that fp16 bounds are neighbours
-        self._spans: dict[torch.dtype, tuple[int, int]] = {}
+        self._spans: list[Span] = []
         for dtype in {form.gradient for form in kinds if form.bounded}:
             bounded = [i for i, form in enumerate(kinds) if form.gradient == dtype and form.operand == torch.float16]
-            self._spans[dtype] = (bounded[0], len(bounded))
+            within = [j for j, (a, _) in enumerate(groups) if a in bounded]
+            self._spans.append(Span(dtype, bounded[0], len(bounded), tuple(within)))
         weights = [(basis, form.gradient, start[i]) for i, (basis, form) in enumerate(zip(self.bases, forms))]
         self._addresses = AddressTable(weights, rows, [group.matrices for group in self._groups], self.device)
         self.g, self.finite = [], []
@@ -225,11 +275,12 @@ class Plan:
             self.g.append(self._g[at : at + n].view(basis.S.shape))
             self.finite.append(self._finite[start[i] : start[i] + n // basis.rank].view(basis.S.shape[:-1]))
 
-    def _measure(self, dtype: torch.dtype, start: int, count: int) -> None:
+    def _measure(self, span: Span, aligned: bool) -> None:
         """max |G| of the gradients of one dtype, for fp16 operands: one launch for the whole model."""
-        kernels.largest[self._grid(count * kernels.PIECES.value, 8)](
-            self._addresses.table, start, count, self._extremes, G_DTYPE=TYPES[dtype], BLOCK=BLOCK, **options()
-        )
+        kernels.largest[self._grid(span.count * kernels.PIECES.value, 8)](
+            self._addresses.table, span.start, span.count, self._extremes,
+            G_DTYPE=TYPES[span.gradient], ALIGN=8 if aligned else 1, BLOCK=BLOCK, **options(),
+        )  # fmt: skip
 
     def _launch(self, group: Group, aligned: bool) -> None:
         """The launches of one group: three, and a fourth where the first product is stored."""
@@ -261,6 +312,12 @@ class Plan:
         return (max(1, min(work, per_multiprocessor * self._multiprocessors)),)
 
 
+def kind(basis: SpectralBasis) -> tuple[Hashable, ...]:
+    """All of a basis but its numbers and where they lie: one plan serves bases of one kind."""
+    factors = (basis.U, basis.S, basis.Vh)
+    return basis.head_dim, *((factor.shape, factor.stride(), factor.dtype, factor.device) for factor in factors)
+
+
 def served(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str) -> bool:
     """Whether the kernels of the step take a weight; those that they do not are cuBLAS's."""
     if out_of_span == "drop" and not basis.full_rank:
@@ -271,7 +328,7 @@ def served(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str) -> boo
 def _check(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str, device: torch.device) -> None:
     if basis.U.device != device or basis.S.device != device or basis.Vh.device != device:
         raise ValueError(f"the bases of a plan must lie on one device: one is on {basis.U.device}, another on {device}")
-    if not served(basis, gradient, out_of_span):
+    if not served(basis, gradient, check_out_of_span(out_of_span)):
         raise ValueError(
             f"a plan takes no basis in {basis.U.dtype} of rank {basis.rank} of {tuple(basis.shape)} with a gradient in "
             f"{gradient} and out_of_span={out_of_span!r}: use rescale_gradient, which takes it to cuBLAS"
@@ -287,22 +344,14 @@ def _form(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str) -> Form
     # the product with the fewer rows; for a dropped remainder it is the one that is stored, r x r
     transposed = d1 > d2
     stored = out_of_span == "drop" and d1 != d2
-    strides = (d2, basis.rank, matrix_stride(basis))
-    even = not any(stride % 8 for stride in strides) and not (basis.U.data_ptr() | basis.Vh.data_ptr()) % 16
-    return Form(gradient, basis.U.dtype, transposed, stored, even)
+    return Form(gradient, basis.U.dtype, transposed, stored, even=not (d2 % 8 or basis.rank % 8))
 
 
 def _rows(basis: SpectralBasis) -> list[dict[int, int]]:
-    """The fields of a weight's matrices that never change."""
+    """The sizes of a weight's matrices."""
     *_, d1, d2 = basis.shape
-    k, stride = basis.rank, matrix_stride(basis)
-    sizes = {kernels.D1: d1, kernels.D2: d2, kernels.K: k, kernels.G_STRIDE: stride, kernels.OUT_STRIDE: stride}
-    factors = {kernels.U: (basis.U, d1 * k), kernels.S: (basis.S, k), kernels.VH: (basis.Vh, k * d2)}
-    return [
-        {field.value: size for field, size in sizes.items()}
-        | {field.value: factor.data_ptr() + i * n * factor.element_size() for field, (factor, n) in factors.items()}
-        for i in range(basis.S.numel() // k)
-    ]
+    sizes = {kernels.D1.value: d1, kernels.D2.value: d2, kernels.K.value: basis.rank}
+    return [dict(sizes) for _ in range(basis.S.numel() // basis.rank)]
 
 
 def _padded(size: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gsr_kernels.backends.triton.configurations import options
+from gsr_kernels.backends.triton.configurations import on, options
 from gsr_kernels.backends.triton.tiles import INTERPRETED
 
 
@@ -17,7 +17,12 @@ def _load(p, row, column, row_stride, column_stride, rows, columns, BR: tl.const
     return tl.load(p + offsets, mask=(o_row < rows)[:, None] & (o_column < columns)[None, :], other=0.0)
 
 
-@triton.jit
+# a size or stride of 1, or a multiple of 16, would be compiled in: a kernel for every kind of shape
+@triton.jit(
+    do_not_specialize=[
+        "rows", "columns", "depth", "a_batch", "a_row", "a_column", "b_batch", "b_row", "b_column",
+    ]
+)  # fmt: skip
 def multiply(
     p_a, p_b, p_c, rows, columns, depth, a_batch, a_row, a_column, b_batch, b_row, b_column,
     DTYPE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -58,8 +63,9 @@ def product(A: Tensor, B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     BM, BN, BK = 64, 64, 32
     if c.numel():
         grid = (triton.cdiv(rows, BM), triton.cdiv(columns, BN), c.shape[0])
-        multiply[grid](
-            a, b, c, rows, columns, depth, *a.stride(), *b.stride(),
-            DTYPE=TYPES[operand], BM=BM, BN=BN, BK=BK, **options(num_warps=4, num_stages=2),
-        )  # fmt: skip
+        with on(c.device):
+            multiply[grid](
+                a, b, c, rows, columns, depth, *a.stride(), *b.stride(),
+                DTYPE=TYPES[operand], BM=BM, BN=BN, BK=BK, **options(num_warps=4, num_stages=2),
+            )  # fmt: skip
     return c.view(*batch, rows, columns)

@@ -6,14 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gsr_kernels.backends.triton.configurations import options
+from gsr_kernels.backends.triton.configurations import on, options
 from gsr_kernels.backends.triton.product import product
 from gsr_kernels.backends.triton.tiles import load_tile, load_transposed, store_tile
 
 SIDE = 32
 
 
-@triton.jit
+# a size of 1 would be compiled in, as a number without a dtype
+@triton.jit(do_not_specialize=["size"])
 def middle(h, g, k, s, out, size, SIDE: tl.constexpr):
     """H diag(S) + diag(g) + diag(S) Kᵀ [batch, size, size] in float32; grid (tiles, tiles, batch)."""
     batch = tl.program_id(2).to(tl.int64)
@@ -38,5 +39,6 @@ def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor)
     core = torch.empty(H.shape, dtype=torch.float32, device=H.device)
     if core.numel():
         tiles = triton.cdiv(size, SIDE)
-        middle[tiles, tiles, core.numel() // size**2](H, g, K, S, core, size, SIDE=SIDE, **options())
+        with on(H.device):
+            middle[tiles, tiles, core.numel() // size**2](H, g, K, S, core, size, SIDE=SIDE, **options())
     return product(product(U, core, torch.float32), Vh, U.dtype)

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gsr_kernels.backends.triton.configurations import BLOCK, options
-from gsr_kernels.backends.triton.tiles import power_of_two
+from gsr_kernels.backends.triton.configurations import BLOCK, on, options
+from gsr_kernels.backends.triton.tiles import inverse, power_of_two
 from gsr_kernels.reference import FLOOR
 
 
@@ -56,6 +56,7 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
     share_up = tl.div_rn(tl.sum(energy_up, 0), tl.where(total_up > 0, total_up, 1.0))
     share_down = tl.div_rn(tl.sum(energy_down, 0), tl.where(total_down > 0, total_down, 1.0))
 
+    back = inverse(scale)
     moving = tl.where(finite & (rho > 0), 1.0, 0.0)
     most = tl.zeros([BLOCK], tl.float32)
     for start in range(0, k, BLOCK):
@@ -70,13 +71,14 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
         # the root of a square that vanished is not g: at rho = 0 nothing moves
         moved = m & alive & (tl.where(g != 0, moving, 0.0) > 0)
         after = tl.where(g > 0, size, -size)
-        delta = tl.where(moved, (after - g) * (1.0 / scale), 0.0)
+        delta = tl.where(moved, (after - g) * back, 0.0)
         most = tl.maximum(most, tl.abs(delta))
-        tl.store(p_out + o, delta if DIFFERENCE else tl.where(moved, after * (1.0 / scale), before), mask=m)
+        tl.store(p_out + o, delta if DIFFERENCE else tl.where(moved, after * back, before), mask=m)
     return finite, tl.max(most, 0)
 
 
-@triton.jit
+# a k of 1 would be compiled in, as a number without a dtype
+@triton.jit(do_not_specialize=["k"])
 def rescale_rows(g, s, work, out, k, rho, floor, BLOCK: tl.constexpr):
     """g' [rows, k] of g and S, one program a row; work [rows, k] and out are float32."""
     row = tl.program_id(0).to(tl.int64) * k
@@ -92,7 +94,8 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
     out = torch.empty(g.shape, dtype=torch.float32, device=g.device)
     if g.numel():
         k = g.shape[-1]
-        rescale_rows[(g.numel() // k,)](
-            g, S, torch.empty_like(out), out, k, float(rho), floor, BLOCK=BLOCK, **options()
-        )
+        with on(g.device):
+            rescale_rows[(g.numel() // k,)](
+                g, S, torch.empty_like(out), out, k, float(rho), floor, BLOCK=BLOCK, **options()
+            )
     return out.to(g.dtype)

@@ -6,14 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gsr_kernels.backends.triton.configurations import options
+from gsr_kernels.backends.triton.configurations import on, options
 from gsr_kernels.backends.triton.tiles import load_tile, load_transposed, store_tile
 from gsr_kernels.reference import GAP
 
 SIDE = 32
 
 
-@triton.jit
+# a size of 1 would be compiled in, as a number without a dtype
+@triton.jit(do_not_specialize=["size"])
 def turn(n, s, h, k, size, gap, SIDE: tl.constexpr):
     """H and K [batch, size, size] of N and S; grid (tiles, tiles, batch)."""
     batch = tl.program_id(2).to(tl.int64)
@@ -43,5 +44,6 @@ def skew(N: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     size = N.shape[-1]
     if N.numel():
         tiles = triton.cdiv(size, SIDE)
-        turn[tiles, tiles, N.numel() // size**2](N, S, H, K, size, GAP, SIDE=SIDE, **options())
+        with on(N.device):
+            turn[tiles, tiles, N.numel() // size**2](N, S, H, K, size, GAP, SIDE=SIDE, **options())
     return H, K

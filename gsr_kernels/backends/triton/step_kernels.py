@@ -15,6 +15,7 @@ from gsr_kernels.backends.triton.tiles import (
     INTERPRETED,
     dot,
     halves,
+    inverse,
     load_tile,
     load_transposed,
     power_of_two,
@@ -71,12 +72,12 @@ def _factor(p_x, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.cons
 
 
 @triton.jit(do_not_specialize=["start", "count"])
-def largest(table, start, count, extremes, G_DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+def largest(table, start, count, extremes, G_DTYPE: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr):
     """max |G| of the matrices [start, start + count) in PIECES pieces, so that fp16 operands can be scaled to fit."""
     for index in tl.range(tl.program_id(0), count * PIECES, tl.num_programs(0)):
         matrix, piece = start + index // PIECES, index - index // PIECES * PIECES
-        p, stride = _address(table, matrix, G, G_DTYPE, 1), _number(table, matrix, G_STRIDE, 1)
-        d1, d2 = _number(table, matrix, D1, 1), _number(table, matrix, D2, 1)
+        p, stride = _address(table, matrix, G, G_DTYPE, ALIGN), _number(table, matrix, G_STRIDE, ALIGN)
+        d1, d2 = _number(table, matrix, D1, 1), _number(table, matrix, D2, ALIGN)
         offsets = tl.arange(0, BLOCK)
         most = tl.zeros([BLOCK], tl.float32)
         for row in range(piece, d1, PIECES):
@@ -118,7 +119,8 @@ def first_product(
                 g = g.to(tl.float32) * scale
             accumulator = dot(g.to(DTYPE), factor, accumulator)
 
-        accumulator *= 1.0 / scale
+        if scaled:
+            accumulator *= inverse(scale)
         if STORED:
             p_product = _address(table, matrix, PRODUCT, tl.float32, ALIGN)
             store_tile(p_product, k, row, column, rows, k, accumulator, BM, BN)
@@ -222,7 +224,7 @@ def second_product(
                 left = (left.to(tl.float32) * shares[None, :]).to(DTYPE)
             accumulator = dot(left, right, accumulator)
 
-        accumulator *= 1.0 / tl.load(scales + matrix)
+        accumulator *= inverse(tl.load(scales + matrix))
         p_g, g_stride = _address(table, matrix, G, G_DTYPE, ALIGN), _number(table, matrix, G_STRIDE, ALIGN)
         p_out, out_stride = _address(table, matrix, OUT, G_DTYPE, ALIGN), _number(table, matrix, OUT_STRIDE, ALIGN)
         # how many rows of G stay under the product

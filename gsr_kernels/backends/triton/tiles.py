@@ -59,3 +59,9 @@ def power_of_two(x, BITS: tl.constexpr):
     exponent = (x.to(tl.int32, bitcast=True) >> 23) - 126
     exponent = tl.minimum(tl.maximum(BITS - exponent, -126), 126)
     return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def inverse(power):
+    """1 / power of a normal power of two, exactly: a division may be compiled to an approximation."""
+    return ((254 << 23) - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)

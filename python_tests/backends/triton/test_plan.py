@@ -3,6 +3,7 @@ import torch
 
 from gsr_kernels import SpectralBasis
 from gsr_kernels.backends.triton import step_kernels
+from gsr_kernels.backends.triton.configurations import configuration
 from gsr_kernels.backends.triton.plan import Plan
 from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient
 
@@ -98,7 +99,8 @@ def test_unaligned_and_strided_gradients():
     _, outs = apart(gradients, bases)
     plan = build(bases)
     plan.run([G.clone() for G in gradients])
-    assert all(plan._addresses.aligned)
+    # all but 17 x 33
+    assert plan._addresses.aligned.count(False) == 1
     unaligned = []
     for G in gradients:
         buffer = torch.empty(G.numel() + 1, dtype=G.dtype)
@@ -109,6 +111,67 @@ def test_unaligned_and_strided_gradients():
     lying = [G.mT.contiguous().mT for G in gradients]
     plan.run(lying)
     assert same(lying, outs)
+
+
+def test_rows_are_taken_where_they_lie():
+    bases, gradients = model()
+    _, outs = apart(gradients, bases)
+    plan = build(bases)
+    wide = [torch.full((*G.shape[:-1], G.shape[-1] + 8), torch.nan, dtype=G.dtype) for G in gradients]
+    inside = [buffer[..., : G.shape[-1]].copy_(G) for buffer, G in zip(wide, gradients)]
+    plan._addresses.set(inside)
+    assert not plan._addresses._copies and plan._addresses.aligned.count(False) == 1
+    plan.run(inside)
+    assert same(inside, outs)
+    assert all(buffer[..., -8:].isnan().all() for buffer in wide)
+
+
+def test_a_stride_that_leads_nowhere_is_no_stride():
+    basis, G = SpectralBasis.of(torch.randn(1, 24), precision="fp16"), torch.randn(1, 24)
+    plan = Plan([basis], [torch.float32], 0.5, ["drop"])
+    out = torch.empty(1, 24)
+    plan.run([G], [out])
+    odd = G.as_strided((1, 24), (1000003, 1))
+    plan._addresses.set([odd])
+    assert not plan._addresses._copies
+    plan.run([odd])
+    assert torch.equal(odd, out)
+
+
+def test_wide_loads_only_where_everything_is_aligned(monkeypatch):
+    hints = {}
+
+    class Seen:
+        def __init__(self, name):
+            self.name, self.kernel = name, getattr(step_kernels, name)
+
+        def __getitem__(self, grid):
+            def launch(*arguments, ALIGN, **constants):
+                hints.setdefault(self.name, []).append(ALIGN)
+                return self.kernel[grid](*arguments, ALIGN=ALIGN, **constants)
+
+            return launch
+
+    for name in ("largest", "first_product", "second_product"):
+        monkeypatch.setattr(step_kernels, name, Seen(name))
+    for shape, offset, expected in (((24, 40), 0, 8), ((24, 40), 1, 1), ((17, 33), 0, 1), ((24, 36), 0, 1)):
+        hints.clear()
+        basis = SpectralBasis.of(torch.randn(shape), precision="fp16")
+        G = torch.randn(shape[0] * shape[1] + 1)[offset:][: shape[0] * shape[1]].view(shape)
+        Plan([basis], [torch.float32], 0.5, ["drop"]).run([G])
+        assert hints == {"largest": [expected], "first_product": [expected], "second_product": [expected]}
+
+
+def test_other_bases_of_the_same_kinds():
+    bases, gradients = model()
+    plan = build(bases)
+    plan.run([G.clone() for G in gradients])
+    others, _ = model()
+    _, outs = apart(gradients, others)
+    with pytest.raises(ValueError, match="build a plan for these"):
+        plan.run(gradients, bases=others[::-1])
+    plan.run(gradients, bases=others)
+    assert same(gradients, outs)
 
 
 def test_one_bad_matrix_leaves_the_others_alone():
@@ -143,6 +206,41 @@ def test_addresses_that_a_graph_holds_stay():
     assert torch.equal(gradients[0], before)
 
 
+def test_a_captured_step_leaves_its_plan_in_place(monkeypatch):
+    bases, gradients = model()
+    plan = build(bases)
+    plan.run(gradients)
+    assert not plan.captured
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(plan._addresses, "_device", Capturing())
+    plan.run(gradients)
+    assert plan.captured
+    with pytest.raises(ValueError, match="set_to_none=False"):
+        plan.run(draw())
+
+
+class Capturing:
+    """Equal to the CPU, and a GPU to who asks."""
+
+    type = "cuda"
+    __hash__ = None
+
+    def __eq__(self, other):
+        return other == torch.device("cpu")
+
+
+def test_what_a_graph_cannot_hold_is_refused_before_capture():
+    bases, gradients = model()
+    plan = build(bases)
+    lying = [G.mT.contiguous().mT for G in gradients]
+    with pytest.raises(ValueError, match=r"a gradient \(24, 24\) with strides \(1, 24\) needs a copy"):
+        plan.capture(lying)
+    plan.run(gradients)
+    plan._addresses.frozen = True
+    with pytest.raises(ValueError, match="needs a copy"):
+        plan.run(lying)
+
+
 def test_warmup_touches_nothing():
     bases, gradients = model()
     plan = build(bases)
@@ -167,8 +265,22 @@ def test_bad_input_is_named():
     elsewhere = SpectralBasis(*(part.to("meta") for part in (bases[1].U, bases[1].S, bases[1].Vh)))
     with pytest.raises(ValueError, match="one device"):
         Plan([bases[0], elsewhere], [torch.float32] * 2, 0.5, ["drop"] * 2)
+    for rho in (-0.1, 1.5, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="rho must be"):
+            build(bases, rho)
+    with pytest.raises(ValueError, match="out_of_span must be"):
+        Plan(bases[:1], [torch.float32], 0.5, ["lose"])
     plan = build(bases)
+    with pytest.raises(ValueError, match="rho must be"):
+        plan.set_rho(2)
+    assert plan.rho.item() == 0.5
     with pytest.raises(ValueError, match="9 weights, got 8"):
         plan.run(gradients[:-1])
     with pytest.raises(ValueError, match=r"built for G \(24, 24\)"):
         plan.run([gradients[0].double(), *gradients[1:]])
+
+
+def test_an_old_gpu_is_named():
+    with pytest.raises(ValueError, match=r"capability 8\.0 or newer, this one has 7\.5"):
+        configuration("first_product", 75, "as it lies")
+    assert configuration("first_product", 89, "as it lies") == configuration("first_product", 80, "as it lies")

@@ -2,7 +2,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gsr_kernels.backends.triton.tiles import load_tile, load_transposed, power_of_two, store_tile
+from gsr_kernels.backends.triton.tiles import inverse, load_tile, load_transposed, power_of_two, store_tile
 
 
 @triton.jit
@@ -22,8 +22,10 @@ def _at(source_address, target_address, stride, row, rows, columns):
 
 
 @triton.jit
-def _powers(x, out, BITS: tl.constexpr):
-    tl.store(out + tl.arange(0, 16), power_of_two(tl.load(x + tl.arange(0, 16)), BITS))
+def _powers(x, out, back, BITS: tl.constexpr):
+    power = power_of_two(tl.load(x + tl.arange(0, 16)), BITS)
+    tl.store(out + tl.arange(0, 16), power)
+    tl.store(back + tl.arange(0, 16), inverse(power))
 
 
 def test_tiles_are_cut_at_the_edges():
@@ -50,8 +52,9 @@ def test_offsets_beyond_32_bits():
 def test_powers_of_two_fit_from_below():
     x = torch.tensor([0.0, 1e-45, 1e-38, 1e-20, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 1e5, 1e20, 1e38, 3e38, torch.inf, 7.0])
     for bits in (0, 15):
-        out = torch.full_like(x, torch.nan)
-        _powers[(1,)](x, out, bits)
+        out, back = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+        _powers[(1,)](x, out, back, bits)
+        assert torch.equal(back, 1 / out)
         mantissa, _ = out.frexp()
         assert (mantissa == 0.5).all() and (1 / out).isfinite().all() and (out >= torch.finfo(torch.float32).tiny).all()
         fits = (x > 1e-30) & (x < 1e30)
