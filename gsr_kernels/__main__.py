@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == [name]:
             chosen = import_module(module)
             chosen.add_arguments(command)
-            command.set_defaults(run=chosen.run)
+            command.set_defaults(run=chosen.run, arguments=argv)
     args = parser.parse_args(argv)
     try:
         args.run(args)

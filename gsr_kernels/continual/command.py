@@ -9,9 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gsr_kernels.continual.experiment import Results, describe_methods, run_experiment
+from gsr_kernels.continual.folder import configuration, write
 from gsr_kernels.continual.methods import BOUNDS, METHODS, RANK, TITLES, MethodSettings
 from gsr_kernels.continual.model import ModelConfig
-from gsr_kernels.continual.report import report, write
+from gsr_kernels.continual.report import report
 from gsr_kernels.continual.settings import Settings
 from gsr_kernels.continual.tasks import library_pools, read_pools
 
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the experiment, prints the report and writes the folder.
+    """Runs the experiment, writes the folder after every seed and prints the report.
 
     Raises:
         ValueError, OSError: bad input, found before any work.
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
             pretrain_steps=args.pretrain_steps,
             model=ModelConfig(width=args.width, layers=args.layers),
         )
-        describe_methods(settings)
+        described = describe_methods(settings)
     except ValueError as error:
         raise ValueError("--" + str(error).replace("pretrain_", "pretrain-", 1)) from error
     pools = library_pools() if args.data is None else read_pools(args.data)
@@ -77,10 +78,11 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         raise OSError(f"--out {args.out} cannot be made ({error.strerror}): give a folder that can") from error
 
-    results = run_experiment(settings, pools)
-    text = report(settings, pools, results)
-    print(f"\n{text}")
-    write(args.out, settings, pools, results, text)
+    config = configuration(settings, pools, described, args.arguments)
+    results = run_experiment(
+        settings, pools, keep=lambda done: write(args.out, config, done, report(settings, pools, done))
+    )
+    print(f"\n{report(settings, pools, results)}")
     _draw(args.out, results)
     print(f"{results.seconds:.0f} s; see {args.out}: {', '.join(sorted(file.name for file in args.out.iterdir()))}")
 

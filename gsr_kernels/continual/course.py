@@ -15,7 +15,7 @@ from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.model import ByteDecoder
 from gsr_kernels.continual.settings import Settings
 from gsr_kernels.continual.tasks import Task
-from gsr_kernels.continual.train import batches, score, train
+from gsr_kernels.continual.train import adamw, batches, score, train
 
 
 class Course:
@@ -84,7 +84,7 @@ class Course:
 
     def _fresh(self) -> tuple[ByteDecoder, AdamW]:
         model = copy.deepcopy(self._start)
-        return model, AdamW(model.parameters(), lr=self._settings.lr)
+        return model, adamw(model, self._settings.lr)
 
     def _train(self, model: ByteDecoder, optimizer: AdamW, rows: Sequence[Row], steps: int, name: str) -> None:
         train(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch.optim import AdamW
 from tqdm import tqdm
 
 from gsr_kernels.continual.course import Course
@@ -17,7 +16,7 @@ from gsr_kernels.continual.metrics import ResultMatrix
 from gsr_kernels.continual.model import ByteDecoder
 from gsr_kernels.continual.settings import Settings
 from gsr_kernels.continual.tasks import Pool, Task, general_pool
-from gsr_kernels.continual.train import train
+from gsr_kernels.continual.train import adamw, train
 
 LEARN_BOUND = {"perft": Course.alone, "mtl": Course.together}
 
@@ -34,6 +33,10 @@ class Results:
     spectra: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def seeds(self) -> int:
+        """How many are done."""
+        return min(len(each) for each in self.matrices.values())
+
     def methods(self) -> dict[str, list[ResultMatrix]]:
         """The matrices without the bounds'."""
         return {title: each for title, each in self.matrices.items() if title not in BOUNDS.values()}
@@ -49,17 +52,20 @@ def describe_methods(settings: Settings) -> dict[str, str]:
     model = ByteDecoder(settings.model)
     for name in settings.methods:
         if name in METHODS:
-            with METHODS[name].begin(model, AdamW(model.parameters()), settings.method) as at_work:
+            with METHODS[name].begin(model, adamw(model, settings.lr), settings.method) as at_work:
                 described[METHODS[name].title] = at_work.described
     return described
 
 
-def run_experiment(settings: Settings, pools: Sequence[Pool]) -> Results:
+def run_experiment(
+    settings: Settings, pools: Sequence[Pool], keep: Callable[[Results], object] = lambda results: None
+) -> Results:
     """Runs all of it on the CPU, in float32; equal settings, rows and threads give equal numbers.
 
     Args:
         settings: as ``describe_methods`` has tried them.
         pools: the tasks, in the order of training; every seed draws its rows from them.
+        keep: called after every seed with what is measured so far, that an interruption loses no finished seed.
 
     Raises:
         ValueError: a method's setting that this model cannot have.
@@ -89,7 +95,8 @@ def run_experiment(settings: Settings, pools: Sequence[Pool]) -> Results:
                 if seed == 0:
                     results.spectra[title] = spectra(learned)
                 bar.write(f"seed {seed + 1}  {title:<8} F.Ra {matrix.fra():6.2f}  AP {matrix.ap():6.2f}")
-    results.seconds = time.perf_counter() - started
+            results.seconds = time.perf_counter() - started
+            keep(results)
     return results
 
 
@@ -97,7 +104,7 @@ def pretrain(model: ByteDecoder, text: Task, settings: Settings, bar: tqdm) -> N
     """Trains the model in place on general text: what all methods start from."""
     train(
         model,
-        AdamW(model.parameters(), lr=settings.pretrain_lr),
+        adamw(model, settings.pretrain_lr),
         text.train,
         steps=settings.pretrain_steps,
         batch=settings.batch,

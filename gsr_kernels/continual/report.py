@@ -1,19 +1,11 @@
-"""What a sequential run says: the paper's table, a verdict in words, and the folder that keeps both."""
+"""What a sequential run says: the paper's table and a verdict in words."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-import numpy as np
-import torch
-
-import gsr_kernels
 from gsr_kernels.continual.experiment import Results
 from gsr_kernels.continual.methods import BOUNDS
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
@@ -46,20 +38,26 @@ FIGURES: dict[str, tuple[Callable[[ResultMatrix], float], int]] = {
 def report(settings: Settings, pools: Sequence[Pool], results: Results) -> str:
     """All that is printed: conditions, table, figures, verdict."""
     methods = results.methods()
-    parts = [conditions(settings, pools), table(results.matrices), *([figures(methods)] if methods else []), LEGEND]
+    parts = [
+        conditions(settings, pools, results.seeds()),
+        table(results.matrices),
+        *([figures(methods)] if methods else []),
+        LEGEND,
+    ]
     if BASELINE in methods:
         parts += [verdict(title, each, methods[BASELINE]) for title, each in methods.items() if title != BASELINE]
     return "\n\n".join([*parts, CAUTION]) + "\n"
 
 
-def conditions(settings: Settings, pools: Sequence[Pool]) -> str:
-    """What was learned, and how."""
+def conditions(settings: Settings, pools: Sequence[Pool], done: int) -> str:
+    """What was learned, and how; ``done`` is the number of seeds that are."""
     width = max(len(pool.name) for pool in pools)
     rank = settings.method.rank or "full"
+    seeds = str(settings.seeds) if done == settings.seeds else f"{done} of {settings.seeds}, unfinished"
     return "\n".join(
         [
             f"{len(pools)} tasks in turn, {settings.steps} steps of {settings.batch} rows each, after "
-            f"{settings.pretrain_steps} steps on general text; seeds: {settings.seeds}.",
+            f"{settings.pretrain_steps} steps on general text; seeds: {seeds}.",
             f"AdamW, lr {settings.lr:g} for every method, 5 % warm-up, then linear to zero; "
             f"rho {settings.method.rho:g}, rank {rank}.",
             f"Score: {SCORE}.",
@@ -152,30 +150,3 @@ def _row(title: str, after: str, matrices: Sequence[ResultMatrix], row: str, for
 
 def _line(title: str, after: str, cells: Sequence[str]) -> str:
     return f"{title:<8} {after:<15}" + "".join(f" {cell:>10}" for cell in cells)
-
-
-def write(folder: Path, settings: Settings, pools: Sequence[Pool], results: Results, text: str) -> None:
-    """The run folder, without the pictures: what was measured, under which conditions, and the printed report."""
-    measured = {
-        "score": SCORE,
-        "matrices": {
-            title: [json.loads(matrix.to_json()) for matrix in each] for title, each in results.matrices.items()
-        },
-        "spectra": results.spectra,
-    }
-    config = {
-        "settings": dataclasses.asdict(settings),
-        "tasks": {pool.name: {"about": pool.about, "rows": len(pool.rows), "sha256": pool.digest()} for pool in pools},
-        "versions": {
-            "gsr_kernels": gsr_kernels.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "seconds": round(results.seconds, 1),
-    }
-    (folder / "results.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (folder / "table.txt").write_text(text, encoding="utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from gsr_kernels.continual.library import Row
 from gsr_kernels.continual.model import MARK, ByteDecoder
@@ -17,6 +17,11 @@ from gsr_kernels.continual.model import MARK, ByteDecoder
 IGNORED = -100
 WARM_UP = 0.05
 MAX_NORM = 1.0
+
+
+def adamw(model: ByteDecoder, lr: float) -> AdamW:
+    """The optimizer of pretraining and of every method."""
+    return AdamW(model.parameters(), lr=lr)
 
 
 def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,19 @@
 
 import json
 import random
+import re
+import subprocess
+from contextlib import suppress
 
 import pytest
 import torch
 
 from gsr_kernels.__main__ import main
-from gsr_kernels.continual import experiment
+from gsr_kernels.continual import folder, library
+from gsr_kernels.continual.course import Course
 from gsr_kernels.continual.methods import BOUNDS, TITLES
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
-from gsr_kernels.continual.tasks import GENERAL, Pool
+from gsr_kernels.continual.tasks import TEST_ROWS
 
 TINY = ["--width", "32", "--layers", "1", "--pretrain-steps", "3", "--steps", "4", "--lr", "0.01"]
 
@@ -29,9 +33,9 @@ def data(tmp_path_factory):
 def little_text():
     """A pretraining text that takes no time to read."""
     generator = random.Random(1)
-    pool = Pool(GENERAL, "noise", tuple((b"", generator.randbytes(16)) for _ in range(50)))
+    rows = [(b"", generator.randbytes(16)) for _ in range(50)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "general_pool", lambda: pool)
+        patch.setattr(library, "general", lambda: rows)
         yield
 
 
@@ -67,6 +71,11 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["steps"] == 4 and config["tasks"]["pears"]["rows"] == 12
     assert config["threads"] == torch.get_num_threads()
+    assert config["arguments"][0] == "continual" and str(out) in config["arguments"]
+    assert config["methods"] == {"SeqFT": "the optimizer alone", "GSR": "GSR(rho=0.5, out_of_span='drop')"}
+    assert config["optimizer"]["name"] == "AdamW" and config["optimizer"]["weight_decay"] == 0.01
+    assert config["training"] == {"warm_up": 0.05, "max_norm": 1.0, "test_rows": TEST_ROWS}
+    assert config["general"]["rows"] == 50
     for line in (out / "table.txt").read_text().splitlines():
         if line.startswith("SeqFT pears"):
             last = [matrix.ap() for matrix in matrices["SeqFT"]]
@@ -88,6 +97,40 @@ def test_every_method_runs(name, data, tmp_path):
     assert list(measured(out)) == [TITLES[name]]
     assert TITLES[name] in (out / "table.txt").read_text()
     assert (out / "forgetting.png").exists() == (out / "spectra.png").exists() == (name not in BOUNDS)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
+def test_finished_seeds_survive_what_ends_the_run(error, data, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = ["continual", "--data", data, "--method", "gsr", *TINY]
+    assert main([*arguments, "--out", str(whole), "--seeds", "1"]) == 0
+    in_turn = Course.in_turn
+
+    def ends(course, name):
+        if course._seed == 1:
+            raise error
+        return in_turn(course, name)
+
+    monkeypatch.setattr(Course, "in_turn", ends)
+    with suppress(KeyboardInterrupt):
+        main([*arguments, "--out", str(cut), "--seeds", "3"])
+    assert {file.name for file in cut.iterdir()} == {"config.json", "results.json", "table.txt"}
+    assert measured(cut) == measured(whole)
+    assert "seeds: 1 of 3, unfinished." in (cut / "table.txt").read_text()
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
+    package = tmp_path / "gsr_kernels" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr(folder.gsr_kernels, "__file__", str(package))
+    assert folder.commit() is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", folder.commit())
+    package.write_text("changed = True")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", folder.commit())
 
 
 def test_bounds_by_name_stand_where_they_are_named(data, tmp_path):
