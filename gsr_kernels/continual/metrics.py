@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 
 # the name of row 0 wherever a row is named by the task it follows
 BEFORE = "before"
+
+
+def _check_finite(what: str, value: float) -> None:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{what} is {value!r}: it must be a finite number")
 
 
 class ResultMatrix:
@@ -28,10 +34,13 @@ class ResultMatrix:
         known: names of the tasks known before.
 
     Raises:
-        ValueError: no task, a name used twice, or a task called ``BEFORE``.
+        ValueError: no task, a text in place of names, a name used twice, or a task called ``BEFORE``.
     """
 
     def __init__(self, tasks: Sequence[str], known: Sequence[str] = ()) -> None:
+        for what, names in (("tasks", tasks), ("known", known)):
+            if isinstance(names, str):
+                raise ValueError(f"{what} must be a list of names, not the text {names!r}")
         self.tasks = tuple(tasks)
         self.known = tuple(known)
         self.columns = self.known + self.tasks
@@ -49,14 +58,13 @@ class ResultMatrix:
         """Sets cells of the row after task ``after`` (or ``BEFORE``), ``scores`` by task name.
 
         Raises:
-            ValueError: a name that is no task, or a score that is not finite; nothing is set then.
+            ValueError: a name that is no task, or a score that is no finite number; nothing is set then.
         """
         row = self._row(after)
         for name, score in scores.items():
             if name not in self.columns:
                 raise ValueError(f"scores names {name!r}, which is no task; there are {', '.join(self.columns)}")
-            if not math.isfinite(score):
-                raise ValueError(f"scores[{name!r}] is {score}: a score must be finite")
+            _check_finite(f"scores[{name!r}]", score)
         for name, score in scores.items():
             self._cells[row, self.columns.index(name)] = score
 
@@ -87,6 +95,7 @@ class ResultMatrix:
         learned = [column for column, _ in self._learned(last)]
         counts = [rows.get(self.columns[column], 0) for column in learned]
         for column, count in zip(learned, counts):
+            _check_finite(f"rows[{self.columns[column]!r}]", count)
             if count <= 0:
                 raise ValueError(f"rows[{self.columns[column]!r}] must be a positive number of test rows, not {count}")
         return sum(n * self._cell(last, column) for n, column in zip(counts, learned)) / sum(counts)
@@ -105,7 +114,7 @@ class ResultMatrix:
         ``scratch[i]`` is the score on task ``i`` of a model that is fresh to it. Known tasks, never trained, stay out.
 
         Raises:
-            ValueError: a task from the second on without a score in ``scratch``, or fewer than two tasks.
+            ValueError: a task from the second on without a finite score in ``scratch``, or fewer than two tasks.
         """
         last = self._last(after)
         later = self.tasks[1:last]
@@ -114,6 +123,8 @@ class ResultMatrix:
         missing = [name for name in later if name not in scratch]
         if missing:
             raise ValueError(f"scratch has no score for {', '.join(missing)}")
+        for name in later:
+            _check_finite(f"scratch[{name!r}]", scratch[name])
         return self._mean(
             self._cell(row, self._column(name)) - scratch[name] for row, name in enumerate(later, start=1)
         )

@@ -38,12 +38,10 @@ FIGURES: dict[str, tuple[Callable[[ResultMatrix], float], int]] = {
 def report(settings: Settings, pools: Sequence[Pool], results: Results) -> str:
     """All that is printed: conditions, table, figures, verdict."""
     methods = results.methods()
-    parts = [
-        conditions(settings, pools, results.seeds()),
-        table(results.matrices),
-        *([figures(methods)] if methods else []),
-        LEGEND,
-    ]
+    parts = [conditions(settings, pools, results.seeds()), table(results.matrices)]
+    if methods:
+        parts.append(figures(methods))
+    parts.append(LEGEND)
     if BASELINE in methods:
         parts += [verdict(title, each, methods[BASELINE]) for title, each in methods.items() if title != BASELINE]
     return "\n\n".join([*parts, CAUTION]) + "\n"

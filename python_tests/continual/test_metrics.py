@@ -7,7 +7,7 @@ import pytest
 
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 
-TASKS = "ABCDE"
+TASKS = tuple("ABCDE")
 PRETRAINED = (43.02, 14.94, 30.94, 33.54, 5.700, 0.316)
 
 # Table 2 of the GSR paper: scores on MMLU, A .. E after each task
@@ -195,6 +195,8 @@ def test_json_of_something_else_is_refused(text):
     ("arguments", "message"),
     [
         (([],), "tasks is empty"),
+        (("AB",), "tasks must be a list of names, not the text 'AB'"),
+        ((["A"], "B"), "known must be a list of names, not the text 'B'"),
         ((["a", "b", "a"],), "name a more than once"),
         ((["a"], ["a"]), "name a more than once"),
         (([BEFORE],), "may be called 'before'"),
@@ -205,12 +207,14 @@ def test_bad_names_are_refused(arguments, message):
         ResultMatrix(*arguments)
 
 
+NO_NUMBERS = [float("nan"), float("inf"), "1", None, [1.0]]
+
+
 def test_bad_scores_are_refused_and_nothing_is_set():
     matrix = ResultMatrix(["a", "b"])
     for scores, message in [
         ({"a": 1.0, "c": 2.0}, "'c', which is no task"),
-        ({"a": 1.0, "b": float("nan")}, "must be finite"),
-        ({"a": 1.0, "b": float("inf")}, "must be finite"),
+        *(({"a": 1.0, "b": bad}, r"scores\['b'\] is .*: it must be a finite number") for bad in NO_NUMBERS),
     ]:
         with pytest.raises(ValueError, match=message):
             matrix.record("a", scores)
@@ -240,3 +244,8 @@ def test_acc_and_fwt_name_what_they_lack():
         matrix.acc({"t1": 1, "t2": 0, "t3": 1, "t4": 1})
     with pytest.raises(ValueError, match="scratch has no score for t3, t4"):
         matrix.fwt({"t2": 1.0})
+    for bad in NO_NUMBERS:
+        with pytest.raises(ValueError, match=r"rows\['t2'\] is .*: it must be a finite number"):
+            matrix.acc({"t1": 1, "t2": bad, "t3": 1, "t4": 1})
+        with pytest.raises(ValueError, match=r"scratch\['t3'\] is .*: it must be a finite number"):
+            matrix.fwt({"t2": 1.0, "t3": bad, "t4": 1.0})
