@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.methods.base import Method, State
@@ -27,8 +29,6 @@ class GSR(Method):
 
     rho: float
     out_of_span: str | None = None
-    # on a GPU, the plan of the last weights seen
-    _steps: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_rho(self.rho)
@@ -44,20 +44,29 @@ class GSR(Method):
         scale: Tensor | None = None,
     ) -> list[Tensor]:
         """See Method.transform. One non-finite entry anywhere in G makes its g non-finite, so that g alone tells."""
-        mode = self.out_of_span or "drop"
-        if gradients and gradients[0].device.type == "cuda":
-            return self._step_on_gpu(gradients, bases, mode)
+        on_gpu = [i for i, G in enumerate(gradients) if by_plan(G.device)]
+        flags = dict(zip(on_gpu, self._by_plan([gradients[i] for i in on_gpu], [bases[i] for i in on_gpu])))
         compute = implementation("rescale_gradient")
-        flags = []
-        for G, basis in zip(gradients, bases):
-            g = compute(G, basis.U, basis.S, basis.Vh, self.rho, mode, G)
-            flags.append(g.isfinite().all(-1))
-        return flags
+        for i in set(range(len(gradients))) - set(on_gpu):
+            G, basis = gradients[i], bases[i]
+            g = compute(G, basis.U, basis.S, basis.Vh, self.rho, self.out_of_span or "drop", G)
+            flags[i] = g.isfinite().all(-1)
+        return [flags[i] for i in range(len(gradients))]
 
-    def _step_on_gpu(self, gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], mode: str) -> list[Tensor]:
-        from gsr_kernels.backends.triton.model import ModelStep
+    def _by_plan(self, gradients: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[Tensor]:
+        if not gradients:
+            return []
+        from gsr_kernels.backends.triton.model import Steps
 
-        dtypes = [G.dtype for G in gradients]
-        if not (self._steps and self._steps[0].fits(bases, dtypes)):
-            self._steps[:] = [ModelStep(bases, dtypes, self.rho, mode)]
-        return self._steps[0].run(gradients)
+        if self not in _steps:
+            _steps[self] = Steps(self.rho, self.out_of_span or "drop")
+        return _steps[self].run(gradients, bases)
+
+
+def by_plan(device: torch.device) -> bool:
+    """Whether the weights of a device are stepped together, by the kernels."""
+    return device.type == "cuda"
+
+
+# not fields of the method, which is copied and compared by its settings: they go when it goes
+_steps: MutableMapping[GSR, Any] = WeakIdKeyDictionary()

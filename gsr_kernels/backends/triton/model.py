@@ -1,55 +1,71 @@
-"""GSR's step of a whole model: one plan for what the kernels take, cuBLAS for the rest."""
+"""GSR's steps of a whole model: one plan for what the kernels take, cuBLAS for the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient as by_cublas
-from gsr_kernels.backends.triton.plan import Plan, served
+from gsr_kernels.backends.triton.plan import Form, Plan, kind, served
 from gsr_kernels.basis import SpectralBasis
 
+# the plans that one method keeps: all weights, those that had a gradient, groups that visit from host memory
+KEPT = 8
 
-class ModelStep:
-    """The step of the weights given at its building, in place; building compiles what it needs, under a progress bar.
+_compiled: set[tuple[torch.device, Form]] = set()
+
+
+class Steps:
+    """The steps of one method, in place; a new plan compiles what it needs, under a progress bar.
+
+    A plan is kept for the weights' kinds, not for the weights: bases that were taken anew, or copied from host memory,
+    are new addresses in it. It keeps no basis alive. The ``KEPT`` used last are kept; more groups of offloaded bases
+    than these are planned anew at each step.
 
     Args:
-        bases: of each weight.
-        dtypes: of each gradient.
-        rho, out_of_span: of all of them, see ``Plan``.
+        rho, out_of_span: of all weights, see ``Plan``.
     """
 
-    def __init__(
-        self, bases: Sequence[SpectralBasis], dtypes: Sequence[torch.dtype], rho: float, out_of_span: str
-    ) -> None:
-        self._bases = list(bases)
-        self._dtypes = list(dtypes)
+    def __init__(self, rho: float, out_of_span: str) -> None:
         self._rho = rho
         self._out_of_span = out_of_span
-        self._planned = [i for i, one in enumerate(zip(bases, dtypes)) if served(*one, out_of_span)]
-        self._plan: Plan | None = None
-        if self._planned:
-            chosen = [self._bases[i] for i in self._planned]
-            modes = [out_of_span] * len(chosen)
-            self._plan = Plan(chosen, [self._dtypes[i] for i in self._planned], rho, modes)
-            self._plan.warmup()
+        # the one used last is the last
+        self._plans: dict[Hashable, Plan] = {}
 
-    def fits(self, bases: Sequence[SpectralBasis], dtypes: Sequence[torch.dtype]) -> bool:
-        """Whether it was built for these very bases and dtypes."""
-        same = len(bases) == len(self._bases) and all(one is other for one, other in zip(bases, self._bases))
-        return same and list(dtypes) == self._dtypes
-
-    def run(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def run(self, gradients: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[Tensor]:
         """Rewrites the gradients; says which matrices were finite, a bool ``[..]`` a weight, until the next step."""
         flags: list[Tensor] = [torch.empty(0)] * len(gradients)
-        if self._plan is not None:
-            self._plan.run([gradients[i] for i in self._planned])
-            for i, finite in zip(self._planned, self._plan.finite):
-                flags[i] = finite
-        for i in set(range(len(gradients))) - set(self._planned):
-            G, basis = gradients[i], self._bases[i]
+        planned: dict[torch.device, list[int]] = {}
+        for i, (G, basis) in enumerate(zip(gradients, bases)):
+            if served(basis, G.dtype, self._out_of_span):
+                planned.setdefault(G.device, []).append(i)
+                continue
             g = by_cublas(G, basis.U, basis.S, basis.Vh, self._rho, self._out_of_span, G)
             flags[i] = g.isfinite().all(-1)
+        for places in planned.values():
+            chosen = [bases[i] for i in places]
+            plan = self._plan(chosen, [gradients[i].dtype for i in places])
+            plan.run([gradients[i] for i in places], bases=chosen)
+            for i, finite in zip(places, plan.finite):
+                flags[i] = finite
         return flags
+
+    def _plan(self, bases: Sequence[SpectralBasis], dtypes: Sequence[torch.dtype]) -> Plan:
+        key = (*map(kind, bases), *dtypes)
+        plan = self._plans.pop(key, None)
+        if plan is None:
+            plan = Plan(bases, dtypes, self._rho, [self._out_of_span] * len(bases))
+            # the weights hold their bases: a plan would keep them past their time
+            plan.bases = []
+            needed = {(plan.device, form) for form in plan.forms}
+            if not needed <= _compiled:
+                plan.warmup()
+                _compiled.update(needed)
+            # a captured graph works in its plan's memory
+            spare = [old for old, one in self._plans.items() if not one.captured]
+            for old in spare[: max(0, len(self._plans) + 1 - KEPT)]:
+                del self._plans[old]
+        self._plans[key] = plan
+        return plan
