@@ -159,8 +159,7 @@ class AddressTable:
             self._events[self._turn].record()
         self._current = wanted
         # S is read a number at a time
-        addresses, strides = wanted[:, [G, OUT, U, VH]] % 16, wanted[:, [G_STRIDE, OUT_STRIDE]] % 8
-        odd = addresses.any(1) | strides.any(1)
+        odd = np.hstack([wanted[:, [G, OUT, U, VH]] % 16, wanted[:, [G_STRIDE, OUT_STRIDE]] % 8])
         self.aligned = [not odd[start : start + count].any() for start, count in self._groups]
 
 

@@ -5,7 +5,7 @@ from gsr_kernels import SpectralBasis
 from gsr_kernels.backends.triton import step_kernels
 from gsr_kernels.backends.triton.configurations import configuration
 from gsr_kernels.backends.triton.plan import Plan
-from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient
+from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient, rescale_gradients
 
 # unlike shapes, dtypes, ranks, heads in rows and columns, several matrices of one form
 WEIGHTS = [
@@ -80,6 +80,18 @@ def test_a_model_at_once_is_its_weights_one_by_one(workspace_mb, launches):
     assert launches.count("largest") == 3  # one a gradient dtype, for all groups
     assert len(launches) - 3 <= 4 * groups
     assert (groups == launches.count("second_product")) and (groups > 6 if workspace_mb < 1 else groups <= 8)
+
+
+def test_one_call_is_one_plan(launches):
+    bases, gradients = model()
+    # what no plan takes, among the others
+    bases[0], gradients[0] = SpectralBasis.of(torch.randn(24, 24), rank=7), torch.randn(24, 24)
+    gs, outs = apart(gradients, bases)
+    launches.clear()
+    found = [torch.full_like(G, torch.nan) for G in gradients]
+    gs_found = rescale_gradients(gradients, bases, 0.5, [mode for _, _, mode, _ in WEIGHTS], found)
+    assert same(found, outs) and same(gs_found, gs)
+    assert launches.count("largest") == 3
 
 
 def test_gradients_may_move_and_rho_may_change():
