@@ -68,8 +68,8 @@ class Case:
 
 def step_cases(architecture: int) -> Iterator[Case]:
     """The kernels of the fused step, in every form and pair of dtypes that Triton computes."""
-    for (gradient, stored_as), how in PRODUCTS.items():
-        if how.by != "triton":
+    for (gradient, stored_as), computed_by in PRODUCTS.items():
+        if computed_by != "triton":
             continue
         pair = f"{TYPES[gradient]} x {TYPES[stored_as]}"
         for shape, (transposed, stored) in FORMS.items():

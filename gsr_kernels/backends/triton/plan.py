@@ -21,7 +21,7 @@ from gsr_kernels.backends.triton.configurations import (
     on,
     options,
 )
-from gsr_kernels.backends.triton.precision import product
+from gsr_kernels.backends.triton.precision import computed_by
 from gsr_kernels.backends.triton.product import TYPES
 from gsr_kernels.backends.triton.tables import pack, tile_table
 from gsr_kernels.backends.triton.tiles import INTERPRETED
@@ -322,7 +322,7 @@ def served(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str) -> boo
     """Whether the kernels of the step take a weight; those that they do not are cuBLAS's."""
     if out_of_span == "drop" and not basis.full_rank:
         return False
-    return INTERPRETED.value or product(gradient, basis.U.dtype).by == "triton"
+    return INTERPRETED.value or computed_by(gradient, basis.U.dtype) == "triton"
 
 
 def _check(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str, device: torch.device) -> None:

@@ -1,0 +1,23 @@
+import itertools
+
+import pytest
+import torch
+
+from gsr_kernels import SpectralBasis
+from gsr_kernels.backends.triton.precision import computed_by
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def test_every_pair_is_served_and_16_bit_bases_by_the_kernels():
+    for gradient, basis in itertools.product(DTYPES, DTYPES):
+        tensor_cores = gradient != torch.float64 and basis.itemsize == 2
+        assert computed_by(gradient, basis) == ("triton" if tensor_cores else "cublas")
+    with pytest.raises(TypeError, match="float8_e4m3fn"):
+        computed_by(torch.float8_e4m3fn, torch.float16)
+
+
+@pytest.mark.parametrize("precision, reason", [("bf16x2", "two bf16 planes"), ("tf32", "11 bits")])
+def test_other_forms_are_refused_by_name(precision, reason):
+    with pytest.raises(ValueError, match=f"precision='{precision}' is not served: .*{reason}"):
+        SpectralBasis.of(torch.randn(3, 3), precision=precision)
