@@ -1,16 +1,17 @@
 """``python bench/aot.py [--all]``: every kernel compiled without a GPU, and what came of it.
 
 One row a kernel, configuration and architecture: registers and stack bytes of a thread, shared bytes of a block, the
-matrix instruction, the narrowest load of a matrix tile in bytes, and how tiles travel. By default what sm_90 runs on
-aligned operands and a sample of sm_80 and sm_100; with ``--all`` everything.
+matrix instruction, the narrowest load of a matrix in bytes, and how tiles travel. By default all that sm_90 runs, on
+aligned operands and others, and a sample of sm_80 and sm_100; with ``--all`` everything.
 
 Exits with 1 where an sm_90 kernel spills more than 64 bytes, shared memory exceeds the architecture's, a 16-bit product
-for sm_90 has no wgmma, or a kernel for aligned operands loads matrix tiles by less than 16 bytes.
+for sm_90 has no wgmma, or a kernel for aligned operands loads a matrix by less than 16 bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import subprocess
@@ -21,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# called by its path, a script finds its own folder alone
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
 import triton
 import triton.language as tl
@@ -28,7 +32,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gsr_kernels.backends.triton import product, recompose, rescale, skew, step_kernels
+from gsr_kernels.backends.triton import product, recompose, rescale, skew, step_kernels, tiles
 from gsr_kernels.backends.triton.configurations import BLOCK, configuration, options
 from gsr_kernels.backends.triton.plan import Form
 from gsr_kernels.backends.triton.precision import PRODUCTS
@@ -39,7 +43,16 @@ SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 SPILL = 64
 UNALIGNED = ", unaligned"
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], (0x[0-9a-f]+|\d+)")
-LOAD = re.compile(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+) ")
+# with a mask: of scalars there is none
+LOAD = re.compile(r"@%p\d+ ld\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bsuf](\d+) ")
+# where matrices are loaded: lines of the source, file by file
+MATRIX_LOADS = {
+    (Path(inspect.getsourcefile(source) or "").name, first + i)
+    for source in (tiles, product, step_kernels.largest.fn)
+    for lines, first in [inspect.getsourcelines(source)]
+    for i in range(len(lines) + 1)
+}
+PLACE = re.compile(r"// (\w+\.py):(\d+)")
 COLUMNS = {
     "kernel": 42, "configuration": 18, "sm": 3, "registers": 9, "stack": 5, "shared": 6, "instruction": 11,
     "narrowest": 9, "tiles by": 8, "fails": 0,
@@ -97,16 +110,17 @@ def row_cases(architecture: int) -> Iterator[Case]:
                 constants = {**shape, "STORED": stored, "BLOCK": BLOCK}
                 yield Case(step_kernels.rescale_all, f"rescale_all {operand} {form}", architecture, POINTERS, constants,
                            options(num_warps=8))  # fmt: skip
-            if stored:
+            for align in (8, 1) if stored else ():
                 cut = configuration("first_product", architecture, "as it lies")
-                constants = {**shape, "ALIGN": 8, "BM": cut.BM, "BN": cut.BN}
-                yield Case(step_kernels.fold, f"fold {operand} {form}", architecture, POINTERS, constants,
-                           options(num_warps=8), aligned=True)  # fmt: skip
+                constants = {**shape, "ALIGN": align, "BM": cut.BM, "BN": cut.BN}
+                label = f"fold {operand} {form}" + ("" if align > 1 else UNALIGNED)
+                yield Case(step_kernels.fold, label, architecture, POINTERS, constants, options(num_warps=8),
+                           aligned=align > 1)  # fmt: skip
     for gradient in TYPES.values():
         for align in (8, 1):
             constants = {"G_DTYPE": gradient, "ALIGN": align, "BLOCK": BLOCK}
             label = f"largest {gradient}" + ("" if align > 1 else UNALIGNED)
-            yield Case(step_kernels.largest, label, architecture, POINTERS, constants, options())
+            yield Case(step_kernels.largest, label, architecture, POINTERS, constants, options(), aligned=align > 1)
     for dtype in (tl.float16, tl.bfloat16, tl.float32):
         p = f"*{dtype}"
         pointers = dict.fromkeys(("n", "s", "h", "k", "g", "p_a", "p_b", "p_c"), p)
@@ -122,12 +136,10 @@ def row_cases(architecture: int) -> Iterator[Case]:
 
 
 def cases(everything: bool) -> Iterator[Case]:
-    """What is compiled: what sm_90 runs on aligned operands and a sample of the others, or everything."""
+    """What is compiled: all that sm_90 runs and a sample of the others, or everything."""
     for architecture in (90, 80, 100):
         found = [*step_cases(architecture), *row_cases(architecture)]
-        if not everything:
-            found = [case for case in found if UNALIGNED not in case.name]
-        yield from found if everything or architecture == 90 else found[:24:8]
+        yield from found if everything or architecture == 90 else found[::19]
 
 
 def report(case: Case) -> dict[str, Any]:
@@ -159,24 +171,23 @@ def report(case: Case) -> dict[str, Any]:
         "stack": int(re.findall(r"STACK:(\d+)", usage)[0]),
         "shared": compiled.metadata.shared,
         "instruction": instructions[0].split(".")[0] if instructions else "",
-        "narrowest": narrowest_tile_load(ptx),
+        "narrowest": narrowest_load(ptx),
         "tiles by": "TMA" if "cp.async.bulk.tensor" in ptx else "cp.async" if "cp.async.c" in ptx else "loads",
     }
     row["fails"] = "; ".join(failures(case, row))
     return row
 
 
-def narrowest_tile_load(ptx: str) -> int | None:
-    """Bytes of the narrowest load that a line of tiles.py became; None where there is none."""
-    widths, inside = [], False
+def narrowest_load(ptx: str) -> int | None:
+    """Bytes of the narrowest load of a matrix; None where there is none."""
+    widths, of_a_matrix = [], False
     for line in ptx.splitlines():
         if "\t.loc\t" in line:
-            inside = "// tiles.py" in line
-        elif inside and (
-            copy := re.search(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], (0x[0-9a-f]+|\d+)", line)
-        ):
+            place = PLACE.search(line)
+            of_a_matrix = place is not None and (place[1], int(place[2])) in MATRIX_LOADS
+        elif of_a_matrix and (copy := COPY.search(line)):
             widths.append(int(copy[1], 0))
-        elif inside and (load := re.search(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+) ", line)):
+        elif of_a_matrix and (load := LOAD.search(line)):
             widths.append(int(load[1] or 1) * int(load[2]) // 8)
     return min(widths, default=None)
 
@@ -201,13 +212,13 @@ def line(row: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every configuration of every architecture")
-    parser.add_argument("--only", default="", help="kernels whose name holds this")
-    parser.add_argument("--sm", type=int, help="this architecture alone")
+    parser.add_argument("--only", default="", help="kernels in whose name this regular expression is found")
+    parser.add_argument("--sm", type=int, nargs="+", help="these architectures alone")
     arguments = parser.parse_args()
-    chosen = [case for case in cases(arguments.all) if arguments.only in case.name]
-    chosen = [case for case in chosen if arguments.sm in (None, case.architecture)]
+    chosen = [case for case in cases(arguments.all) if re.search(arguments.only, case.name)]
+    chosen = [case for case in chosen if arguments.sm is None or case.architecture in arguments.sm]
     if not chosen:
-        parser.error(f"no kernel's name holds {arguments.only!r}")
+        parser.error(f"no kernel for sm {arguments.sm} with a name like {arguments.only!r}")
     print(line(dict(zip(COLUMNS, COLUMNS))))
     rows = []
     with tempfile.TemporaryDirectory() as cache:

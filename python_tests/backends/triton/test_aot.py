@@ -1,43 +1,64 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import triton.language as tl
 
-from bench.aot import failures, narrowest_tile_load
+from bench.aot import failures, narrowest_load
 from bench.gpu.bare import LAYOUTS, grouped
 from gsr_kernels.backends.triton.tables import tile_table
 from python_tests.oracle import error
 
+ROOT = Path(__file__).parents[3]
 
-def run(*arguments):
+
+def run(*arguments, module=True):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "ignore", *(["-m"] if module else []), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_kernels_compile_to_hopper_instructions():
-    done = run("bench.aot", "--sm", "90", "--only", "bf16 x fp16 tall")
+# all that ships for sm_90, in parts that run side by side, and a sample of the others; the kernels of the step that
+# multiply have "gradient x basis" in their names
+@pytest.mark.parametrize(
+    "only, architectures",
+    [("bf16 x", [90]), ("fp16 x", [90]), ("fp32 x", [90]), ("^(?!.* x )", [90]), ("", [80, 100])],
+    ids=["bf16", "fp16", "fp32", "others", "sample"],
+)
+def test_what_ships_compiles_as_it_must(only, architectures):
+    done = run("bench.aot", "--only", only, "--sm", *map(str, architectures))
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line for line in done.stdout.splitlines() if "_product" in line]
-    assert len(rows) == 2 and all("wgmma" in row and "cp.async" in row for row in rows)
+    assert ", 0 fail" in done.stdout
+    if " x" in only:
+        rows = [row for row in done.stdout.splitlines() if "_product" in row]
+        # two pairs of dtypes, seven products in each, aligned and not
+        assert len(rows) == 28 and all("wgmma" in row for row in rows)
+        assert all("cp.async" in row for row in rows if "unaligned" not in row)
 
 
-def test_the_narrowest_load_of_a_tile():
+def test_the_report_is_a_script():
+    done = run(str(Path("bench", "aot.py")), "--sm", "90", "--only", "largest", module=False)
+    assert done.returncode == 0 and "6 kernels, 0 fail" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_narrowest_load_of_a_matrix():
     ptx = """
 	.loc	1 24 12, function_name $L__info_string0, inlined_at 1 239 12 // step_kernels.py:24:12
-	ld.global.b16 { %r276 }, [ %rd86 + 0 ];
+	@%p3 ld.global.b16 { %r276 }, [ %rd86 + 0 ];
 	.loc	2 24 12, function_name $L__info_string0, inlined_at 1 239 12 // tiles.py:24:12
+	ld.global.b64 { %rd6 }, [ %rd7 + 0 ];
 	@%p34 ld.global.v4.b32 { %r276, %r277, %r278, %r279 }, [ %rd86 + 0 ];
 	.loc	2 21 12, function_name $L__info_string0, inlined_at 1 212 20 // tiles.py:21:12
 	cp.async.cg.shared.global [ %r101 + 0 ], [ %rd33 + 0 ], 0x10, %r102;
 """
-    assert narrowest_tile_load(ptx) == 16
-    assert narrowest_tile_load(ptx.replace("0x10", "0x4")) == 4
-    assert narrowest_tile_load(ptx.replace("v4.b32", "v2.b16")) == 4
-    assert narrowest_tile_load(ptx.replace("tiles.py", "skew.py")) is None
+    assert narrowest_load(ptx) == 16
+    assert narrowest_load(ptx.replace("0x10", "0x4")) == 4
+    assert narrowest_load(ptx.replace("v4.b32", "v2.b16")) == 4
+    assert narrowest_load(ptx.replace("global.v4", "global.L1::evict_last.v2")) == 8
+    assert narrowest_load(ptx.replace("tiles.py", "skew.py")) is None
 
 
 @pytest.mark.parametrize(
