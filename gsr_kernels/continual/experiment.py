@@ -1,4 +1,4 @@
-"""The sequential run: pretrain once, then learn the tasks under every method, with every seed."""
+"""The sequential run: with every seed pretrain a model, then learn the tasks from it under every method."""
 
 from __future__ import annotations
 
@@ -62,6 +62,9 @@ def run_experiment(
 ) -> Results:
     """Runs all of it on the CPU, in float32; equal settings, rows and threads give equal numbers.
 
+    A seed is a pretrained model, a draw of the rows and an order of them, the same for every method. Seeds that shared
+    one model would agree too well: another model moves F.Ra more than another order does.
+
     Args:
         settings: as ``describe_methods`` has tried them.
         pools: the tasks, in the order of training; every seed draws its rows from them.
@@ -72,20 +75,20 @@ def run_experiment(
         FloatingPointError: training diverges.
     """
     started = time.perf_counter()
-    model = ByteDecoder(settings.model)
-    general = general_pool().draw(seed=0)
+    general = general_pool()
     results = Results({TITLES[name]: [] for name in settings.methods})
 
-    tuning = settings.seeds * len(results.matrices) * len(pools) * settings.steps
+    steps = settings.pretrain_steps + len(results.matrices) * len(pools) * settings.steps
     # a log file wants few lines
     interval = 0.2 if sys.stderr.isatty() else 20.0
-    with tqdm(total=settings.pretrain_steps + tuning, unit="step", mininterval=interval, dynamic_ncols=True) as bar:
-        bar.set_description("pretraining")
-        pretrain(model, general, settings, bar)
-        results.spectra["start"] = spectra(model)
+    with tqdm(total=settings.seeds * steps, unit="step", mininterval=interval, dynamic_ncols=True) as bar:
         for seed in range(settings.seeds):
-            tasks = [pool.draw(seed) for pool in pools]
-            course = Course(settings, model, general, tasks, seed, bar)
+            text = general.draw(seed)
+            bar.set_description(f"seed {seed + 1}/{settings.seeds} · pretraining", refresh=False)
+            model = pretrain(text, settings, seed, bar)
+            course = Course(settings, model, text, [pool.draw(seed) for pool in pools], seed, bar)
+            if seed == 0:
+                results.spectra["start"] = spectra(model)
             for name, (title, matrices) in zip(settings.methods, results.matrices.items()):
                 if name in BOUNDS:
                     matrices.append(LEARN_BOUND[name](course))
@@ -100,8 +103,9 @@ def run_experiment(
     return results
 
 
-def pretrain(model: ByteDecoder, text: Task, settings: Settings, bar: tqdm) -> None:
-    """Trains the model in place on general text: what all methods start from."""
+def pretrain(text: Task, settings: Settings, seed: int, bar: tqdm) -> ByteDecoder:
+    """A model trained on general text: what all methods of this seed start from."""
+    model = ByteDecoder(settings.model, seed)
     train(
         model,
         adamw(model, settings.pretrain_lr),
@@ -109,9 +113,10 @@ def pretrain(model: ByteDecoder, text: Task, settings: Settings, bar: tqdm) -> N
         steps=settings.pretrain_steps,
         batch=settings.batch,
         lr=settings.pretrain_lr,
-        order="pretraining",
+        order=f"seed {seed}, {text.name}",
         tick=bar.update,
     )
+    return model
 
 
 @torch.no_grad()

@@ -55,7 +55,8 @@ def conditions(settings: Settings, pools: Sequence[Pool], done: int) -> str:
     return "\n".join(
         [
             f"{len(pools)} tasks in turn, {settings.steps} steps of {settings.batch} rows each, after "
-            f"{settings.pretrain_steps} steps on general text; seeds: {seeds}.",
+            f"{settings.pretrain_steps} steps on general text.",
+            f"Seeds: {seeds}; each with a pretrained model, rows and order of its own, the same for every method.",
             f"AdamW, lr {settings.lr:g} for every method, 5 % warm-up, then linear to zero; "
             f"rho {settings.method.rho:g}, rank {rank}.",
             f"Score: {SCORE}.",
