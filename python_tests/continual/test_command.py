@@ -116,7 +116,7 @@ def test_finished_seeds_survive_what_ends_the_run(error, data, tmp_path, monkeyp
         main([*arguments, "--out", str(cut), "--seeds", "3"])
     assert {file.name for file in cut.iterdir()} == {"config.json", "results.json", "table.txt"}
     assert measured(cut) == measured(whole)
-    assert "seeds: 1 of 3, unfinished." in (cut / "table.txt").read_text()
+    assert "Seeds: 1 of 3, unfinished;" in (cut / "table.txt").read_text()
 
 
 def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
