@@ -101,19 +101,20 @@ def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):
         check_out_of_span(out_of_span)
     for gradient, one, target in zip(gradients, bases, outs):
         _check(gradient, one, target)
-    # torch.compile sees an operator; in eager its body is called directly: the boundary costs tens of microseconds
-    compiling = torch.compiler.is_compiling()
+    modes = [out_of_span or ("drop" if one.full_rank else "keep") for one in bases]
+    results = [torch.empty_like(G) if target is None else target for G, target in zip(gradients, outs)]
+    if torch.compiler.is_compiling():
+        # torch.compile sees an operator; in eager its boundary would cost tens of microseconds
+        for gradient, one, mode, result in zip(gradients, bases, modes, results):
+            _rescale_gradient(one.split(gradient), one.U, one.S, one.Vh, rho, mode, one.split(result), backend)
+        return results[0] if single else results
 
-    results = []
-    for gradient, one, target in zip(gradients, bases, outs):
-        mode = out_of_span or ("drop" if one.full_rank else "keep")
-        result = torch.empty_like(gradient) if target is None else target
-        arguments = (one.split(gradient), one.U, one.S, one.Vh, rho, mode, one.split(result))
-        if compiling:
-            _rescale_gradient(*arguments, backend)
-        else:
-            implementation("rescale_gradient", backend, gradient.device)(*arguments)
-        results.append(result)
+    together: dict[Callable[..., Any], list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        together.setdefault(implementation("rescale_gradients", backend, gradient.device), []).append(i)
+    for compute, places in together.items():
+        chosen = [[each[i] for i in places] for each in (gradients, bases, modes, results)]
+        compute(chosen[0], chosen[1], rho, chosen[2], chosen[3])
     return results[0] if single else results
 
 

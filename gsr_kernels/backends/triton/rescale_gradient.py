@@ -1,48 +1,11 @@
-"""The fused step on one call's weights, and where their products go when no kernel of the step takes them."""
+"""The fused step on one weight."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
-from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient as by_cublas
-from gsr_kernels.backends.triton.plan import Plan, served
+from gsr_kernels.backends.triton.rescale_gradients import rescale_gradients
 from gsr_kernels.basis import SpectralBasis
 
 
 def rescale_gradient(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor) -> Tensor:
     """Writes G' to ``out [.., d1, d2]``, which may be G, and returns the diagonal ``g [.., k]`` in float32."""
     return rescale_gradients([G], [SpectralBasis(U, S, Vh)], rho, [out_of_span], [out])[0]
-
-
-def rescale_gradients(
-    gradients: Sequence[Tensor],
-    bases: Sequence[SpectralBasis],
-    rho: float,
-    out_of_span: Sequence[str],
-    outs: Sequence[Tensor],
-) -> list[Tensor]:
-    """``rescale_gradient`` on several weights, those of a device in one plan; gradients as weights or as matrices.
-
-    What ``precision.PRODUCTS`` gives to cuBLAS, and a truncated basis with out_of_span="drop", is computed by torch.
-    The tables are built anew at each call: a training loop keeps a ``Plan``.
-    """
-    diagonals: dict[int, Tensor] = {}
-    planned: dict[torch.device, list[int]] = {}
-    for i, (G, basis, mode, out) in enumerate(zip(gradients, bases, out_of_span, outs)):
-        if G.numel() and served(basis, G.dtype, mode):
-            planned.setdefault(G.device, []).append(i)
-            continue
-        matrices, target = (one if one.shape == basis.shape else basis.split(one) for one in (G, out))
-        diagonals[i] = by_cublas(matrices, basis.U, basis.S, basis.Vh, rho, mode, target)
-    for places in planned.values():
-        chosen = [_contiguous(bases[i]) for i in places]
-        plan = Plan(chosen, [gradients[i].dtype for i in places], rho, [out_of_span[i] for i in places])
-        plan.run([gradients[i] for i in places], [outs[i] for i in places])
-        diagonals.update(zip(places, plan.g))
-    return [diagonals[i] for i in range(len(gradients))]
-
-
-def _contiguous(basis: SpectralBasis) -> SpectralBasis:
-    factors = basis.U.contiguous(), basis.S.float().contiguous(), basis.Vh.contiguous()
-    return SpectralBasis(*factors, head_dim=basis.head_dim)

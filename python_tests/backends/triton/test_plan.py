@@ -5,7 +5,8 @@ from gsr_kernels import SpectralBasis
 from gsr_kernels.backends.triton import step_kernels
 from gsr_kernels.backends.triton.configurations import configuration
 from gsr_kernels.backends.triton.plan import Plan
-from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient, rescale_gradients
+from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient
+from gsr_kernels.backends.triton.rescale_gradients import rescale_gradients
 
 # unlike shapes, dtypes, ranks, heads in rows and columns, several matrices of one form
 WEIGHTS = [
