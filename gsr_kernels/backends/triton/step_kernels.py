@@ -184,12 +184,17 @@ def fold(
         rows = d2 if TRANSPOSED else d1
         p_product = _address(table, matrix, PRODUCT, tl.float32, ALIGN)
         p_x = _address(table, matrix, VH if TRANSPOSED else U, DTYPE, ALIGN)
-        p_delta = delta + tl.load(table + matrix * FIELDS + DIAGONAL) + column
-        shares = tl.load(p_delta + tl.arange(0, BN), mask=tl.arange(0, BN) < k - column, other=0.0)
-        product = load_tile(p_product, k, row, column, rows, k, BM, BN)
-        x = _factor(p_x, row, column, rows, k, d2, TRANSPOSED, BM, BN)
-        folded = product * tl.load(scales + matrix) + x * shares[None, :]
-        store_tile(_address(table, matrix, FOLDED, DTYPE, ALIGN), k, row, column, rows, k, folded, BM, BN)
+        p_folded = _address(table, matrix, FOLDED, DTYPE, ALIGN)
+        p_delta = delta + tl.load(table + matrix * FIELDS + DIAGONAL)
+        scale = tl.load(scales + matrix)
+        # in strips: a whole tile of two operands with a mask an entry does not fit the registers
+        strip: tl.constexpr = BN // 4
+        for at in range(column, column + BN, strip):
+            o = at + tl.arange(0, strip)
+            shares = tl.load(p_delta + o, mask=o < k, other=0.0)
+            product = load_tile(p_product, k, row, at, rows, k, BM, strip)
+            x = _factor(p_x, row, at, rows, k, d2, TRANSPOSED, BM, strip)
+            store_tile(p_folded, k, row, at, rows, k, product * scale + x * shares[None, :], BM, strip)
 
 
 @triton.jit(do_not_specialize=["start", "count"])
