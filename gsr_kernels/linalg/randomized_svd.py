@@ -99,8 +99,8 @@ def randomized_svd(
             if tolerance is None or width == most or (error <= (1 + tolerance) * beyond + rounding).all():
                 break
             p, q = 2 * max(p, 1), q + 1
-    S, error = unscaled(S[..., :rank], exponent), torch.ldexp(error, exponent.squeeze(-1))
-    return RandomizedSVD(U, S, V[..., :rank].mT, error)
+    error = unscaled(error.unsqueeze(-1), exponent).squeeze(-1)
+    return RandomizedSVD(U, unscaled(S[..., :rank], exponent), V[..., :rank].mT, error)
 
 
 def defaults(rank: int, most: int) -> tuple[int, int]:

@@ -181,19 +181,24 @@ def _completed(U: Tensor) -> Tensor:
 
 
 def _sound(W: Tensor, result: SVD) -> Tensor:
-    """Which matrices of the batch are decomposed: a NaN or Inf anywhere fails its comparison."""
+    """Which matrices of the batch are decomposed: a NaN or Inf anywhere fails its comparison.
+
+    Random vectors x estimate norms, ‖E x‖² has the mean ‖E‖²: of QᵀQ − I for the factor Q of the short side, which is
+    square, of PᵀP − I for the other, and, since Q x is as random as x, of W − P diag(S) Qᵀ.
+    """
     U, S, Vh = result
+    W, P, Q = (W, U, Vh.mT) if W.shape[-2] >= W.shape[-1] else (W.mT, Vh.mT, U)
+    x = _vectors(W).expand(len(W), -1, -1)
+    y = Q @ x
+    WQx, QQx = W @ y, Q.mT @ y
+    PSQQx, Px = (P @ torch.cat([S.unsqueeze(-1) * QQx, x], -1)).split(PROBES, -1)
     tolerance = _tolerance(W)
-    x = _vectors(W)
-    residual = torch.linalg.matrix_norm(W @ x - U @ (S.unsqueeze(-1) * (Vh @ x))) / PROBES**0.5
-    sound = residual <= tolerance * torch.linalg.matrix_norm(W)
-    return sound & (_defect(U) < tolerance) & (_defect(Vh.mT) < tolerance)
+    defect = tolerance * (PROBES * S.shape[-1]) ** 0.5
+    return (_norm(WQx - PSQQx) <= tolerance * _norm(WQx)) & (_norm(QQx - x) < defect) & (_norm(P.mT @ Px - x) < defect)
 
 
-def _defect(Q: Tensor) -> Tensor:
-    """‖QᵀQ − I‖ per column, root mean square, estimated by random vectors: ‖E x‖² has the mean ‖E‖²."""
-    x = _vectors(Q)
-    return torch.linalg.matrix_norm(Q.mT @ (Q @ x) - x) / (PROBES * Q.shape[-1]) ** 0.5
+def _norm(A: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(A, dim=(-2, -1))
 
 
 def _tolerance(W: Tensor) -> float:

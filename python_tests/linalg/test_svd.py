@@ -169,6 +169,60 @@ def test_the_next_driver_takes_over_for_what_fails_and_says_so(monkeypatch, spoi
     assert reconstruction(W, *result) < 5e-6
 
 
+def wrong_column(U, S, Vh):
+    U[..., 3] = torch.nn.functional.normalize(torch.randn(U.shape[:-1]), dim=-1)
+
+
+def equal_columns(U, S, Vh):
+    U[..., 3] = U[..., 4]
+
+
+def longer_row(U, S, Vh):
+    Vh[..., 5, :] *= 1.01
+
+
+def other_sign(U, S, Vh):
+    Vh[..., 0, :] *= -1
+
+
+def another_space(U, S, Vh):
+    Vh.copy_(torch.linalg.qr(torch.randn_like(Vh).mT).Q.mT)
+
+
+def swapped(U, S, Vh):
+    S[..., [0, -1]] = S[..., [-1, 0]]
+
+
+def wrong_sigma(U, S, Vh):
+    S[..., 2] *= 1.01
+
+
+def nan(U, S, Vh):
+    S[..., -1] = torch.nan
+
+
+def infinite(U, S, Vh):
+    S[..., -1] = torch.inf
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (96, 32), (32, 96)], ids=str)
+@pytest.mark.parametrize(
+    "fault",
+    [wrong_column, equal_columns, longer_row, other_sign, another_space, swapped, wrong_sigma, nan, infinite],
+)
+def test_the_checks_find_what_is_wrong_and_nothing_else(shape, fault):
+    m, n = shape
+    W = torch.randn(4, m, n)
+    W[3] = 0
+    for mirrored in (False, True):
+        U, S, Vh = torch.linalg.svd(W.mT if mirrored else W, full_matrices=False)
+        matrices, factors = (W, [Vh.mT, S, U.mT]) if mirrored else (W, [U, S, Vh])
+        assert module._sound(matrices, module.SVD(*factors)).all()
+        # in the second of the batch
+        fault(U[1], S[1], Vh[1])
+        assert module._sound(matrices, module.SVD(*factors)).tolist() == [True, False, True, True]
+
+
 def test_no_result_is_better_than_a_wrong_one(monkeypatch):
     drive = module._drive
     monkeypatch.setattr(module, "_drive", lambda W, driver: module.SVD(*(2 * factor for factor in drive(W, driver))))
