@@ -12,7 +12,7 @@ from torch import Tensor
 from gsr_kernels.bases_file import FACTORS
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import Layout, agreed, at, count, sides
-from gsr_kernels.distributed.shard import as_shard
+from gsr_kernels.distributed.shard import as_shard, origin_of
 from gsr_kernels.linalg.cost import progress, svd_cost
 from gsr_kernels.optim.weights import Weight, decompose_one
 
@@ -62,8 +62,7 @@ def _round(weights: Sequence[Weight], parts: Sequence[Tensor]) -> list[SpectralB
             factors = {factor: getattr(basis, factor) for factor in FACTORS}
             note = {
                 "factors": {factor: (tensor.shape, tensor.dtype) for factor, tensor in factors.items()},
-                "fingerprint": basis.fingerprint,
-                "head_dim": basis.head_dim,
+                "origin": origin_of(basis),
             }
         except Exception as error:
             note = {"error": str(error), "kind": ValueError if isinstance(error, ValueError) else RuntimeError}
@@ -130,10 +129,9 @@ def _scatter(
                 transfers.receive(owner, mine[factor])
         held.append(mine)
     transfers.run()
-    origins = [{key: notes[owner][key] for key in ("fingerprint", "head_dim")} for owner in range(len(weights))]
     return [
-        as_shard(weight.scheme.layout, **mine, **origin).to(part.device)
-        for weight, part, mine, origin in zip(weights, parts, held, origins)
+        as_shard(weight.scheme.layout, mine, **notes[owner]["origin"]).to(part.device)
+        for owner, (weight, part, mine) in enumerate(zip(weights, parts, held))
     ]
 
 

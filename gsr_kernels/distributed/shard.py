@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gsr_kernels.bases_file import FACTORS
 from gsr_kernels.basis import SpectralBasis, bit_sum, fingerprint, label
 from gsr_kernels.distributed.layout import Layout
 
@@ -35,12 +38,18 @@ class BasisShard(SpectralBasis):
 
 
 def as_shard(
-    layout: Layout, U: Tensor, S: Tensor, Vh: Tensor, fingerprint: str | None, head_dim: int | None
+    layout: Layout, parts: Mapping[str, Tensor], fingerprint: str | None, head_dim: int | None, randomized: bool
 ) -> SpectralBasis:
     """The parts of factors that a rank holds; an ordinary basis where matrices are whole."""
+    U, S, Vh = (parts[factor] for factor in FACTORS)
     if layout.matrices_cut:
-        return BasisShard(U, S, Vh, fingerprint, whole=layout.shape)
-    return SpectralBasis(U, S, Vh, fingerprint, head_dim)
+        return BasisShard(U, S, Vh, fingerprint, randomized=randomized, whole=layout.shape)
+    return SpectralBasis(U, S, Vh, fingerprint, head_dim, randomized)
+
+
+def origin_of(basis: SpectralBasis) -> dict[str, Any]:
+    """What there is to know of a basis beside its factors."""
+    return {"fingerprint": basis.fingerprint, "head_dim": basis.head_dim, "randomized": basis.randomized}
 
 
 def fingerprint_of_parts(part: Tensor, layout: Layout) -> str:

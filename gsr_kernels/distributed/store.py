@@ -21,7 +21,7 @@ from torch import Tensor
 from gsr_kernels.bases_file import FACTORS, FORMAT, FORMAT_VERSION, file_entries
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.distributed.layout import Layout, at, common, led, local, sides, together
-from gsr_kernels.distributed.shard import as_shard
+from gsr_kernels.distributed.shard import as_shard, origin_of
 from gsr_kernels.files import locked
 from gsr_kernels.optim.weights import Weight, before, check_folder
 
@@ -54,7 +54,7 @@ def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settin
     entries = {}
     for weight in weights:
         basis = weight.basis
-        entries[weight.name] = {"fingerprint": basis.fingerprint, "head_dim": basis.head_dim}
+        entries[weight.name] = origin_of(basis)
         shapes = _factor_shapes(weight, basis)
         for factor, layout in weight.scheme.factors(shapes).items():
             state[f"{weight.name}.{factor}"] = _spread(getattr(basis, factor), layout)
@@ -151,7 +151,9 @@ def _fits(weight: Weight, shapes: Mapping[str, torch.Size], head_dim: int | None
 
 def _basis(weight: Weight, parts: Mapping[str, Tensor], entries: Mapping[str, Mapping[str, Any]]) -> SpectralBasis:
     entry = entries[weight.name]
-    return as_shard(weight.scheme.layout, **parts, fingerprint=entry["fingerprint"], head_dim=entry["head_dim"])
+    # what was written before sketches were kept does not say
+    found = entry.get("randomized", False)
+    return as_shard(weight.scheme.layout, parts, entry["fingerprint"], entry["head_dim"], found)
 
 
 def _factor_shapes(weight: Weight, basis: SpectralBasis) -> dict[str, torch.Size]:

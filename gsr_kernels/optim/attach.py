@@ -54,6 +54,7 @@ def attach(
     basis_device: str | None = None,
     nonfinite: str = "skip",
     record_every: int = 0,
+    randomized: bool = False,
 ) -> Handle:
     """Puts a method between a model's gradients and any torch optimizer, from the next ``optimizer.step()`` on.
 
@@ -79,6 +80,8 @@ def attach(
         nonfinite: "skip" leaves a matrix whose gradient holds NaN or Inf as it came and counts it, without waiting for
             the device; "error" raises FloatingPointError before any weight is changed.
         record_every: measure every n-th step for ``handle.metrics()``; 0: never.
+        randomized: find the bases by ``randomized_svd``: faster for a small ``rank``, and slightly less than the best.
+            Weights that ``rank`` leaves whole are decomposed exactly.
 
     Returns:
         The handle: refresh, metrics, save_bases, state_dict, doctor, remove.
@@ -118,6 +121,11 @@ def attach(
     matrices = {name: split_heads(torch.empty(W.shape, device="meta"), split[name])[0] for name, W in matched.items()}
     ranks = resolve_rank(rank, {name: (matrix.shape[-2], matrix.shape[-1]) for name, matrix in matrices.items()})
 
+    if randomized and rank is None:
+        raise ValueError("randomized needs a rank: a whole basis is decomposed exactly")
+    own = [one for one in methods.values() if one.basis_kind]
+    if randomized and own:
+        raise ValueError(f"randomized: {own[0]!r} has bases of its own, which no sketch finds; leave it out")
     offloaded = basis_device is not None
     weights = [
         Weight(
@@ -128,6 +136,7 @@ def attach(
             split[name],
             choose_scheme(name, methods[name], layouts[name], ranks[name] or min(matrices[name].shape[-2:])),
             offloaded,
+            randomized and ranks[name] is not None,
             clamped_from(rank, name, min(matrices[name].shape[-2:])),
         )
         for name in matched

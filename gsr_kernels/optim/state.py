@@ -29,6 +29,7 @@ def weight_states(weights: Sequence[Weight]) -> dict[str, dict[str, Any]]:
             "method": repr(weight.method),
             "fingerprint": weight.basis.fingerprint,
             "rank": weight.basis.rank,
+            "randomized": weight.basis.randomized,
             "steps": weight.steps,
             # each rank counts its own experts
             "skipped": 0 if weight.scheme.layout.dealt else int(weight.skipped),
@@ -120,4 +121,5 @@ def _states(
 
 
 def _same(basis: SpectralBasis, entry: Mapping[str, Any]) -> bool:
-    return basis.fingerprint == entry["fingerprint"] and basis.rank == entry["rank"]
+    same = basis.fingerprint == entry["fingerprint"] and basis.rank == entry["rank"]
+    return same and basis.randomized == entry.get("randomized", False)

@@ -35,6 +35,8 @@ class Weight:
     scheme: Scheme
     # whether the basis stays in host memory
     offloaded: bool
+    # whether a sketch may find it
+    randomized: bool = False
     # the rank that was asked for where the weight has less
     clamped_from: int | None = None
     basis: SpectralBasis = field(init=False)
@@ -82,7 +84,10 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
 def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
     """The basis of a whole weight; ValueError, by its name, where it has none."""
     try:
-        basis = weight.method.decompose(weight.name, W.detach(), weight.rank, weight.heads)
+        if weight.randomized:
+            basis = SpectralBasis.of(W, weight.rank, weight.heads, randomized=True)
+        else:
+            basis = weight.method.decompose(weight.name, W.detach(), weight.rank, weight.heads)
     except ValueError as error:
         raise ValueError(f"{weight.name}: {error}") from error
     if basis.fingerprint is None or weight.method.basis_kind:
@@ -128,8 +133,11 @@ def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dic
 
 
 def stored_basis(weight: Weight, parameter: Tensor, stored: SpectralBasis | None) -> SpectralBasis | None:
-    """A basis from a file, on the weight's device, if it has the weight's shape, split and rank; else None."""
-    if stored is None:
+    """A basis from a file, on the weight's device, if it has the weight's shape, split and rank; else None.
+
+    One that a sketch found serves only where a sketch is asked for.
+    """
+    if stored is None or stored.randomized > weight.randomized:
         return None
     matrices, head_dim = split_heads(parameter, weight.heads)
     shape = matrices.shape if weight.whole else weight.scheme.layout.shape
