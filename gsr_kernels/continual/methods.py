@@ -65,14 +65,15 @@ Begin = Callable[[ByteDecoder, Optimizer, MethodSettings], AbstractContextManage
 class Entry(NamedTuple):
     """A method: its name in a table, how it begins, and the fields of ``MethodSettings`` that it reads.
 
-    ``act``: what ``attach`` is given for a Hugging Face model, None for nothing; a method without it is not to be had
-    there.
+    ``act``: what ``attach`` is given for a Hugging Face model, None for nothing. ``adapts``: it trains adapters. A
+    method with neither is not to be had there.
     """
 
     title: str
     begin: Begin
     reads: tuple[str, ...] = ()
     act: Callable[[MethodSettings], Method | None] | None = None
+    adapts: bool = False
 
 
 @contextmanager
@@ -110,19 +111,21 @@ def ewc(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> I
 
 
 def adapters(title: str, name: str, reads: tuple[str, ...] = ("adapter_lr", "adapter_rank")) -> Entry:
-    """A method that trains adapters, see ``adapters.LEARNERS``; the weights stay frozen."""
+    """A method that trains adapters, see ``adapting.ADAPTING``; the weights stay frozen."""
 
     @contextmanager
     def begin(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> Iterator[AtWork]:
         if find_spec("peft") is None:
             raise ValueError(f"method {name} needs the package peft: pip install 'gsr-kernels[adapters]'")
-        from gsr_kernels.continual.adapters import LEARNERS
+        from gsr_kernels.continual.adapters import Learner
+        from gsr_kernels.continual.adapting import ADAPTING
 
-        learner = LEARNERS[name](model, settings)
-        described = f"rank {settings.adapter_rank}, lr {settings.adapter_lr:g}, {learner.described}"
+        adapting = ADAPTING[name]
+        learner = Learner(model, settings, adapting)
+        described = f"rank {settings.adapter_rank}, lr {settings.adapter_lr:g}, {adapting.described(settings)}"
         yield AtWork(described, lambda learned: None, learner.start_task, learner.scored)
 
-    return Entry(title, begin, reads)
+    return Entry(title, begin, reads, adapts=True)
 
 
 METHODS = {
@@ -140,7 +143,7 @@ METHODS = {
     "eblora": adapters("EBLoRA", "eblora"),
     "gsr-lora": adapters("GSR-LoRA", "gsr-lora", ("adapter_lr", "adapter_rank", "rho")),
 }
-
+ADAPTERS = tuple(name for name, entry in METHODS.items() if entry.adapts)
 
 # ways of learning that are no method but a bound of what a method can reach
 BOUNDS = {"perft": "PerFT", "mtl": "MTL"}
@@ -149,7 +152,7 @@ TITLES = {name: entry.title for name, entry in METHODS.items()} | BOUNDS
 
 def adapter_rates(names: Sequence[str], settings: MethodSettings) -> str:
     """For a report: the rate of those that train adapters, where there are any."""
-    trained = any("adapter_lr" in METHODS[name].reads for name in names if name in METHODS)
+    trained = set(ADAPTERS).intersection(names)
     return f", {settings.adapter_lr:g} for adapters (rank {settings.adapter_rank})" if trained else ""
 
 

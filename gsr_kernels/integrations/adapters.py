@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer, and TRL's, on a PEFT model with a term beside the task's loss."""
+"""Hugging Face's Trainer, and TRL's, on a PEFT model with what acts on its adapters."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gsr_kernels.adapters.gsr import AdapterGSR
 from gsr_kernels.adapters.term import Term
 
 
 class TermCallback(TrainerCallback):
-    """Attaches terms to the Trainer's optimizer while it trains, and logs what they measure.
+    """Attaches terms, or GSR of the adapter, to the Trainer's optimizer while it trains, and logs what they measure.
 
         Trainer(model, callbacks=[TermCallback(PSLoRA(model, lam=0.01), OLoRA(model))])
 
-    Raises, when training begins, what ``Term.attach`` does, and TypeError under DeepSpeed.
+    Raises, when training begins, what their ``attach`` does, and TypeError under DeepSpeed.
     """
 
-    def __init__(self, *terms: Term) -> None:
+    def __init__(self, *terms: Term | AdapterGSR) -> None:
         self.terms = terms
         self._hooks: list[RemovableHandle] = []
 

@@ -3,54 +3,39 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import random
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import Trainer
 
+from gsr_kernels.adapters.eblora import EBLoRA
+from gsr_kernels.adapters.factors import find_factors
 from gsr_kernels.adapters.merge_model import merge_and_unload
-from gsr_kernels.adapters.o_lora import OLoRA
-from gsr_kernels.adapters.ps_lora import PSLoRA
-from gsr_kernels.adapters.term import Term
-from gsr_kernels.continual.adapters import O_LORA_LAM, PS_LORA_LAM
+from gsr_kernels.continual.adapting import ADAPTING, GRADIENT_ROWS, Adapting
 from gsr_kernels.continual.runner.kinds import Kind
 from gsr_kernels.continual.runner.models import load
 from gsr_kernels.continual.runner.settings import RunSettings
 from gsr_kernels.continual.runner.way import Way
 from gsr_kernels.integrations.adapters import TermCallback
 
-
-@dataclass(frozen=True)
-class Adapting:
-    """Whether every task has an adapter of its own, how all are scored as one, and what holds the last one, which is
-    the one that is trained, and how firmly.
-    """
-
-    own: bool = True
-    how: str = "sum"
-    term: type[Term] | None = None
-    lam: float = 0.0
-
-    def described(self, lam: float | None) -> str:
-        """In words, with the strength that is given instead."""
-        own = f"one a task, merged by {self.how}" if self.own else "one for all tasks"
-        return own if self.term is None else f"{own}, {self.term.__name__}(lam={lam or self.lam:g})"
+PROTECTED = "protected.safetensors"
 
 
-ADAPTING = {
-    "seqlora": Adapting(own=False),
-    "inclora": Adapting(),
-    "o-lora": Adapting(term=OLoRA, lam=O_LORA_LAM),
-    "ps-lora": Adapting(how="magnitude", term=PSLoRA, lam=PS_LORA_LAM),
-}
+def adapted(kind: Kind, settings: RunSettings, name: str, seed: int) -> Way:
+    """The way of the method of this name."""
+    adapting = ADAPTING[name]
+    return (Balanced if adapting.balanced else Adapted)(kind, settings, adapting, seed)
 
 
 class Adapted(Way):
-    """``settings.method`` has the adapters' rank and rate, their scaling is 1, their places are PEFT's
-    own choice for the architecture, which are query and value.
+    """The adapters are kept beside the model.
+
+    ``settings.method`` has their rank and rate, their scaling is 1, their places are PEFT's own choice for the
+    architecture, which are query and value.
     """
 
     def __init__(self, kind: Kind, settings: RunSettings, adapting: Adapting, seed: int) -> None:
@@ -83,10 +68,9 @@ class Adapted(Way):
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Way.prepare."""
-        adapting = self._adapting
-        if adapting.term is not None and len(self._names) > 1:
-            lam = self._settings.adapter_lam or adapting.lam
-            trainer.callback_handler.callbacks.insert(0, TermCallback(adapting.term(self.model, lam=lam)))
+        held = self._adapting.held(self.model, self._settings.method, self._settings.adapter_lam)
+        if held is not None:
+            trainer.callback_handler.callbacks.insert(0, TermCallback(held))
 
     def save(self, folder: Path) -> None:
         """See Way.save: a folder an adapter, as PEFT writes them."""
@@ -109,3 +93,51 @@ class Adapted(Way):
             else:
                 self._peft = get_peft_model(self.model, config, adapter_name=name)
         self._names.append(name)
+
+
+class Balanced(Adapted):
+    """EBLoRA: an adapter is merged when its task ends; the model is kept whole, with the inputs that are protected."""
+
+    def open(self, folder: Path | None) -> None:
+        """See Way.open."""
+        self.model = load(self._kind, folder or self._settings.model, self._settings.dtype, self._seed)
+        self._eblora = EBLoRA() if folder is None else EBLoRA.load(folder / PROTECTED)
+
+    def prepare(self, trainer: Trainer, folder: Path) -> None:
+        """See Way.prepare: the adapter begins with the mean gradient of rows that the Trainer's seed chooses.
+
+        A task that is resumed takes the same gradient again, since what is protected after it follows from that.
+        """
+        settings: Any = trainer.args
+        dataset: Any = trainer.train_dataset
+        rows = random.Random(settings.seed).sample(dataset, min(len(dataset), GRADIENT_ROWS))
+        size = settings.per_device_train_batch_size
+        batches = [trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+        def loss(model: Any, batch: Any) -> Tensor:
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
+                return model(**batch.to(model.device)).loss
+
+        width, rank = find_factors(self.model, self._names[-1])[0].A.shape[1], self._settings.method.adapter_rank
+        trainer.optimizer = self._eblora.begin(
+            self.model.train(),
+            batches,
+            loss,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            scale=(width / rank) ** 0.5,
+        )
+
+    def save(self, folder: Path) -> None:
+        """See Way.save: with the tokenizer, so that the folder is complete."""
+        self.whole().save_pretrained(folder)
+        self._kind.tokenizer.save_pretrained(folder)
+        self._eblora.save(folder / PROTECTED)
+
+    def whole(self) -> Any:
+        """See Way.whole: the task is over, and its adapter a part of the model."""
+        if self._names:
+            self._eblora.end()
+            self.model = merge_and_unload(self._peft, self._names, self._adapting.how).eval().requires_grad_()
+            self._names = []
+        return self.model

@@ -70,10 +70,10 @@ class Course:
 
     def _way(self, name: str) -> Way:
         entry = METHODS.get(name)
-        if entry is not None and entry.act is None:
-            from gsr_kernels.continual.runner.adapted import ADAPTING, Adapted
+        if entry is not None and entry.adapts:
+            from gsr_kernels.continual.runner.adapted import adapted
 
-            return Adapted(self._kind, self._settings, ADAPTING[name], self._seed)
+            return adapted(self._kind, self._settings, name, self._seed)
         method = entry.act(self._settings.method) if entry is not None and entry.act is not None else None
         return Dense(self._kind, self._settings, method, self._seed)
 

@@ -63,6 +63,7 @@ def learn(
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     trainer.head_lr = settings.head_lr
     checkpoint = newest(folder)
+    prepare(trainer, folder)
     if checkpoint is not None:
         before = TrainerState.load_from_json(str(Path(checkpoint) / LAST))
         if before.global_step >= steps:
@@ -70,7 +71,6 @@ def learn(
             trainer._load_from_checkpoint(checkpoint)
             tick(steps, True)
             return before.log_history
-    prepare(trainer, folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer.state.log_history
 

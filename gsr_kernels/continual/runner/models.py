@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gsr_kernels.continual.methods import METHODS
+from gsr_kernels.continual.methods import ADAPTERS, METHODS
 from gsr_kernels.continual.results import Spectra
 from gsr_kernels.continual.runner.kinds import KINDS, Classifier, Kind, kind_of
 from gsr_kernels.continual.runner.settings import RunSettings
@@ -62,7 +62,7 @@ def open_kind(settings: RunSettings) -> Kind:
 
 def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None:
     """Raises ValueError, before any weight is read, for a rank that the weights cannot have or a method does not, and
-    for adapters of an architecture of which PEFT does not know query and value.
+    for adapters that the model cannot have.
     """
     import transformers
 
@@ -78,16 +78,29 @@ def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None
         if method is not None:
             basis = method.decompose("a weight", W, None if rank is None else 2, None)
             method.prepare("a weight", W, basis)
-    adapted = [name for name in settings.methods if name in METHODS and METHODS[name].act is None]
+    adapted = [name for name in settings.methods if name in ADAPTERS]
     if adapted and kind is not Classifier:
-        from peft import LoraConfig, get_peft_model
+        _check_adapters(model, config.model_type, settings, adapted)
 
-        try:
-            get_peft_model(model, LoraConfig(r=settings.method.adapter_rank))
-        except ValueError as error:
+
+def _check_adapters(model: Any, architecture: str, settings: RunSettings, adapted: list[str]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from gsr_kernels.adapters.factors import find_factors
+
+    rank = settings.method.adapter_rank
+    try:
+        factors = find_factors(get_peft_model(model, LoraConfig(r=rank)), "default")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"method {adapted[0]}: PEFT knows no query and value of {architecture} that can be adapted: {error}"
+        ) from error
+    for one in factors:
+        if "eblora" in adapted and rank > min(one.weight.shape):
             raise ValueError(
-                f"method {adapted[0]}: PEFT knows no query and value of {config.model_type}: {error}"
-            ) from error
+                f"adapter_rank must be at most {min(one.weight.shape)} for eblora, whose directions {one.name} holds, "
+                f"got {rank}"
+            )
 
 
 def load(kind: Kind, path: str | Path, dtype: str, seed: int) -> Any:

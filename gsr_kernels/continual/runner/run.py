@@ -17,15 +17,13 @@ from tqdm import tqdm
 
 from gsr_kernels.continual.evaluators import EVALUATORS, INSTALL, check_metrics
 from gsr_kernels.continual.folder import environment
-from gsr_kernels.continual.methods import BOUNDS, METHODS, TITLES, MethodSettings, adapter_rates
+from gsr_kernels.continual.methods import ADAPTERS, BOUNDS, METHODS, TITLES, MethodSettings, adapter_rates
 from gsr_kernels.continual.results import Results
 from gsr_kernels.continual.runner.examples import Source, TextTask
 from gsr_kernels.continual.runner.known import read_known
 from gsr_kernels.continual.runner.readers import read
 from gsr_kernels.continual.runner.settings import FLAGS, RunSettings
 
-# the methods of adapted.py, which needs peft
-ADAPTED = ("seqlora", "inclora", "o-lora", "ps-lora")
 # what must be the same where a run goes on
 SAME = ("settings", "methods", "known", "tasks")
 
@@ -66,7 +64,7 @@ class Run:
         with quiet():
             self.kind = open_kind(self.settings)
         classifies = isinstance(self.kind, Classifier)
-        if classifies and (adapted := [name for name in names if name in ADAPTED]):
+        if classifies and (adapted := [name for name in names if name in ADAPTERS]):
             raise ValueError(f"method {adapted[0]} is for models that write, not for a classifier")
         if not classifies and self.settings.head_lr is not None:
             raise ValueError("head_lr is for a classifier's new head; a model that writes has none")
@@ -203,17 +201,17 @@ def _describe(names: Sequence[str], settings: RunSettings) -> dict[str, str]:
         if act is not None:
             method = act(settings.method)
             described[TITLES[name]] = "the optimizer alone" if method is None else repr(method)
-        elif name not in ADAPTED:
-            having = [other for other, entry in METHODS.items() if entry.act is not None]
-            raise ValueError(f"method {name} is not to be had with --model; there are {', '.join((*having, *ADAPTED))}")
+        elif name not in ADAPTERS:
+            having = [other for other, entry in METHODS.items() if entry.act is not None or entry.adapts]
+            raise ValueError(f"method {name} is not to be had with --model; there are {', '.join(having)}")
         elif find_spec("peft") is None:
             raise ValueError(f"method {name} needs the package peft: {INSTALL}")
         else:
-            from gsr_kernels.continual.runner.adapted import ADAPTING
+            from gsr_kernels.continual.adapting import ADAPTING
 
             rank, lr = settings.method.adapter_rank, settings.method.adapter_lr
             adapters = f"rank {rank}, lr {lr:g}, dropout {settings.adapter_dropout:g}"
-            described[TITLES[name]] = f"{adapters}, {ADAPTING[name].described(settings.adapter_lam)}"
+            described[TITLES[name]] = f"{adapters}, {ADAPTING[name].described(settings.method, settings.adapter_lam)}"
     return described
 
 

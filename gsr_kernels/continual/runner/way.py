@@ -28,7 +28,9 @@ class Way(ABC):
 
     @abstractmethod
     def prepare(self, trainer: Trainer, folder: Path) -> None:
-        """Before ``trainer.train()``; what is put into the folder is there when the task is resumed."""
+        """Before the Trainer trains, and where it has nothing left to do but to load its last checkpoint; what is put
+        into the folder is there when the task is resumed.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:

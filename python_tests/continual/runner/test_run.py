@@ -4,12 +4,17 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from gsr_kernels.__main__ import main
+from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.continual.folder import claimed
 from gsr_kernels.continual.metrics import BEFORE
+from gsr_kernels.continual.runner.adapted import PROTECTED
 from gsr_kernels.continual.runner.course import Course
 from gsr_kernels.continual.runner.examples import Example
 from gsr_kernels.continual.runner.learn import TaskTrainer, Watch, arguments
@@ -82,20 +87,25 @@ from gsr_kernels.__main__ import main
 from gsr_kernels.continual.runner.learn import Watch
 
 def on_step_end(self, args, state, control, **kwargs):
-    if "gsr" in args.output_dir and args.output_dir.endswith("third") and state.global_step == 5:
+    if f"/{sys.argv[1]}/" in args.output_dir and args.output_dir.endswith("third") and state.global_step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 
 Watch.on_step_end = on_step_end
-main(sys.argv[1:])
+main(sys.argv[2:])
 """
+
+
+def killed(method, arguments):
+    """A run of the arguments, until it kills itself in the third task of the method."""
+    run = subprocess.run([sys.executable, "-c", KILLED, method, *arguments], capture_output=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
 
 
 def test_a_run_killed_in_the_third_task_ends_with_the_same_numbers(models, data, tmp_path, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK]
     assert main([*arguments, "--out", str(whole)]) == 0
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments, "--out", str(cut)], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed("gsr", [*arguments, "--out", str(cut)])
     assert [path.name for path in (cut / "work/seed-0/gsr/training/third").glob("checkpoint-*")] == ["checkpoint-4"]
     # what was being written when the kill came is no checkpoint
     torn = cut / "work/seed-0/gsr/training/third/checkpoint-5"
@@ -120,26 +130,72 @@ def test_a_run_killed_in_the_third_task_ends_with_the_same_numbers(models, data,
 def test_a_run_stopped_while_it_scores_ends_with_the_same_numbers(models, data, tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--schedule", "constant_with_warmup"]
-    arguments += ["--method", "gsr,ps-lora", "--adapter-lr", "3e-3", "--order", "first,second"]
+    arguments += ["--method", "gsr,ps-lora,eblora", "--adapter-lr", "3e-3", "--order", "first,second"]
     assert main([*arguments, "--out", str(whole)]) == 0
     scores = Course._scores
     stopped = []
 
     def stops(self, model, folder):
-        if folder.name == "second" and folder.parts[-3] not in stopped:
-            stopped.append(folder.parts[-3])
+        method = folder.parts[-3]
+        # what EBLoRA protects after a task counts in the next one
+        if folder.name == {"eblora": "first"}.get(method, "second") and method not in stopped:
+            stopped.append(method)
             raise KeyboardInterrupt
         return scores(self, model, folder)
 
     monkeypatch.setattr(Course, "_scores", stops)
-    for more in ([], ["--resume"]):
+    for more in ([], ["--resume"], ["--resume"]):
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--out", str(cut), *more])
-    assert stopped == ["gsr", "ps-lora"]
+    assert stopped == ["gsr", "ps-lora", "eblora"]
     assert main([*arguments, "--order", "second,first", "--out", str(cut), "--resume"]) == 2
     assert "--resume: the order of tasks was first, second in" in capsys.readouterr().err
     assert main([*arguments, "--out", str(cut), "--resume"]) == 0
     assert measured(cut) == measured(whole)
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_eblora_and_gsr_on_adapters_killed_in_the_third_task_end_with_the_same_numbers(kind, models, data, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["--adapter-lr", "3e-3", "--adapter-dropout", "0.1", "--gradient-checkpointing", "--weight-decay", "0.1"]
+    methods = ["gsr-lora", "eblora"] if kind == "causal" else ["eblora"]
+    arguments = ["continual", "--model", models[kind], "--data", data, *QUICK, "--method", ",".join(methods), *more]
+    assert main([*arguments, "--out", str(whole)]) == 0
+    for method, resume in zip(methods, ([], ["--resume"])):
+        killed(method, [*arguments, "--out", str(cut), *resume])
+        checkpoints = (cut / f"work/seed-0/{method}/training/third").glob("checkpoint-*")
+        assert [path.name for path in checkpoints] == ["checkpoint-4"]
+    assert main([*arguments, "--out", str(cut), "--resume"]) == 0
+    assert measured(cut) == measured(whole)
+
+    described = list(json.loads((whole / "config.json").read_text())["methods"].values())
+    assert described[-1].endswith("gradient of 256 rows, steps scaled by √(width / rank)")
+    if kind == "causal":
+        assert described[0].endswith("one for all tasks, AdapterGSR(rho=0.5, spectrum='adapter')")
+        logs = json.loads((cut / "work/seed-0/gsr-lora/journal.json").read_text())["logs"]
+        # from the second task on the adapter has directions, and they are rescaled
+        assert all(each["gsr/inactive_directions"] == 0 for each in logs["third"] if "loss" in each)
+    for title, seen in measured(whole)["spectra"].items():
+        moved = {name for name, sigma in seen["third"].items() if sigma != seen[BEFORE][name]}
+        assert moved and all(any(part in name for part in (".q", ".v")) for name in moved), title
+
+
+def test_eblora_leaves_a_whole_model_and_the_inputs_that_it_protects(models, data, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--method", "eblora"]
+    assert main([*arguments, "--keep-models", "--adapter-lr", "3e-3", "--out", str(out)]) == 0
+    folders = [out / "work/seed-0/eblora/models" / name for name in ("first", "second", "third")]
+    protected = [EBLoRA.load(folder / PROTECTED).protected for folder in folders]
+    for before, after in pairwise(protected):
+        for name, F in before.items():
+            assert after[name].shape[1] > F.shape[1] and torch.equal(after[name][:, : F.shape[1]], F)
+            assert torch.dist(after[name].mT @ after[name], torch.eye(after[name].shape[1])) < 1e-5
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    for name, F in protected[0].items():
+        # what the second task has added maps the inputs of the first as before
+        moved = weights[1][f"{name}.weight"] - weights[0][f"{name}.weight"]
+        assert torch.linalg.matrix_norm(moved) > 1e-3
+        assert torch.linalg.matrix_norm(moved @ F) < 1e-5 * torch.linalg.matrix_norm(moved)
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
@@ -203,7 +259,7 @@ def test_a_rate_that_diverges_ends_the_run(models, data, tmp_path, capsys):
     [
         ("causal", ["--kind", "seq2seq"], "--kind seq2seq: llama has no such head, but causal, classifier"),
         ("causal", ["--method", "ewc"], "--method ewc is not to be had with --model; there are seqft, gsr"),
-        ("causal", ["--method", "eblora"], "--method eblora is not to be had with --model"),
+        ("causal", ["--method", "eblora", "--adapter-rank", "17"], "--adapter-rank must be at most 16 for eblora"),
         ("causal", ["--method", "ps-lora", "--adapter-lam", "0"], "--adapter-lam must be positive and finite, got 0"),
         ("causal", ["--adapter-dropout", "1"], "--adapter-dropout must be a share in [0, 1), got 1"),
         ("classifier", ["--method", "ps-lora"], "--method ps-lora is for models that write, not for a classifier"),

@@ -1,0 +1,67 @@
+"""The methods on adapters, by name: what each does with them, in the demo and on models of the reader's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from gsr_kernels.adapters.factors import adapter_names
+from gsr_kernels.adapters.gsr import AdapterGSR
+from gsr_kernels.adapters.o_lora import OLoRA
+from gsr_kernels.adapters.ps_lora import PSLoRA
+from gsr_kernels.adapters.term import Term
+from gsr_kernels.continual.methods import MethodSettings
+
+# rows of a task whose mean gradient EBLoRA begins with
+GRADIENT_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Adapting:
+    """One method.
+
+    Args:
+        own: every task has an adapter of its own, and the last one is trained beside the others; else one for all.
+        how: adapters are scored as one, see ``merge``.
+        term, lam: hold the new adapter beside earlier ones, and how firmly unless the reader says so.
+        rescaled: GSR acts on the adapter, in its own spectrum.
+        balanced: EBLoRA; its adapter is merged when the task ends.
+    """
+
+    own: bool = True
+    how: str = "sum"
+    term: type[Term] | None = None
+    lam: float = 0.0
+    rescaled: bool = False
+    balanced: bool = False
+
+    def described(self, settings: MethodSettings, lam: float | None = None) -> str:
+        """In words, with the strength that is given instead."""
+        parts = [f"one a task, merged by {self.how}" if self.own else "one for all tasks"]
+        if self.term is not None:
+            parts.append(f"{self.term.__name__}(lam={lam or self.lam:g})")
+        if self.rescaled:
+            parts.append(f"AdapterGSR(rho={settings.rho:g}, spectrum='adapter')")
+        if self.balanced:
+            parts.append(f"EBLoRA(energy=0.99), gradient of {GRADIENT_ROWS} rows, steps scaled by √(width / rank)")
+        return ", ".join(parts)
+
+    def held(self, model: nn.Module, settings: MethodSettings, lam: float | None = None) -> Term | AdapterGSR | None:
+        """What acts on the steps of the adapter that was added last; the first task needs no term."""
+        if self.rescaled:
+            return AdapterGSR(model, settings.rho)
+        if self.term is None or len(adapter_names(model)) < 2:
+            return None
+        return self.term(model, lam or self.lam)
+
+
+# strengths: O-LoRA's public code's, and the PS-LoRA paper's for a long sequence
+ADAPTING = {
+    "seqlora": Adapting(own=False),
+    "inclora": Adapting(),
+    "o-lora": Adapting(term=OLoRA, lam=0.5),
+    "ps-lora": Adapting(how="magnitude", term=PSLoRA, lam=0.1),
+    "eblora": Adapting(balanced=True),
+    "gsr-lora": Adapting(own=False, rescaled=True),
+}
