@@ -38,9 +38,9 @@ class Scheme:
             "Vh": self.layout.part(shapes["Vh"], False, True),
         }
 
-    def sums_shape(self, k: int) -> tuple[int, ...]:
-        """The shape of what is summed: ``[.., k]`` where it is the diagonal."""
-        return (*sides(self.layout.block())[:-2], k)
+    def sums_shape(self, k: int, place: int | None = None) -> tuple[int, ...]:
+        """The shape of what the rank at a place of the mesh, this rank by default, sums: ``[.., k]``, a diagonal."""
+        return (*sides(self.layout.block(place))[:-2], k)
 
     def partial(self, pieces: Pieces) -> tuple[Tensor, ...]:
         """What this rank adds to the sum, and what else it keeps until the sum is there."""
@@ -94,8 +94,8 @@ class ShortSide(Scheme):
 class LongSide(Scheme):
     """The same of a tall weight cut in rows: Uᵀ G, ``[.., k, d2]``, is summed."""
 
-    def sums_shape(self, k: int) -> tuple[int, ...]:
-        return (*super().sums_shape(k), self.layout.shape[-2 if self.lying else -1])
+    def sums_shape(self, k: int, place: int | None = None) -> tuple[int, ...]:
+        return (*super().sums_shape(k, place), self.layout.shape[-2 if self.lying else -1])
 
     def partial(self, pieces: Pieces) -> tuple[Tensor, ...]:
         G, U, _ = pieces
@@ -112,8 +112,8 @@ class LongSide(Scheme):
 class Core(Scheme):
     """``U (N + diag(δ)) Vh`` on any piece: N, ``[.., k, k]``, is summed."""
 
-    def sums_shape(self, k: int) -> tuple[int, ...]:
-        return (*super().sums_shape(k), k)
+    def sums_shape(self, k: int, place: int | None = None) -> tuple[int, ...]:
+        return (*super().sums_shape(k, place), k)
 
     def partial(self, pieces: Pieces) -> tuple[Tensor, ...]:
         G, U, Vh = pieces

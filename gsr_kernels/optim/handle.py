@@ -17,7 +17,7 @@ from gsr_kernels.bases_file import save_bases
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import Layout, led, local
 from gsr_kernels.distributed.placements import check_gradient
-from gsr_kernels.distributed.step import add_up, transform_shards
+from gsr_kernels.distributed.step import transform_shards
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
 from gsr_kernels.optim.directions import directions
@@ -285,11 +285,9 @@ class Handle:
         rising = [G for weight, _, G in found if G is not None and groups[weight.place[0]].get("maximize")]
         _turn(rising)
         try:
-            added = add_up(cut, pieces)
-            if strict:
-                whole = [(weight, G) for weight, _, G in live]
-                check_finite([*whole, *zip(cut, added[0])], self._layouts)
-            transform_shards(cut, pieces, added)
+            whole = [(weight, G) for weight, _, G in live]
+            check = (lambda sums: check_finite([*whole, *zip(cut, sums)], self._layouts)) if strict else None
+            transform_shards(cut, pieces, check)
             for method in self.methods:
                 transform(method, [one for one in live if one[0].method is method], scale, record)
         finally:

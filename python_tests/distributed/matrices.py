@@ -55,10 +55,10 @@ def attached(model, **settings):
     return optimizer, gsr_kernels.attach(model, optimizer, **{"rho": 0.7, **settings})
 
 
-def train(model, settings):
+def train(model, settings, shapes=SHAPES):
     optimizer, handle = attached(model, **settings)
     for step in range(STEPS):
-        set_gradients(model, matrices(100 + step))
+        set_gradients(model, matrices(100 + step, shapes))
         optimizer.step()
         if step == 0:
             handle.refresh()

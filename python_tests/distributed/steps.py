@@ -1,0 +1,85 @@
+"""Steps whose sums go out in several buckets: what the ranks do in the tests beside this file."""
+
+from contextlib import contextmanager
+
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gsr_kernels.distributed import buckets
+from python_tests.distributed import matrices
+from python_tests.distributed.matrices import Wire, attached, distribute, error, make_model, set_gradients, train
+
+# sums of 36 numbers where "drop" is cut along the long side, a diagonal each where it is free
+EQUAL = {f"equal{place}": (9 + place, 6) for place in range(6)}
+SETTINGS = [
+    {"out_of_span": "keep"},
+    {"out_of_span": "drop"},
+    {"out_of_span": "drop", "nonfinite": "error"},
+    {"out_of_span": "drop", "basis_device": "cpu"},
+    {"out_of_span": "drop", "rank": 3},
+]
+
+
+@contextmanager
+def buckets_of(size):
+    """Buckets of so many bytes."""
+    usual, buckets.BUCKET = buckets.BUCKET, size
+    try:
+        yield
+    finally:
+        buckets.BUCKET = usual
+
+
+def in_buckets(sides, placements, numbers):
+    """Errors against one process, and the traffic of a step, where a bucket has so many numbers in float64."""
+    mesh = init_device_mesh("cpu", sides)
+    found = []
+    for settings in SETTINGS:
+        reference = make_model(matrices.matrices(0, EQUAL))
+        train(reference, settings, EQUAL)
+        with buckets_of(8 * numbers):
+            model = make_model(matrices.matrices(0, EQUAL))
+            distribute(model, mesh, placements)
+            train(model, settings, EQUAL)
+            far = error(model, reference)
+            optimizer, _ = attached(model, **settings)
+            for step in range(2):
+                set_gradients(model, matrices.matrices(step, EQUAL))
+                with Wire() as wire:
+                    optimizer.step()
+        found.append((far, wire.seen))
+    return found
+
+
+def products_before(numbers):
+    """How many products a rank had launched when it sent each bucket of a step."""
+    model = make_model(matrices.matrices(0, EQUAL))
+    distribute(model, init_device_mesh("cpu", (2,)), [Shard(0)])
+    with buckets_of(8 * numbers):
+        optimizer, _ = attached(model, out_of_span="drop")
+        set_gradients(model, matrices.matrices(1, EQUAL))
+        optimizer.step()
+        with Order() as order:
+            optimizer.step()
+    return order.before
+
+
+class Order(TorchDispatchMode):
+    """The matrix products that went before each all-reduce within."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self._products = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self._products += function._opname == "mm"
+        if function._opname == "allreduce_":
+            self.before.append(self._products)
+        return function(*args, **(kwargs or {}))
+
+
+def one_a_weight():
+    """Each weight a bucket of its own: an error against one process with gradients missing, and with a NaN in one."""
+    with buckets_of(1):
+        return matrices.without_a_gradient(), matrices.not_finite()

@@ -1,0 +1,54 @@
+"""A step in several buckets is the step in one; each bucket is one all-reduce a group of ranks."""
+
+from functools import cache
+
+import pytest
+from torch.distributed.tensor import Shard
+
+from python_tests.distributed import steps
+from python_tests.distributed.ranks import run
+
+# two weights of 36 numbers
+BUCKET = 72
+
+
+@cache
+def results(world):
+    """One group of processes for all that is asked of so many ranks."""
+    if world == 2:
+        checks = [(steps.in_buckets, (2,), (Shard(0),), BUCKET), (steps.products_before, BUCKET)]
+        return run(2, *checks, (steps.one_a_weight,))
+    return run(world, (steps.in_buckets, (2, 2), (Shard(0), Shard(1)), BUCKET))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_step_in_buckets_agrees_with_one_process(world):
+    for found in results(world)["in_buckets"]:
+        assert len(found) == len(steps.SETTINGS) and max(error for error, _ in found) <= 1e-12
+
+
+@pytest.mark.parametrize(("world", "dimensions"), [(2, 1), (4, 2)])
+def test_sums_that_a_bucket_holds_are_one_all_reduce(world, dimensions):
+    for (_, keep), (_, drop), (_, strict), (_, offloaded), (_, truncated) in results(world)["in_buckets"]:
+        # 6 weights of 6 directions each
+        assert keep == [("allreduce_", 8 * 6 * 6)] * dimensions
+        # 6 times 36 numbers, two weights a bucket; the ranks of "error" vote as well
+        assert drop == offloaded == [("allreduce_", 8 * BUCKET)] * 3 * dimensions
+        assert [one for one in strict if one[1] > 4] == drop
+        # 6 cores of 9 numbers
+        assert truncated == [("allreduce_", 8 * 6 * 9)] * dimensions
+
+
+def test_a_bucket_travels_under_the_products_of_its_neighbours():
+    # of 12 products: two weights' first ones, the next two's, then second and first ones in turn
+    assert results(2)["products_before"] == [[2, 4, 8]] * 2
+
+
+def test_buckets_count_what_one_rank_lacks_and_keep_what_is_not_finite():
+    for error, outcomes in results(2)["one_a_weight"]:
+        assert error <= 1e-12
+        for same, counts in outcomes["skip"].values():
+            assert same["wide"] and not same["tall"] and not same["square"]
+            assert [name for name, count in counts.items() if count] == ["wide.weight"]
+        for message, unchanged in outcomes["error"].values():
+            assert message.startswith("the gradient of wide.weight holds NaN or Inf") and unchanged
