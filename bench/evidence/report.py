@@ -29,20 +29,27 @@ def write(page: Path = PAGE, results: Path = runner.RESULTS) -> None:
     records = runner.read(results)
     if not records:
         raise FileNotFoundError(f"{results} holds no finished run: python -m bench.evidence run --data DIR")
-    text = page.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        text = _fill(text, name, table(records))
+    text = filled(page.read_text(encoding="utf-8"), {name: table(records) for name, table in TABLES.items()})
     folder = page.with_suffix("")
-    figures.differences(records, folder / "differences.svg")
+    figures.differences(tables.differences(records), folder / "differences.svg")
     figures.trade_off(records, folder / "trade_off.svg")
+    replace(page, text)
+
+
+def filled(text: str, blocks: dict[str, str]) -> str:
+    """The page's text with each block between its markers. Raises ValueError for a marker that it lacks."""
+    for name, block in blocks.items():
+        opening, closing = f"<!-- {name} -->", "<!-- end -->"
+        pattern = re.compile(f"{re.escape(opening)}.*?{re.escape(closing)}", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"the page lacks the markers {opening} … {closing}")
+        between = f"{opening}\n\n{block}\n\n{closing}"
+        text = pattern.sub(lambda _, between=between: between, text, count=1)
+    return text
+
+
+def replace(page: Path, text: str) -> None:
+    """Puts the text in the page's place, whole or not at all."""
     part = page.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(page)
-
-
-def _fill(text: str, name: str, block: str) -> str:
-    opening, closing = f"<!-- {name} -->", "<!-- end -->"
-    pattern = re.compile(f"{re.escape(opening)}.*?{re.escape(closing)}", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"the page lacks the markers {opening} … {closing}")
-    return pattern.sub(lambda _: f"{opening}\n\n{block}\n\n{closing}", text, count=1)

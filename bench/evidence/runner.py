@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,22 +35,23 @@ def tuning(records: list[dict], method: str) -> list[dict]:
     return sorted(found, key=lambda r: r["lr"])
 
 
-def rates(records: list[dict], method: str) -> list[float]:
-    """The rates to try: RATES, then the neighbours of the best so far."""
+def rates(
+    records: list[dict], method: str, first: Sequence[float] = RATES, grid: Sequence[float] = GRID
+) -> list[float]:
+    """The rates to try: the first ones, then the neighbours of the best so far."""
     tried = tuning(records, method)
-    if not set(RATES) <= {r["lr"] for r in tried}:
-        return list(RATES)
-    place = GRID.index(_best(tried))
-    return sorted({*RATES, *GRID[max(place - 1, 0) : place + 2]})
+    if not set(first) <= {r["lr"] for r in tried}:
+        return list(first)
+    place = grid.index(_best(tried))
+    return sorted({*first, *grid[max(place - 1, 0) : place + 2]})
 
 
-def choose(records: list[dict], method: str) -> float | None:
-    """The rate with the best mean accuracy on the validation rows of the first two tasks, once all rates were tried.
-
-    The lower rate wins a tie.
-    """
+def choose(
+    records: list[dict], method: str, first: Sequence[float] = RATES, grid: Sequence[float] = GRID
+) -> float | None:
+    """The rate with the best mean score on the validation rows, once all rates were tried; the lower one wins a tie."""
     tried = tuning(records, method)
-    return _best(tried) if set(rates(records, method)) <= {r["lr"] for r in tried} else None
+    return _best(tried) if set(rates(records, method, first, grid)) <= {r["lr"] for r in tried} else None
 
 
 def comparison(records: list[dict], methods: list[str]) -> Iterator[Run]:
@@ -86,7 +87,7 @@ def work(data: Path, plan: Plan, workers: int, results: Path = RESULTS) -> None:
                 return
             done, _ = wait(flying, return_when=FIRST_COMPLETED)
             for future in done:
-                _write(_path(results, flying.pop(future)), future.result())
+                write(_path(results, flying.pop(future)), future.result())
                 bar.update()
 
 
@@ -98,7 +99,7 @@ def _path(results: Path, run: Run) -> Path:
     return results / f"{run.name}.json"
 
 
-def _write(path: Path, record: dict) -> None:
+def write(path: Path, record: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from gsr_kernels.continual.metrics import ResultMatrix
 
@@ -65,6 +66,11 @@ def against_baseline(records: list[dict], key: str) -> str:
     return comparisons(lambda name: fresh(records, name), pairs, key)
 
 
+def differences(records: list[dict]) -> dict[str, list[float]]:
+    """Each method's AP minus the baseline's, seed by seed, in points."""
+    return paired(partial(fresh, records), {name: CONFIGURATIONS[name].title for name in compared(records)})
+
+
 def against_each_other(records: list[dict]) -> str:
     return comparisons(lambda name: fresh(records, name), PAIRS, "AP")
 
@@ -78,7 +84,7 @@ def rates(records: list[dict]) -> str:
             found = scores(record)
             marks = ["chosen"] * (record["lr"] == runner.choose(records, method)) + ["oracle"] * (found["AP"] == best)
             first = sum(record["validation"]) / len(record["validation"])
-            cells = [_points(first), *(_points(found[key]) for key in ("AP", "BWT", "LA")), ", ".join(marks)]
+            cells = [points(first), *(points(found[key]) for key in ("AP", "BWT", "LA")), ", ".join(marks)]
             rows.append([CONFIGURATIONS[method].title, f"{record['lr']:g}", *cells])
     return table(["method", "lr", "validation, first two", "AP", "BWT", "learning accuracy", ""], rows)
 
@@ -88,7 +94,7 @@ def gate(records: list[dict]) -> str:
     for record in (r for r in records if r["method"] == "perft" and r["seed"] == runner.TUNING_SEED):
         score, majority = record["matrix"][0][0], record["majority"][0]
         verdict = "yes" if score - majority >= GATE else "no"
-        rows.append([record["tasks"][0], _points(majority), _points(score), _points(score - majority), verdict])
+        rows.append([record["tasks"][0], points(majority), points(score), points(score - majority), verdict])
     return table(["task", "commonest label", "PerFT", "gain", f"gain ≥ {100 * GATE:.0f}"], rows)
 
 
@@ -98,16 +104,22 @@ def matrices(records: list[dict]) -> str:
         lr = runner.choose(records, method)
         whole = [r for r in records if r["method"] == method and r["whole"] and r["lr"] == lr]
         for record in whole:
-            title = f"{CONFIGURATIONS[method].title}, seed {record['seed']}: F.Ra {_points(matrix(record).fra())}"
-            rows = [[after, *map(_points, row)] for after, row in zip(record["tasks"], record["matrix"], strict=True)]
+            title = f"{CONFIGURATIONS[method].title}, seed {record['seed']}: F.Ra {points(matrix(record).fra())}"
+            rows = [[after, *map(points, row)] for after, row in zip(record["tasks"], record["matrix"], strict=True)]
             blocks.append(f"{title}\n\n" + table(["after", *record["tasks"]], rows))
     return "\n\n".join(blocks)
 
 
 def comparisons(
-    seeds_of: Callable[[str], dict[int, dict[str, float]]], pairs: Iterable[tuple[str, str, str]], key: str
+    seeds_of: Callable[[str], dict[int, dict[str, float]]],
+    pairs: Iterable[tuple[str, str, str]],
+    key: str,
+    name: str | None = None,
 ) -> str:
-    """Paired comparisons: each a title, a method and what it is set against, whose metrics ``seeds_of`` gives."""
+    """Paired comparisons: each a title, a method and what it is set against, whose metrics ``seeds_of`` gives.
+
+    ``name`` is the key's in the table, where that is another.
+    """
     found = {}
     for title, method, other in pairs:
         a, b = seeds_of(method), seeds_of(other)
@@ -117,20 +129,32 @@ def comparisons(
     adjusted = stats.holm({title: comparison.p for title, (comparison, _) in found.items()})
     rows = []
     for title, (c, seeds) in found.items():
-        cells = [spread(c.difference), f"{c.p:.3f}", f"{adjusted[title]:.3f}", _points(c.detectable)]
+        cells = [spread(c.difference), f"{c.p:.3f}", f"{adjusted[title]:.3f}", points(c.detectable)]
         rows.append([title, seeds, *cells, "yes" if c.equivalent else "no"])
-    header = [f"difference in {key}", "p", "p, Holm", "detectable", f"within ±{100 * MARGIN:.0f}"]
+    header = [f"difference in {name or key}", "p", "p, Holm", "detectable", f"within ±{100 * MARGIN:.0f}"]
     return table(["", "seeds", *header], rows)
 
 
-def _points(value: float) -> str:
+def paired(seeds_of: Callable[[str], dict[int, dict[str, float]]], titles: dict[str, str]) -> dict[str, list[float]]:
+    """Each method's AP minus the baseline's, seed by seed, in points, by its title."""
+    baseline = seeds_of(BASELINE)
+    found = {}
+    for name, title in titles.items():
+        seeds = seeds_of(name)
+        if name != BASELINE:
+            found[title] = [100 * (seeds[s]["AP"] - baseline[s]["AP"]) for s in sorted(seeds.keys() & baseline.keys())]
+    return found
+
+
+def points(value: float) -> str:
+    """A share in points."""
     # + 0.0 turns -0.0 into 0.0
     return f"{round(100 * value, 1) + 0.0:.1f}"
 
 
 def spread(found: Interval) -> str:
     """A mean and its interval, in points."""
-    return f"{_points(found.mean)} [{_points(found.low)}, {_points(found.high)}]"
+    return f"{points(found.mean)} [{points(found.low)}, {points(found.high)}]"
 
 
 def table(header: list[str], rows: list[list]) -> str:

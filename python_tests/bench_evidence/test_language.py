@@ -1,68 +1,133 @@
-"""The second part of the study, in the smallest size: from a machine's text to the tables."""
+"""The second part of the study: its text, a run of it in the smallest size, and what is committed of it."""
 
 import gc
 import gzip
 import json
 import random
+from pathlib import Path
 
 import pytest
 
-from bench.evidence import language
-from bench.evidence.language import Size
+from bench.evidence import runner
+from bench.evidence import report as part_one
+from bench.evidence.language import prepare, report, runs, text
+from bench.evidence.language.prepare import Size
 
-SMALL = Size(300, 32, 1, 2, 64, 4, 3, 2, 100_000)
+SMALL = Size(300, 32, 1, 2, 32, 4, 1e-3, 3, 2, 3000, 300)
+WORDS = {"man1": "the file is read and written to a list of names", "de/man1": "die Datei wird aus der Liste gelesen"}
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """A machine with one manual page, and little patience."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def manuals(tmp_path):
+    """Manual pages in two languages: short ones, and as many of one template."""
     generator = random.Random(0)
-    words = ["the", "file", "is", "read", "and", "written", "to", "a", "list", "of", "names"]
-    monkeypatch.setattr(
-        language.library, "general", lambda: [(b"", " ".join(generator.choices(words, k=5000)).encode())]
-    )
-    pairs = {name: [(f"{name} {i}".encode(), f"{i * i}".encode()) for i in range(40)] for name in language.METRICS}
-    monkeypatch.setattr(language.library, "rows", pairs.get)
-    monkeypatch.setattr(language, "METHODS", ("seqft", "psp"))
-    monkeypatch.setattr(language, "RATES", (1e-4, 1e-3))
-    monkeypatch.setattr(language, "SEEDS", 2)
-    monkeypatch.setattr(language, "HELD_OUT", 500)
-    monkeypatch.setattr(language, "NEW_TOKENS", 2)
-    monkeypatch.setattr(language, "METRICS", {"docs": "edit", "dates": "exact"})
-    page = '.\\" hidden\n.TH LS 1\n.SH NAME\nls \\- list \\fBdirectory\\fR contents\n'
-    (tmp_path / "man" / "man1").mkdir(parents=True)
-    (tmp_path / "man" / "man1" / "ls.1.gz").write_bytes(gzip.compress(page.encode()))
-    # what the session holds is no matter of accelerate's collections
-    gc.freeze()
-    yield tmp_path
-    gc.unfreeze()
+    for folder, words in WORDS.items():
+        (tmp_path / "man" / folder).mkdir(parents=True)
+        for place in range(60):
+            name = f"{chr(97 + place % 26)}{chr(97 + place // 26)}"
+            body = "\n".join(" ".join(generator.choices(words.split(), k=12)) for _ in range(14))
+            pages = {name: f".TH {name}\n.SH NAME\n{body}\n", f"tool-{place}": f".TH tool\nof a template {place}\n{body}"}
+            for title, page in pages.items():
+                (tmp_path / "man" / folder / f"{title}.1.gz").write_bytes(gzip.compress(page.encode()))
+    return tmp_path / "man"
 
 
 def test_a_manual_page_loses_its_markup():
-    assert (
-        language.plain('.\\" hidden\n.SH NAME\nls \\- list \\fBdirectory\\fR contents')
-        == "NAME\nls - list directory contents"
-    )
+    page = '.\\" hidden\n.SH NAME\nls \\- list \\fBdirectory\\fR contents\n\n\nof \\s-1ALL\\s0'
+    assert text.plain(page) == "NAME\nls - list directory contents\nof ALL"
+
+
+def test_every_language_has_its_share_and_its_pages(manuals, monkeypatch):
+    monkeypatch.setattr(text, "LONG_LINE", 20)
+    found = text.gather(3000, 1500, manuals)
+    assert {"en", "de"} <= set(found.training) and all(len(each) <= 3000 for each in found.training.values())
+    for language in ("en", "de"):
+        pages = found.held_out[language]
+        assert sum(map(len, pages)) >= 1500
+        learned = set(found.training[language].splitlines())
+        for page in pages:
+            long = [line for line in page.splitlines() if len(line) >= 20]
+            assert sum(line in learned for line in long) <= text.KNOWN_LINES * len(long)
+    # the quota of a language that has too little is not filled by others
+    assert "de" not in text.gather(10**6, 1500, manuals).training
+
+
+def test_one_template_is_not_most_of_the_text(manuals, monkeypatch):
+    monkeypatch.setattr(text, "APART", 1000)
+    learned = text.gather(10**5, 300, manuals).training["en"]
+    assert learned.count("of a template") == text.FAMILY_PAGES
+
+
+@pytest.fixture
+def work(tmp_path, manuals, monkeypatch):
+    """A prepared folder of the smallest size, and little patience."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pairs = {name: [(f"{name} {i}".encode(), f"{i * i}".encode()) for i in range(40)] for name in runs.METRICS}
+    monkeypatch.setattr(prepare.library, "rows", pairs.get)
+    monkeypatch.setattr(prepare.library, "SOURCES", dict.fromkeys(("docs", "dates")))
+    metrics = {"docs": "edit", "dates": "exact"}
+    monkeypatch.setattr(runs, "METRICS", metrics)
+    monkeypatch.setattr(runs, "ORDERS", {"forth": tuple(metrics), "back": tuple(reversed(metrics))})
+    monkeypatch.setattr(runs, "METHODS", ("seqft", "seqlora"))
+    monkeypatch.setattr(report, "METHODS", ("seqft", "seqlora"))
+    monkeypatch.setattr(runs, "GRID", (1e-4, 1e-3))
+    monkeypatch.setattr(runs, "RATES", {"seqft": (1e-4, 1e-3), "seqlora": (1e-4, 1e-3)})
+    monkeypatch.setattr(runs, "NEW_TOKENS", 2)
+    monkeypatch.setattr(runner, "SEEDS", (0, 1))
+    # what the session holds is no matter of accelerate's collections
+    gc.freeze()
+    prepare.prepare(tmp_path / "work", SMALL, manuals)
+    yield tmp_path / "work"
+    gc.unfreeze()
 
 
 @pytest.mark.filterwarnings("ignore:gsr_kernels. only")
-def test_from_a_machines_text_to_the_tables(machine):
-    work = machine / "work"
-    assert "ls - list directory contents" in "".join(language.texts(10**6, machine / "man"))
-    language.prepare(work, SMALL, machine / "man")
+def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="is prepared already"):
-        language.prepare(work, SMALL)
-    rows = {part: (work / part / "dates.jsonl").read_text().splitlines() for part in ("tune", "study")}
-    assert len(rows["tune"]) == 4 and len(rows["study"]) == 28 and not set(rows["tune"]) & set(rows["study"])
+        prepare.prepare(work, SMALL)
+    rows = {part: set((work / part / "dates.jsonl").read_text().splitlines()) for part in ("tune", "study")}
+    assert len(rows["tune"]) == 8 and len(rows["study"]) == 24 and not rows["tune"] & rows["study"]
 
-    language.run(work)
-    rates = {method: language.tuned(work, method) for method in ("seqft", "psp")}
-    assert set(rates.values()) <= {1e-4, 1e-3}
-    config = json.loads((language.folder(work, "psp", rates["psp"], "tune") / "config.json").read_text())
-    assert config["settings"]["first_seed"] == language.TUNING_SEED
-    text = language.report(work)
-    assert f"| SeqFT | {rates['seqft']:g} | 2 | " in text and "| PSP | 2 | " in text and "difference in BWT" in text
-    # what is there is not run again
-    language.run(work)
-    assert language.report(work) == text
+    results = tmp_path / "results"
+    with pytest.raises(FileNotFoundError, match="is not prepared"):
+        runs.work(tmp_path, runs.gate, results)
+    runs.work(work, runs.gate, results)
+    plan = lambda records: runs.comparison(records, runs.METHODS)  # noqa: E731
+    # stopped within the second run, it goes on from there
+    whole, stopped = runs.execute, []
+
+    def stop(run, folder):
+        if len(stopped) == 1:
+            raise KeyboardInterrupt
+        stopped.append(run)
+        return whole(run, folder)
+
+    monkeypatch.setattr(runs, "execute", stop)
+    with pytest.raises(KeyboardInterrupt):
+        runs.work(work, plan, results)
+    done = {path: path.read_bytes() for path in results.glob("seq*/*.json")}
+    assert len(done) == 1
+    monkeypatch.setattr(runs, "execute", whole)
+    runs.work(work, plan, results)
+    assert {path: path.read_bytes() for path in done} == done
+    names = sorted(str(path.relative_to(results)) for path in results.glob("seqlora/*.json"))
+    lr = runs.rate(runner.read(results), "seqlora")
+    assert f"seqlora/study-back-lr{lr:g}-seed1.json" in names and len(names) == 4
+    assert not list((work / "runs").glob("*/*"))
+    record = json.loads((results / names[0]).read_text())
+    assert record["tasks"] == ["dates", "docs"] and len(record["known"]) == 3 and min(record["known"]) > 0
+
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {name} -->\n<!-- end -->\n" for name in report.blocks(results)))
+    report.write(page, results)
+    assert f"| SeqLoRA | {lr:g} | 2 | " in page.read_text() and "difference in held-out kept" in page.read_text()
+
+
+def test_what_is_committed_makes_the_committed_tables():
+    page = part_one.PAGE.read_text(encoding="utf-8")
+    assert part_one.filled(page, report.blocks(runs.RESULTS)) == page
+
+
+def test_a_report_without_runs_names_the_way_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"bench\.evidence\.language run"):
+        report.write(Path("page.md"), tmp_path)

@@ -35,7 +35,7 @@ def do_all(plan, results, records, rng):
     """Work a plan as the queue does, with made-up runs."""
     while missing := [run for run in plan(records) if not runner._path(results, run).exists()]:
         for run in missing:
-            runner._write(runner._path(results, run), record(run, rng))
+            runner.write(runner._path(results, run), record(run, rng))
         records = runner.read(results)
     return records
 
@@ -123,6 +123,6 @@ def test_report_without_runs_or_markers(results, page, tmp_path):
 
 def test_a_result_appears_whole(tmp_path):
     path = tmp_path / "seqft" / "run.json"
-    runner._write(path, {"method": "seqft"})
+    runner.write(path, {"method": "seqft"})
     assert json.loads(path.read_text()) == {"method": "seqft"}
     assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,110 @@
+"""What the model is pretrained on, and what is kept from it: every language in its share, held out by whole pages."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsr_kernels.continual import library
+
+MANUALS = Path("/usr/share/man")
+# pages whose names begin with the same word are one family: often one program makes them of one template
+FAMILY_PAGES = 20
+# one family in so many is kept apart, in all languages
+APART = 3
+# a page that is kept apart has so many characters, and of its long lines at most this share in the training text
+PAGE = (700, 5000)
+LONG_LINE, KNOWN_LINES = 40, 0.2
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is learned and what is kept apart, by language; source code and prose of the Python library are two more."""
+
+    training: dict[str, str]
+    held_out: dict[str, list[str]]
+
+
+def gather(quota: int, held_out: int, manuals: Path = MANUALS) -> Text:
+    """So many characters of each language at most, and about so many of whole pages kept apart.
+
+    A language whose pages cannot fill a fifth of the quota is left out.
+    """
+    training = {"python": _cut(_sources(), quota), "prose": _cut([_prose()], quota)}
+    apart: dict[str, list[tuple[str, str]]] = {}
+    for language, pages in sorted(_pages(manuals).items()):
+        kept = [text for family, text in pages if zlib.crc32(family.encode()) % APART]
+        text = _cut(kept, quota)
+        if len(text) * 5 >= quota:
+            training[language] = text
+            apart[language] = [page for page in pages if zlib.crc32(page[0].encode()) % APART == 0]
+    known = {line for text in training.values() for line in _long_lines(text)}
+    return Text(training, {language: _choose(pages, held_out, known) for language, pages in apart.items()})
+
+
+def plain(page: str) -> str:
+    """The words of a manual page in roff."""
+    lines = [re.sub(r"^\.[A-Za-z]+ ?", "", line) for line in page.splitlines() if not line.startswith(('.\\"', "'"))]
+    text = re.sub(r"\\f\[\w*\]|\\f.|\\s[-+]?\d|\\[&|^:]|\\\(..|\\\[\w+\]", "", "\n".join(lines)).replace("\\-", "-")
+    return re.sub(r"\n\s*\n+", "\n", text)
+
+
+def _pages(manuals: Path) -> dict[str, list[tuple[str, str]]]:
+    """Family and words of every page, by language, in an order that has nothing to do with their names."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for path in sorted(manuals.rglob("*.gz"), key=lambda path: (zlib.crc32(path.name.encode()), str(path))):
+        first = path.relative_to(manuals).parts[0]
+        language = "en" if first.startswith("man") else first.partition(".")[0]
+        family = re.split(r"[^a-z]", path.name.lower().lstrip("._0123456789"))[0]
+        counts[language, family] += 1
+        if path.is_symlink() or counts[language, family] > FAMILY_PAGES:
+            continue
+        text = plain(gzip.decompress(path.read_bytes()).decode("utf-8", "replace"))
+        # what is no UTF-8, and what only names another page
+        if "\ufffd" not in text and len(text) > 200:
+            found.setdefault(language, []).append((family, text))
+    return found
+
+
+def _choose(pages: Iterable[tuple[str, str]], wanted: int, known: set[str]) -> list[str]:
+    """Short pages, one a family, that the training text does not tell."""
+    chosen: dict[str, str] = {}
+    for family, text in sorted(pages, key=lambda page: len(page[1])):
+        if sum(map(len, chosen.values())) >= wanted:
+            break
+        lines = _long_lines(text)
+        told = sum(line in known for line in lines)
+        if family not in chosen and PAGE[0] <= len(text) <= PAGE[1] and told <= KNOWN_LINES * len(lines):
+            chosen[family] = text
+    return list(chosen.values())
+
+
+def _long_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if len(line.strip()) >= LONG_LINE]
+
+
+def _sources() -> Iterator[str]:
+    """Of the half of the library that no task is made of."""
+    return (library.source(module) for module in library.modules(half=0))
+
+
+def _prose() -> str:
+    return b"".join(completion for _, completion in library.general()).decode(errors="replace")
+
+
+def _cut(texts: Iterable[str], limit: int) -> str:
+    """Texts in turn, each once, up to so many characters."""
+    kept: dict[str, None] = {}
+    length = 0
+    for text in texts:
+        if length >= limit:
+            break
+        kept[text] = None
+        length += len(text)
+    return "\n\n".join(kept)[:limit]
