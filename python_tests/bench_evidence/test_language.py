@@ -1,4 +1,4 @@
-"""The second part of the study: its text, a run of it in the smallest size, and what is committed of it."""
+"""The second part of the study: its text and a run of it in the smallest size."""
 
 import gc
 import gzip
@@ -9,24 +9,30 @@ from pathlib import Path
 import pytest
 
 from bench.evidence import runner
-from bench.evidence import report as part_one
 from bench.evidence.language import prepare, report, runs, text
 from bench.evidence.language.prepare import Size
+from gsr_kernels.continual import command
 
 SMALL = Size(300, 32, 1, 2, 32, 4, 1e-3, 3, 2, 3000, 300)
+SEQLORA = (("study-back", 1), ("study-forth", 0), ("tune-forth", 1000))
 WORDS = {"man1": "the file is read and written to a list of names", "de/man1": "die Datei wird aus der Liste gelesen"}
 
 
 @pytest.fixture
-def manuals(tmp_path):
-    """Manual pages in two languages: short ones, and as many of one template."""
+def manuals(tmp_path, monkeypatch):
+    """Manual pages in two languages, short ones and as many of one template, beside a library of a few words."""
     generator = random.Random(0)
+    monkeypatch.setattr(text.library, "modules", lambda half: [])
+    monkeypatch.setattr(text.library, "general", lambda: [(b"", b"prose of the library " * 50)])
     for folder, words in WORDS.items():
         (tmp_path / "man" / folder).mkdir(parents=True)
         for place in range(60):
             name = f"{chr(97 + place % 26)}{chr(97 + place // 26)}"
             body = "\n".join(" ".join(generator.choices(words.split(), k=12)) for _ in range(14))
-            pages = {name: f".TH {name}\n.SH NAME\n{body}\n", f"tool-{place}": f".TH tool\nof a template {place}\n{body}"}
+            pages = {
+                name: f".TH {name}\n.SH NAME\n{body}\n",
+                f"tool-{place}": f".TH tool\nof a template {place}\n{body}",
+            }
             for title, page in pages.items():
                 (tmp_path / "man" / folder / f"{title}.1.gz").write_bytes(gzip.compress(page.encode()))
     return tmp_path / "man"
@@ -70,8 +76,10 @@ def work(tmp_path, manuals, monkeypatch):
     monkeypatch.setattr(runs, "ORDERS", {"forth": tuple(metrics), "back": tuple(reversed(metrics))})
     monkeypatch.setattr(runs, "METHODS", ("seqft", "seqlora"))
     monkeypatch.setattr(report, "METHODS", ("seqft", "seqlora"))
-    monkeypatch.setattr(runs, "GRID", (1e-4, 1e-3))
-    monkeypatch.setattr(runs, "RATES", {"seqft": (1e-4, 1e-3), "seqlora": (1e-4, 1e-3)})
+    monkeypatch.setattr(runs, "GRID", (1e-3,))
+    monkeypatch.setattr(runs, "RATES", dict.fromkeys(("seqft", "seqlora"), (1e-3,)))
+    # no pictures
+    monkeypatch.setattr(command, "_draw", lambda *_: None)
     monkeypatch.setattr(runs, "NEW_TOKENS", 2)
     monkeypatch.setattr(runner, "SEEDS", (0, 1))
     # what the session holds is no matter of accelerate's collections
@@ -92,27 +100,28 @@ def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="is not prepared"):
         runs.work(tmp_path, runs.gate, results)
     runs.work(work, runs.gate, results)
-    plan = lambda records: runs.comparison(records, runs.METHODS)  # noqa: E731
-    # stopped within the second run, it goes on from there
-    whole, stopped = runs.execute, []
 
-    def stop(run, folder):
-        if len(stopped) == 1:
+    def plan(records):
+        return runs.comparison(records, runs.METHODS)
+
+    # stopped before the record of its second run is written, it goes on from there
+    measured, seen = runs.measured, []
+
+    def stop(matrix):
+        seen.append(matrix)
+        if len(seen) == 2:
             raise KeyboardInterrupt
-        stopped.append(run)
-        return whole(run, folder)
+        return measured(matrix)
 
-    monkeypatch.setattr(runs, "execute", stop)
+    monkeypatch.setattr(runs, "measured", stop)
     with pytest.raises(KeyboardInterrupt):
         runs.work(work, plan, results)
     done = {path: path.read_bytes() for path in results.glob("seq*/*.json")}
     assert len(done) == 1
-    monkeypatch.setattr(runs, "execute", whole)
     runs.work(work, plan, results)
-    assert {path: path.read_bytes() for path in done} == done
+    assert {path: path.read_bytes() for path in done} == done and seen[1] == seen[2]
     names = sorted(str(path.relative_to(results)) for path in results.glob("seqlora/*.json"))
-    lr = runs.rate(runner.read(results), "seqlora")
-    assert f"seqlora/study-back-lr{lr:g}-seed1.json" in names and len(names) == 4
+    assert names == [f"seqlora/{run}-lr0.001-seed{seed}.json" for run, seed in SEQLORA]
     assert not list((work / "runs").glob("*/*"))
     record = json.loads((results / names[0]).read_text())
     assert record["tasks"] == ["dates", "docs"] and len(record["known"]) == 3 and min(record["known"]) > 0
@@ -120,12 +129,7 @@ def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- {name} -->\n<!-- end -->\n" for name in report.blocks(results)))
     report.write(page, results)
-    assert f"| SeqLoRA | {lr:g} | 2 | " in page.read_text() and "difference in held-out kept" in page.read_text()
-
-
-def test_what_is_committed_makes_the_committed_tables():
-    page = part_one.PAGE.read_text(encoding="utf-8")
-    assert part_one.filled(page, report.blocks(runs.RESULTS)) == page
+    assert "| SeqLoRA | 0.001 | 2 | " in page.read_text() and "difference in held-out kept" in page.read_text()
 
 
 def test_a_report_without_runs_names_the_way_out(tmp_path):

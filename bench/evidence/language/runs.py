@@ -27,6 +27,7 @@ METHODS = ("seqft", "gsr", "psp", "osf", *ADAPTERS, "gsr-full", "sr")
 # where the best is the last one tried on its side, the next of the grid is tried as well
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RATES = {method: GRID[2:5] if method in ADAPTERS else GRID[1:4] for method in METHODS}
+GATE_LR = 1e-3
 HELD_OUT = "held-out"
 # what is the same for every run
 BATCH, TEST_ROWS, NEW_TOKENS, MAX_TOKENS = 16, 96, 32, 96
@@ -71,7 +72,7 @@ def rate(records: list[dict], method: str) -> float | None:
 
 def gate(records: list[dict]) -> Iterator[Run]:
     """Each task alone, once: can it be learned at all?"""
-    yield Run("perft", "tune", "forth", RATES["seqft"][1], runner.TUNING_SEED)
+    yield Run("perft", "tune", "forth", GATE_LR, runner.TUNING_SEED)
 
 
 def work(folder: Path, plan, results: Path = RESULTS) -> None:
