@@ -102,7 +102,7 @@ class Layout:
         for i in reversed(range(len(coordinate))):
             rest, coordinate[i] = divmod(rest, self.mesh.size(i))
         # fully_shard cuts what tensor parallelism has cut already, though it comes first in the mesh
-        for i in sorted(range(len(coordinate)), key=lambda i: strided(self.placements[i])):
+        for i in sorted(range(len(coordinate)), key=lambda i: split_factor(self.placements[i])):
             dim = cut_dim(self.placements[i])
             if dim is not None:
                 start, stop = bounds[dim]
@@ -151,9 +151,9 @@ def cut_dim(placement: Any) -> int | None:
     return getattr(placement, "dim", None)
 
 
-def strided(placement: Any) -> bool:
-    """Whether the ranks of this mesh dimension share what those of a later one have been given."""
-    return type(placement).__name__ == "_StridedShard"
+def split_factor(placement: Any) -> int:
+    """Into how many pieces later mesh dimensions have cut, first, what a placement cuts."""
+    return getattr(placement, "split_factor", 1)
 
 
 def local(tensor: Tensor) -> Tensor:

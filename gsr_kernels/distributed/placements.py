@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gsr_kernels.distributed.layout import Layout, cut_dim, strided
+from gsr_kernels.distributed.layout import Layout, cut_dim, local
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Shard
 
 
@@ -34,18 +35,8 @@ def read_layouts(model: object, parameters: Mapping[str, Tensor]) -> dict[str, L
 def _read(name: str, parameter: Tensor) -> Layout:
     mesh, placements = parameter.device_mesh, tuple(parameter.placements)  # type: ignore[attr-defined]
     for placement in placements:
-        dim = cut_dim(placement)
-        if dim is None and not placement.is_replicate():
+        if cut_dim(placement) is None and not placement.is_replicate():
             raise ValueError(f"{name} is placed as {placement}: redistribute it to Shard or Replicate before attach()")
-        if dim is not None and strided(placement):
-            ranks = 1
-            for i, other in enumerate(placements):
-                ranks *= mesh.size(i) if cut_dim(other) == dim else 1
-            if parameter.shape[dim] % ranks:
-                raise ValueError(
-                    f"{name} {tuple(parameter.shape)}: fully_shard and tensor parallelism cut its dimension {dim} into "
-                    f"{ranks} unequal pieces; take numbers of ranks that divide it"
-                )
     return Layout(parameter.shape, mesh, placements)
 
 
@@ -59,17 +50,25 @@ def check_gradient(name: str, parameter: Tensor, gradient: Tensor) -> None:
         )
 
 
-def shard_placement_fn(parameter: nn.Parameter) -> Shard | None:
+def shard_placement_fn(parameter: nn.Parameter, mesh: DeviceMesh | None = None) -> Shard | None:
     """For ``fully_shard(shard_placement_fn=…)``: cuts matrices along their short side, where "drop" is free of traffic.
 
     The price is memory: every rank then holds the long factor of the basis whole. None, fully_shard's own choice of
     the first dimension, where that is the short side; where the ranks do not divide the second, which fully_shard
-    refuses (all ranks count, which those of a shard in HSDP divide); and for experts, which are then cut into whole
-    matrices.
+    refuses; where tensor parallelism has cut the long side, and the short one would save nothing; and for experts,
+    which are then cut into whole matrices.
+
+    Args:
+        mesh: that of fully_shard, by ``functools.partial(shard_placement_fn, mesh=mesh)``; of two dimensions (HSDP)
+            the second shards. None: all ranks together, which is safe on any mesh and on a smaller one may leave rows
+            cut that need not be.
     """
     from torch.distributed.tensor import Shard
 
     if parameter.ndim != 2:
         return None
     d1, d2 = parameter.shape
-    return Shard(1) if d1 > d2 and d2 % dist.get_world_size() == 0 else None
+    # what tensor parallelism has left of it is cut
+    rows, columns = local(parameter).shape
+    ranks = dist.get_world_size() if mesh is None else mesh.size(mesh.ndim - 1)
+    return Shard(1) if d1 > d2 and rows == d1 and columns % ranks == 0 else None

@@ -15,6 +15,7 @@ from torch import Tensor
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import Layout, sides
 from gsr_kernels.methods import GSR, Chain, Method
+from gsr_kernels.methods.base import Heads
 from gsr_kernels.methods.projections import operands
 
 Pieces = tuple[Tensor, Tensor, Tensor]
@@ -127,11 +128,17 @@ class Core(Scheme):
         return U @ ((sums + delta.diag_embed()) @ Vh)
 
 
-def choose_scheme(name: str, method: Method, layout: Layout, k: int) -> Scheme:
+def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Heads) -> Scheme:
     """The scheme that serves a weight of this layout with k directions at the least traffic.
 
-    Raises TypeError, by name, for a method that needs whole matrices on a weight that is cut.
+    Raises, by name, on a weight that is cut: TypeError for a method that needs whole matrices, ValueError for heads.
     """
+    if heads is not None and layout.cuts():
+        raise ValueError(
+            f"heads: {name} is taken in {heads if isinstance(heads, int) else heads[0]} parts, with a basis each, and "
+            f"is cut over ranks ({layout.placements}), which need not cut between them. Leave it out of heads= or, "
+            "where it is q, k and v in one, out of targets=; or keep it whole (fully_shard's ignored_params)"
+        )
     names = " and ".join(type(one).__name__ for one in (method.methods if isinstance(method, Chain) else (method,)))
     if not layout.matrices_cut:
         if layout.dealt and method.lasting:

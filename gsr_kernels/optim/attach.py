@@ -134,7 +134,9 @@ def attach(
             methods[name],
             ranks[name],
             split[name],
-            choose_scheme(name, methods[name], layouts[name], ranks[name] or min(matrices[name].shape[-2:])),
+            choose_scheme(
+                name, methods[name], layouts[name], ranks[name] or min(matrices[name].shape[-2:]), split[name]
+            ),
             offloaded,
             randomized and ranks[name] is not None,
             clamped_from(rank, name, min(matrices[name].shape[-2:])),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from gsr_kernels.basis import split_heads
 from gsr_kernels.methods.base import Heads
 from gsr_kernels.optim.names import some
@@ -26,10 +28,9 @@ def resolve_heads(heads: Mapping[str, int | tuple[int, int]] | None, matched: Se
         if not chosen:
             raise ValueError(f"heads: the pattern {pattern!r} matches none of {some(resolved)}")
         for target in chosen:
-            if hasattr(target.parameter, "placements"):
-                raise ValueError(f"heads: {target.name} is sharded (DTensor) and is taken whole; leave it out of heads")
             try:
-                split_heads(target.parameter, value)
+                # of a DTensor, too, the shape is enough
+                split_heads(torch.empty(target.parameter.shape, device="meta"), value)
             except ValueError as error:
                 raise ValueError(f"{target.name}: {error}") from error
             resolved[target.name] = value

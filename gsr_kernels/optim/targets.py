@@ -61,7 +61,7 @@ def find_targets(
         if parameter.ndim < 2:
             continue
         heads = 3 if isinstance(module, nn.MultiheadAttention | None) and name.endswith("in_proj_weight") else None
-        reason = _unusable(parameter, trained, heads)
+        reason = _unusable(parameter, trained)
         if parameter in seen:
             reason = f"tied to {seen[parameter]}"
         elif reason is None and targets == "all-linear":
@@ -99,15 +99,13 @@ def _overview(found: list[Target]) -> str:
     return "\n".join(lines) or "  no matrix at all"
 
 
-def _unusable(parameter: Tensor, trained: set[Tensor], heads: int | None) -> str | None:
+def _unusable(parameter: Tensor, trained: set[Tensor]) -> str | None:
     if not parameter.is_floating_point():
         return f"quantised ({parameter.dtype}): load the model in a float dtype"
     if not parameter.requires_grad:
         return "frozen"
     if parameter not in trained:
         return "not in the optimizer"
-    if heads and hasattr(parameter, "placements"):
-        return "sharded (DTensor) with q, k and v in one"
     return None if parameter.numel() else "empty"
 
 

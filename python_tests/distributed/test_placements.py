@@ -1,0 +1,39 @@
+"""Placements that are advised, served and refused."""
+
+from functools import cache
+from tempfile import TemporaryDirectory
+
+from python_tests.distributed import placed
+from python_tests.distributed.ranks import run
+
+
+@cache
+def results(world):
+    """One group of processes for all that is asked of so many ranks."""
+    if world == 2:
+        return run(2, (placed.in_one,))
+    with TemporaryDirectory() as folder:
+        return run(4, (placed.hsdp_for_drop,), (placed.unequal_pieces_of_pieces, folder))
+
+
+def test_the_mesh_that_shards_decides_what_can_be_cut():
+    for unaware, placements, error, collectives in results(4)["hsdp_for_drop"]:
+        # 6 columns on 4 ranks, but on 2 of a shard
+        assert unaware == ["None", "None"]
+        assert placements == ["(Replicate(), Shard(dim=1))", "(Replicate(), Shard(dim=0))"]
+        assert error <= 1e-12 and collectives == [("allreduce_", 8 * (6 + 4))]
+
+
+def test_unequal_pieces_of_pieces_agree_with_one_process_and_are_kept():
+    for found, placements in results(4)["unequal_pieces_of_pieces"]:
+        assert placements == ["(_StridedShard(dim=0, sf=2), Shard(dim=0))"] * 2
+        for error, decomposed, resuming in found:
+            assert error <= 1e-12 and (decomposed, resuming) == (0, 0)
+
+
+def test_attention_in_one_is_served_whole_and_refused_where_it_is_cut():
+    for replicated, rows, columns in results(2)["in_one"]:
+        assert replicated == 0
+        for message in (rows, columns):
+            assert message.startswith("ValueError: heads: in_proj_weight is taken in 3 parts")
+            assert "targets=" in message and "ignored_params" in message
