@@ -15,6 +15,7 @@ from gsr_kernels.checkpoint import Stored, stored_matrices
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.cost import progress, svd_cost
 from gsr_kernels.optim.rank import resolve_rank
+from gsr_kernels.side_by_side import Piece, decomposed, of_several
 
 # the side of the matrix that a dry run decomposes for its estimate
 SAMPLE = 384
@@ -63,21 +64,32 @@ def run(args: argparse.Namespace) -> None:
 def _write(
     args: argparse.Namespace, planned: dict[str, SpectralBasis], kept: dict[str, SpectralBasis], missing: list[Stored]
 ) -> None:
-    """Basis by basis into the file, so that no more than one is held beside its weight."""
+    """Basis by basis into the file, so that none is held longer than it is written."""
+
+    def of(places: list[int]) -> list[SpectralBasis]:
+        stored = [missing[place] for place in places]
+        weights, rank = [one.read(args.device) for one in stored], planned[stored[0].name].rank
+        try:
+            return of_several(weights, lambda W: SpectralBasis.of(W, rank, None, args.precision, args.randomized))
+        except ValueError as error:
+            raise ValueError(f"{stored[0].name}: {error}") from error
+
+    pieces = [_piece(one, planned[one.name].rank, args) for one in missing]
+    costs = [svd_cost(piece.shape) for piece in pieces]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    with (
-        writing_bases(args.out, planned | kept) as add,
-        progress("singular bases", sum(svd_cost(stored.shape) for stored in missing)) as bar,
-    ):
-        for stored in missing:
-            try:
-                weight, rank = stored.read(args.device), planned[stored.name].rank
-                add(stored.name, SpectralBasis.of(weight, rank, None, args.precision, args.randomized))
-            except ValueError as error:
-                raise ValueError(f"{stored.name}: {error}") from error
-            bar.update(svd_cost(stored.shape))
+    with writing_bases(args.out, planned | kept) as add, progress("singular bases", sum(costs)) as bar:
+        for place, basis in decomposed(pieces, of):
+            add(missing[place].name, basis)
+            bar.update(costs[place])
+            # not to stand beside the next one
+            del basis
         for name, basis in kept.items():
             add(name, basis)
+
+
+def _piece(stored: Stored, rank: int, args: argparse.Namespace) -> Piece:
+    alike = (stored.shape, stored.dtype, rank) if len(stored.shape) == 2 else None
+    return Piece(stored.shape, torch.device(args.device), rank if args.randomized else None, alike)
 
 
 def _planned(stored: Stored, rank: int | None, args: argparse.Namespace) -> SpectralBasis:

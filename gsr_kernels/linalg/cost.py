@@ -1,5 +1,6 @@
 """What decompositions cost beside each other, for plans and progress bars."""
 
+import math
 from collections.abc import Sequence
 
 from tqdm import tqdm
@@ -7,10 +8,14 @@ from tqdm import tqdm
 
 def svd_cost(shape: Sequence[int]) -> int:
     """Multiplications of one pass ``[.., m, n] x [.., n, n]``: an exact SVD takes some tens of them."""
-    size = 1
-    for side in shape:
-        size *= side
-    return size * min(shape[-2:])
+    return math.prod(shape) * min(shape[-2:])
+
+
+def svd_bytes(shape: Sequence[int]) -> int:
+    """What an exact SVD of ``shape [.., m, n]`` holds at most beside W, in float32, counted in tensors of the polar
+    driver: five of W's size, sixteen of the short side's."""
+    *batch, m, n = shape
+    return 4 * math.prod(batch) * (5 * m * n + 16 * min(m, n) ** 2)
 
 
 def progress(title: str, cost: int, shown: bool = True) -> "tqdm[None]":

@@ -1,4 +1,4 @@
-"""Which driver of the exact SVD a device begins with, and which take over: timed on the machine, kept on its disk."""
+"""What is fastest on a device, timed on the machine and kept on its disk: first of all the drivers of the exact SVD."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from gsr_kernels.backends.cuda import SMALL, small_svd_limit
+from gsr_kernels.backends.cuda import SMALL, refusal, small_svd_limit
 from gsr_kernels.files import replacing
 
 # in the order in which they take over from each other; a device that is not listed has its matrices done on the CPU
@@ -21,10 +22,16 @@ CHAINS = {"cpu": ("gesdd", "float64"), "cuda": ("jacobi", "polar", "gesvdj", "ge
 # beyond it the probe would cost more than it tells
 LARGEST = 2048
 
-# the seconds that a driver takes on a random matrix of a size, infinite where it does not decompose it
-Clock = Callable[[str, int], float]
 
-_probing = threading.Lock()
+class Clock(Protocol):
+    """The seconds that a driver takes on a random matrix of a size, infinite where it does not decompose it."""
+
+    def __call__(self, driver: str, size: int) -> float: ...
+
+
+# one for each decision, since to time one thing may decide another
+_probing: dict[str, threading.Lock] = {}
+_keeping = threading.Lock()
 
 
 def chain(
@@ -37,35 +44,41 @@ def chain(
     if size > small:
         names = tuple(name for name in names if name != "jacobi")
     if driver is None:
-        # powers of two share a decision
-        shared = min(1 << (size - 1).bit_length(), small or LARGEST)
-        driver = fastest(device, shared, names[:-2], clock) if device.type == "cuda" else names[0]
+        shared = power_of_two(size, small or LARGEST)
+        # the candidates are not the same for all dtypes
+        key = f"{shared} with jacobi" if "jacobi" in names else str(shared)
+        timed = partial(clock, size=shared)
+        driver = fastest(device, key, names[:-2], timed) if device.type == "cuda" else names[0]
     known = dict.fromkeys((*names, "polar"))
     if driver not in known:
         raise ValueError(f"driver must be None or one of {', '.join(known)} on {device.type}, got {driver!r}")
     return driver, *(other for other in names if other != driver)
 
 
-def fastest(device: torch.device, size: int, names: Sequence[str], clock: Clock) -> str:
-    """The fastest of these drivers, timed once on this machine."""
-    # what was decided without the CUDA extension does not hold with it, nor the other way round
-    key = f"{size} with jacobi" if "jacobi" in names else str(size)
-    with _probing:
-        known = _known(kind(device))
+def power_of_two(size: int, largest: int = LARGEST) -> int:
+    """The size that is timed in the place of this one: all up to a power of two share a decision."""
+    return min(1 << (size - 1).bit_length(), largest)
+
+
+def fastest(device: torch.device, key: str, names: Sequence[str], clock: Callable[[str], float]) -> str:
+    """The one of these names that takes the fewest seconds; what is decided by ``key`` is timed once on a machine."""
+    known = _known(kind(device))
+    with _probing.setdefault(key, threading.Lock()):
         # what is kept may be damaged, or be no candidate any more
         if known.get(key) not in names:
-            seconds = {name: clock(name, size) for name in names}
-            known[key] = min(seconds, key=lambda name: seconds[name])
-            _keep(kind(device), known)
+            seconds = {name: clock(name) for name in names}
+            with _keeping:
+                known[key] = min(seconds, key=lambda name: seconds[name])
+                _keep(kind(device), known)
         return known[key]
 
 
 def kind(device: torch.device) -> str:
-    """What decides how fast a GPU is, but for its name, and the versions of what runs on it."""
+    """What decides how fast a GPU is, but for its name: its make, and the versions of what runs on it."""
     found = torch.cuda.get_device_properties(device)
     parts = (found.major, found.minor, found.multi_processor_count, found.total_memory)
     versions = (import_module("gsr_kernels").__version__, torch.__version__, torch.version.cuda or torch.version.hip)
-    return "-".join(map(str, (*parts, *versions)))
+    return "-".join(map(str, (*parts, *versions, *([] if refusal(device) else ["extension"]))))
 
 
 def file() -> Path:
@@ -76,16 +89,16 @@ def file() -> Path:
 
 @cache
 def _known(device: str) -> dict[str, str]:
-    """The drivers that were chosen for a kind of device, by size; changed in place."""
+    """What was chosen for a kind of device, by key; changed in place."""
     return dict(_read().get(device, {}))
 
 
-def _keep(device: str, drivers: dict[str, str]) -> None:
+def _keep(device: str, chosen: dict[str, str]) -> None:
     # a home that cannot be written to costs the next process a probe, no more
     try:
         file().parent.mkdir(parents=True, exist_ok=True)
         with replacing(file()) as partial:
-            partial.write_text(json.dumps({**_read(), device: drivers}, indent=1))
+            partial.write_text(json.dumps({**_read(), device: chosen}, indent=1))
     except (OSError, RuntimeError):
         return
 
@@ -93,6 +106,6 @@ def _keep(device: str, drivers: dict[str, str]) -> None:
 def _read() -> dict[str, dict[str, str]]:
     """What the file says: of a damaged one nothing."""
     try:
-        return {device: dict(drivers) for device, drivers in json.loads(file().read_text()).items()}
+        return {device: dict(chosen) for device, chosen in json.loads(file().read_text()).items()}
     except (OSError, RuntimeError, ValueError, AttributeError, TypeError):
         return {}

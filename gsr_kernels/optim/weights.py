@@ -20,6 +20,7 @@ from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import Heads, State
 from gsr_kernels.optim.metrics import Measures
 from gsr_kernels.optim.offload import in_host_memory
+from gsr_kernels.side_by_side import Piece, decomposed, of_several
 
 
 @dataclass(eq=False)
@@ -61,8 +62,8 @@ class Weight:
 def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
     """A new basis of every parameter, with the fingerprint of the weight that it came from.
 
-    The most costly first, when the least is held beside its workspace, under a progress bar weighted by cost. Weights
-    that several ranks hold are dealt out among them.
+    The most costly first, when the least is held beside its workspace, under a progress bar weighted by cost; on a GPU
+    several at once (``side_by_side``). Weights that several ranks hold are dealt out among them.
     """
     alone = [place for place, weight in enumerate(weights) if weight.scheme.layout.mesh is None]
     shared = [place for place in range(len(weights)) if place not in alone]
@@ -72,11 +73,21 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
 
         dealt = decompose_shared([weights[place] for place in shared], [parameters[place] for place in shared])
         bases.update(zip(shared, dealt))
-    costs = {place: svd_cost(parameters[place].shape) for place in alone}
+    pieces = [_piece(weights[place], parameters[place]) for place in alone]
+
+    def of(places: list[int]) -> list[SpectralBasis]:
+        one, *others = (alone[place] for place in places)
+        weight = weights[one]
+        if not others:
+            return [decompose_one(weight, parameters[one])]
+        alike = [parameters[place] for place in (one, *others)]
+        return of_several(alike, lambda W: weight.method.decompose(weight.name, W, weight.rank, weight.heads))
+
     first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
-    with progress("singular bases", sum(costs.values()), shown=bool(alone) and first) as bar:
-        for place in sorted(alone, key=lambda place: -costs[place]):
-            bases[place] = decompose_one(weights[place], parameters[place])
+    costs = [svd_cost(piece.shape) for piece in pieces]
+    with progress("singular bases", sum(costs), shown=bool(alone) and first) as bar:
+        for place, basis in decomposed(pieces, of):
+            bases[alone[place]] = basis
             bar.update(costs[place])
     return [bases[place] for place in range(len(weights))]
 
@@ -93,6 +104,13 @@ def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
     if basis.fingerprint is None or weight.method.basis_kind:
         basis = replace(basis, fingerprint=_of_kind(weight, fingerprint(W)))
     return basis
+
+
+def _piece(weight: Weight, W: Tensor) -> Piece:
+    shape = split_heads(W, weight.heads)[0].shape
+    # a basis that the weight and the rank alone decide
+    plain = type(weight.method).decompose is Method.decompose and len(shape) == 2
+    return Piece(shape, W.device, alike=(shape, W.dtype, weight.rank) if plain else None)
 
 
 def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:
