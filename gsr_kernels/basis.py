@@ -99,7 +99,7 @@ class SpectralBasis:
             U, S, Vh = randomized_svd(matrix.to(wide), rank)[:3] if randomized and rank else svd(matrix.to(wide))
         except torch.linalg.LinAlgError as error:
             raise ValueError(f"the weight {_shape(weight)} could not be decomposed: {error}") from error
-        storage = _storage(precision, wide, weight.device)
+        storage = storage_dtype(precision, wide, weight.device)
         U, S, Vh = U[..., :rank].to(storage), S[..., :rank], Vh[..., :rank, :].to(storage)
         return cls(U.contiguous(), S.contiguous(), Vh.contiguous(), fingerprint(weight), head_dim, randomized)
 
@@ -190,7 +190,8 @@ def bit_sum(part: Tensor, starts: Sequence[int], whole: Sequence[int]) -> int:
     return total % 2**64
 
 
-def _storage(precision: str | None, wide: torch.dtype, device: torch.device) -> torch.dtype:
+def storage_dtype(precision: str | None, wide: torch.dtype, device: torch.device) -> torch.dtype:
+    """How U and Vh of a basis decomposed in ``wide`` are kept; ValueError for an unknown precision."""
     if precision is None:
         return wide if wide == torch.float64 or device.type == "cpu" else torch.float16
     if precision in REFUSED:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gsr_kernels.bases_file import FACTORS
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import Layout, agreed, at, count, sides
+from gsr_kernels.distributed.randomized_svd import basis_from_pieces, from_pieces
 from gsr_kernels.distributed.shard import as_shard, origin_of
 from gsr_kernels.linalg.cost import progress, svd_cost
 from gsr_kernels.optim.weights import Weight, decompose_one
@@ -31,18 +32,23 @@ def decompose_shared(weights: Sequence[Weight], parameters: Sequence[Tensor]) ->
     costs = [svd_cost(layout.shape) for layout in layouts]
     # NCCL wants all ranks of a group to have met before some of them exchange messages
     agreed(True, layouts)
+    sketched = [place for place, weight in enumerate(weights) if from_pieces(weight)]
     with progress("singular bases", sum(costs), shown=dist.get_rank() == 0) as bar:
-        for places in _rounds([layout.ranks for layout in layouts], costs):
-            dealt = [weights[place] for place in places]
-            bases.update(zip(places, _round(dealt, [parameters[place] for place in places])))
+        for place in sketched:
+            bases[place] = basis_from_pieces(weights[place], parameters[place])
+            bar.update(costs[place])
+        dealt = [place for place in range(len(weights)) if place not in bases]
+        for places in _rounds(dealt, [layouts[place].ranks for place in dealt], costs):
+            each = [weights[place] for place in places], [parameters[place] for place in places]
+            bases.update(zip(places, _round(*each)))
             bar.update(sum(costs[place] for place in places))
     return [bases[place] for place in range(len(weights))]
 
 
-def _rounds(ranks: Sequence[list[int]], costs: Sequence[int]) -> Iterator[list[int]]:
+def _rounds(weights: Sequence[int], ranks: Sequence[list[int]], costs: Sequence[int]) -> Iterator[list[int]]:
     """Of the weights of each mesh, as many as it has ranks, the most costly first."""
     meshes: dict[tuple[int, ...], list[int]] = {}
-    for place, of in enumerate(ranks):
+    for place, of in zip(weights, ranks):
         meshes.setdefault(tuple(of), []).append(place)
     for mesh, places in meshes.items():
         places.sort(key=lambda place: -costs[place])

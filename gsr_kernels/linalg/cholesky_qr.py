@@ -1,5 +1,6 @@
 """Thin QR of tall matrices from products and small Cholesky factors alone."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,19 @@ class QR(NamedTuple):
     R: Tensor
 
 
-def cholesky_qr(W: Tensor) -> QR:
+def gram(Y: Tensor) -> Tensor:
+    """``YᵀY [.., n, n]`` of ``Y [.., m, n]``."""
+    return product(Y.mT, Y)
+
+
+def householder(W: Tensor) -> QR:
+    """QR by reflections: Q is orthonormal whatever the rank of W."""
+    return QR(*torch.linalg.qr(W))
+
+
+def cholesky_qr(
+    W: Tensor, gram: Callable[[Tensor], Tensor] = gram, householder: Callable[[Tensor], QR] = householder
+) -> QR:
     """Shifted CholeskyQR of ``W [.., m, n]``, m >= n.
 
     The first pass adds a small multiple of the identity to the Gram matrix, which lets large condition numbers
@@ -26,22 +39,24 @@ def cholesky_qr(W: Tensor) -> QR:
     Cholesky QR for computing the QR factorization of ill-conditioned matrices, SIAM J. Sci. Comput. 42, 2020). Where
     three passes are not enough, at the latest for a W without full rank, Householder reflections take over, which
     complete Q. Q is orthonormal either way; a W with NaN or Inf gives NaN.
+
+    ``gram`` and ``householder`` are those of a W whose rows are spread over ranks, each with its own.
     """
     identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
     Q, R = W, identity
     for shifted in (True, False, False):
-        gram = Q.mT @ Q
-        distance = torch.linalg.matrix_norm(gram - identity)
+        square = gram(Q)
+        distance = torch.linalg.matrix_norm(square - identity)
         if shifted:
             # rounding moves the eigenvalues of a Gram matrix by about this much
-            shift = W.shape[-1] ** 0.5 * torch.finfo(W.dtype).eps * torch.linalg.matrix_norm(gram)
-            gram = gram + shift[..., None, None] * identity
-        factor, info = torch.linalg.cholesky_ex(gram, upper=True)
+            shift = W.shape[-1] ** 0.5 * torch.finfo(W.dtype).eps * torch.linalg.matrix_norm(square)
+            square = square + shift[..., None, None] * identity
+        factor, info = torch.linalg.cholesky_ex(square, upper=True)
         Q, R = torch.linalg.solve_triangular(factor, Q, upper=True, left=False), factor @ R
         # Cholesky is exact to rounding on a Gram matrix this close to the identity
         if not shifted and ((info == 0) & (distance < 0.5)).all():
             return QR(Q, R)
-    return QR(*torch.linalg.qr(W))
+    return householder(W)
 
 
 def orthonormal(Y: Tensor) -> Tensor:
@@ -50,9 +65,11 @@ def orthonormal(Y: Tensor) -> Tensor:
     return torch.linalg.qr(Y).Q if Y.device.type == "cpu" else cholesky_qr(Y).Q
 
 
-def normalized(Y: Tensor) -> Tensor:
+def normalized(
+    Y: Tensor, gram: Callable[[Tensor], Tensor] = gram, orthonormal: Callable[[Tensor], Tensor] = orthonormal
+) -> Tensor:
     """Columns with the span of ``Y [.., m, n]``, m >= n, that are near enough to orthonormal to be multiplied on."""
-    factor, info = torch.linalg.cholesky_ex(product(Y.mT, Y), upper=True)
+    factor, info = torch.linalg.cholesky_ex(gram(Y), upper=True)
     diagonal = factor.diagonal(dim1=-2, dim2=-1)
     if ((info == 0) & (diagonal.amin(-1) > SPREAD * diagonal.amax(-1))).all():
         return torch.linalg.solve_triangular(factor, Y, upper=True, left=False)

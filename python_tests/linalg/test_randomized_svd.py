@@ -7,22 +7,7 @@ import torch
 from bench.decompositions import OurOmega, matrix
 from gsr_kernels import SpectralBasis
 from gsr_kernels.linalg import randomized_svd
-from python_tests.linalg.truth import defect
-
-N = 192
-PLACES = torch.arange(1, N + 1, dtype=torch.float64)
-SPECTRA = {
-    "flat": 1 - 0.9 * (PLACES - 1) / N,
-    "outliers": 1 - 0.9 * (PLACES - 1) / N + 4 / PLACES,
-    "far": torch.where(PLACES == 1, 1e3, 1 - 0.9 * (PLACES - 1) / N),
-    "decaying": 1 / PLACES,
-    "steep": torch.logspace(0, -5, N, dtype=torch.float64),
-}
-
-
-def remainder(W, U, S, Vh):
-    """``‖W − U diag(S) Vh‖``, spectral norm, in float64."""
-    return torch.linalg.matrix_norm(W.double() - (U.double() * S.double()) @ Vh.double(), 2).item()
+from python_tests.linalg.truth import SPECTRA, N, defect, remainder
 
 
 @pytest.mark.parametrize("kind", SPECTRA)

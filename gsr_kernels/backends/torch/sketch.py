@@ -34,16 +34,28 @@ def omega(rows: int, width: int, seed: int, kind: str, device: torch.device | st
     A quarter of the rows, counted by c0, and the columns, counted by c1, make the counter; the four words of its
     random number belong to the four quarters.
     """
+    return torch.cat(_quarters(0, -(-rows // 4), width, seed, kind, device))[:rows]
+
+
+def omega_rows(start: int, stop: int, rows: int, width: int, seed: int, device: torch.device) -> Tensor:
+    """``omega(rows, width, seed, "gaussian", device)[start:stop]``, of which no more is drawn."""
     quarter = -(-rows // 4)
-    c0 = torch.arange(quarter, device=device)[:, None]
+    drawn = [torch.empty(0, width, device=device)]
+    for number in range(4):
+        low, high = max(start - number * quarter, 0), min(stop - number * quarter, quarter)
+        if low < high:
+            drawn.append(_quarters(low, high, width, seed, "gaussian", device)[number])
+    return torch.cat(drawn)
+
+
+def _quarters(low: int, high: int, width: int, seed: int, kind: str, device: torch.device | str) -> list[Tensor]:
+    """The rows that the counters from low to high have in each quarter of Ω."""
+    c0 = torch.arange(low, high, device=device)[:, None]
     c1 = torch.arange(width, device=device)[None, :]
     if kind == "sparse":
-        words = philox(seed, c0, c1 // SPARSITY)
-        quarters = [_sign(word, c1) for word in words]
-    else:
-        words = philox(seed, c0, c1)
-        quarters = [*_normal(words[0], words[1]), *_normal(words[2], words[3])]
-    return torch.cat(quarters)[:rows]
+        return [_sign(word, c1) for word in philox(seed, c0, c1 // SPARSITY)]
+    words = philox(seed, c0, c1)
+    return [*_normal(words[0], words[1]), *_normal(words[2], words[3])]
 
 
 def philox(seed: int, c0: Tensor, c1: Tensor) -> list[Tensor]:

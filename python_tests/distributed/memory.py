@@ -1,0 +1,31 @@
+"""What a rank holds."""
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that tensors made within held at once, and the largest tensor's numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = self.largest = 0
+        self._alive = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        before = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        for one in tree_leaves(made):
+            if (
+                isinstance(one, torch.Tensor)
+                and one.device.type == "cpu"
+                and one.untyped_storage()._cdata not in before
+            ):
+                storage = one.untyped_storage()
+                self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                self.largest = max(self.largest, one.numel())
+        self._alive = {key: found for key, found in self._alive.items() if not found[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self._alive.values()))
+        return made

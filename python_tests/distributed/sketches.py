@@ -1,0 +1,148 @@
+"""Randomized bases of weights that are cut over ranks: what the ranks do in the test beside this file."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+import gsr_kernels
+from bench.decompositions import matrix
+from gsr_kernels.distributed import decompose, randomized_svd
+from python_tests.distributed.decisions import refused
+from python_tests.distributed.matrices import attached, distribute, make_model, matrices
+from python_tests.distributed.memory import Held
+from python_tests.distributed.storage import Decomposed
+from python_tests.linalg.truth import SPECTRA, defect, remainder
+
+# with 3 rows or columns one of 4 ranks holds nothing
+SHAPES = {"tall": (57, 31), "wide": (31, 57), "square": (40, 40), "low": (3, 41), "thin": (41, 3)}
+SHARE = 0.2
+
+
+def decomposed(weights, mesh, placements, **settings):
+    """The handle of a model of these weights, of which no rank decomposed one by itself."""
+    model = make_model(weights)
+    distribute(model, mesh, placements)
+    with Decomposed() as whole:
+        _, handle = attached(model, randomized=True, **settings)
+    assert whole.count == 0
+    return handle
+
+
+def bases(handle):
+    """U, S and Vh of each weight, whole, and whether all ranks that hold the same part of one have the same bits."""
+    found = {}
+    for weight in handle.weights:
+        basis, (d1, d2) = weight.basis, weight.basis.shape
+        assert basis.randomized
+        shapes = {"U": (d1, basis.rank), "S": (basis.rank,), "Vh": (basis.rank, d2)}
+        factors, same = {}, True
+        for name, layout in weight.scheme.factors({key: torch.Size(shape) for key, shape in shapes.items()}).items():
+            part = getattr(basis, name)
+            all_parts = [None] * dist.get_world_size()
+            dist.all_gather_object(all_parts, (layout.block(), part))
+            firsts = {}
+            same = same and all(torch.equal(firsts.setdefault(block, other), other) for block, other in all_parts)
+            factors[name] = DTensor.from_local(
+                part,
+                layout.mesh,
+                layout.placements,
+                run_check=False,
+                shape=layout.shape,
+                stride=(layout.shape[-1], 1)[-len(layout.shape) :],
+            ).full_tensor()
+        found[weight.name.removesuffix(".weight")] = factors, same
+    return found
+
+
+def agreement(layouts):
+    """The largest relative error of a factor against one process, of the pairs' signs apart, and whether bits agree."""
+    weights = matrices(0, SHAPES)
+    expected = {name: gsr_kernels.randomized_svd(W, max(1, round(SHARE * min(W.shape)))) for name, W in weights.items()}
+    errors = {}
+    for sides, placements in layouts:
+        handle = decomposed(weights, init_device_mesh("cpu", sides), placements, rank=SHARE)
+        for name, (factors, same) in bases(handle).items():
+            U, S, Vh, _ = expected[name]
+            sign = (factors["U"] * U).sum(0).sign()
+            far = [factors["U"] * sign - U, (factors["S"] - S) / S[0], factors["Vh"] * sign[:, None] - Vh]
+            errors[sides, str(placements), name] = max(one.abs().max().item() for one in far), same
+    return errors
+
+
+def spectra(sides, placements):
+    """Spectral error over the best of that rank, and the largest defect, by spectrum and rank."""
+    found = {}
+    torch.manual_seed(0)
+    for rank in (48, 12):
+        weights = {kind: matrix(2 * len(S), len(S), S) for kind, S in SPECTRA.items()}
+        handle = decomposed(weights, init_device_mesh("cpu", sides), placements, rank=rank)
+        for kind, (factors, same) in bases(handle).items():
+            U, S, Vh = factors.values()
+            error = remainder(weights[kind], U, S, Vh) / SPECTRA[kind][rank].item()
+            found[kind, rank] = error, max(defect(U), defect(Vh.mT)), same
+    return found
+
+
+def degenerate():
+    """What is left of each matrix without full rank, and the largest defect."""
+    torch.manual_seed(0)
+    duplicates = torch.randn(60, 48)
+    duplicates[:, 1] = duplicates[:, 0]
+    weights = {"zero": torch.zeros(30, 20), "twins": duplicates, "rank 3": torch.randn(50, 3) @ torch.randn(3, 40)}
+    weights |= {"huge": 1e30 * torch.randn(40, 30), "tiny": 1e-30 * torch.randn(30, 40)}
+    found = {}
+    for placement in (Shard(0), Shard(1)):
+        handle = decomposed(weights, init_device_mesh("cpu", (dist.get_world_size(),)), [placement], rank=7)
+        for name, (factors, same) in bases(handle).items():
+            U, S, Vh = factors.values()
+            best = torch.linalg.svdvals(weights[name].double())
+            left = remainder(weights[name], U, S, Vh) / (best[7] + 1e-6 * best[0] + 1e-40)
+            found[name, str(placement)] = left.item(), max(defect(U), defect(Vh.mT)), same
+    return found
+
+
+def broken():
+    """What attach() raised where a rank's piece holds NaN."""
+    weights = {"good": torch.randn(20, 20), "bad": torch.randn(20, 20)}
+    weights["bad"][0, 0] = float("nan")
+    model = make_model(weights)
+    distribute(model, init_device_mesh("cpu", (dist.get_world_size(),)), [Shard(0)])
+    return refused(attached, model, rank=3, randomized=True)
+
+
+def memory(layouts):
+    """The most that a rank held beside its share while a basis was found, and the largest tensor, in weights."""
+    weights = {"layer": torch.randn(512, 384)}
+    found, by_rank = {}, randomized_svd.basis_from_pieces
+    # the int64 copies of a fingerprint are as large as they are for any weight
+    origin, randomized_svd.origin = randomized_svd.origin, lambda weight, part: ""
+
+    def counted(weight, part):
+        with held:
+            return by_rank(weight, part)
+
+    decompose.basis_from_pieces = counted
+    try:
+        for sides, placements in layouts:
+            held = Held()
+            decomposed(weights, init_device_mesh("cpu", sides), placements, rank=16)
+            size = weights["layer"].numel()
+            found[sides, str(placements)] = held.most / (4 * size), held.largest / size
+    finally:
+        decompose.basis_from_pieces, randomized_svd.origin = by_rank, origin
+    return found
+
+
+def kept(folder):
+    """Which runs find their bases in a directory that a run with sketches wrote: one like it, and an exact one."""
+    weights = matrices(0, SHAPES)
+    mesh, path = init_device_mesh("cpu", (dist.get_world_size(),)), Path(folder, "bases")
+    handles = [decomposed(weights, mesh, [Shard(0)], rank=SHARE, bases=path) for _ in range(2)]
+    same = [torch.equal(one.basis.U, other.basis.U) for one, other in zip(*(handle.weights for handle in handles))]
+    model = make_model(weights)
+    distribute(model, mesh, [Shard(0)])
+    _, exact = attached(model, rank=SHARE, bases=path)
+    return all(same), [weight.basis.randomized for handle in (handles[1], exact) for weight in handle.weights]

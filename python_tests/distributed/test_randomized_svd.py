@@ -1,0 +1,53 @@
+"""Bases found from the pieces of cut weights are those of the whole weight, which no rank ever holds."""
+
+from functools import cache
+from tempfile import TemporaryDirectory
+
+import pytest
+from torch.distributed.tensor import Shard
+
+from python_tests.distributed import matrices, sketches
+from python_tests.distributed.ranks import run
+
+LAYOUTS = [one for one in matrices.layouts(4) if any(placement.is_shard() for placement in one[1])]
+
+
+@cache
+def results():
+    """One group of processes for all that is asked."""
+    with TemporaryDirectory() as folder:
+        checks = [(sketches.agreement, LAYOUTS), (sketches.spectra, (2, 2), (Shard(0), Shard(1)))]
+        checks += [(sketches.degenerate,), (sketches.broken,), (sketches.memory, LAYOUTS), (sketches.kept, folder)]
+        return run(4, *checks)
+
+
+def test_every_placement_agrees_with_one_process():
+    for errors in results()["agreement"]:
+        assert len(errors) == len(LAYOUTS) * len(sketches.SHAPES)
+        for error, same_bits in errors.values():
+            assert error <= 1e-10 and same_bits, errors
+
+
+@pytest.mark.parametrize(("check", "cases", "bound"), [("spectra", 10, 1.05), ("degenerate", 10, 1.2)])
+def test_the_error_is_near_the_best(check, cases, bound):
+    for found in results()[check]:
+        assert len(found) == cases
+        for error, defect, same_bits in found.values():
+            assert error <= bound and defect <= 1e-5 and same_bits, found
+
+
+def test_nan_in_one_piece_is_named_by_every_rank():
+    assert len(set(results()["broken"])) == 1
+    assert results()["broken"][0].startswith("ValueError: bad.weight: weight holds NaN or Inf")
+
+
+def test_no_rank_holds_a_whole_weight():
+    for found in results()["memory"]:
+        assert len(found) == len(LAYOUTS)
+        for held, largest in found.values():
+            assert held < 0.9 and largest <= 0.5, found
+
+
+def test_a_sketch_that_is_kept_serves_no_run_that_wants_exact_bases():
+    count = len(sketches.SHAPES)
+    assert results()["kept"] == [(True, [True] * count + [False] * count)] * 4
