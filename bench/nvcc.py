@@ -70,7 +70,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if SETUP["nvcc"]() is None:
         parser.error("nvcc was not found: put it on PATH or set CUDA_HOME")
-    sources = sorted((ROOT / "csrc").glob("*.cu"))
+    sources = sorted((ROOT / "csrc").rglob("*.cu"))
     jobs = [(source, architecture) for architecture in arguments.sm for source in sources]
     failed = []
     print(line(dict(zip(COLUMNS, COLUMNS))))

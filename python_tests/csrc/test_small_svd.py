@@ -1,36 +1,22 @@
 """csrc/small_svd.cu itself, compiled for the CPU beside an emulation of what CUDA gives it (emulation/)."""
 
 import ctypes
-import platform
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from bench.decompositions import matrix, spectrum
+from python_tests.csrc.emulate import compiled
 from python_tests.csrc.reference import factors, sweeps
 from python_tests.linalg.truth import defect, reconstruction
 
-HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
 # bytes of shared memory that a block may have
 HOPPER, SMALL = 232_448, 101_376
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("g++ was not found")
-    target = tmp_path_factory.mktemp("emulation") / "small_svd.so"
-    include = ["-include", "cuda_runtime.h", f"-I{HERE / 'emulation'}", f"-I{CSRC}"]
-    # the kernels ask for fused multiplications by name
-    machine = ["-mfma"] if platform.machine() == "x86_64" else []
-    command = ["g++", "-std=c++20", "-O2", *machine, "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", "-fPIC",
-               "-shared", "-pthread", *include, HERE / "emulation" / "small_svd.cpp", "-o", target]  # fmt: skip
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(target))
+    return compiled("small_svd", tmp_path_factory.mktemp("emulation"))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __forceinline__ inline
 // of a block, which is a thread of the system
 #define __shared__ constinit thread_local
 
@@ -187,6 +188,7 @@ inline unsigned atomicMax(unsigned* at, unsigned value) { return std::exchange(*
 inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline float __uint_as_float(unsigned value) { return std::bit_cast<float>(value); }
 using std::max;
+using std::min;
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNoDevice = 100 };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrClusterLaunch };
