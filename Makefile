@@ -16,7 +16,7 @@ check: .venv/all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror csrc/*.* python_tests/csrc/emulation/*
+	$(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/candidates/* python_tests/csrc/emulation/*
 
 bench: .venv/all
 	$(BIN)/python -m bench
