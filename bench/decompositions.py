@@ -10,11 +10,17 @@ from torch import Tensor
 from gsr_kernels.backends.torch.sketch import omega
 from gsr_kernels.floors import Work
 from gsr_kernels.linalg.randomized_svd import defaults
+from gsr_kernels.side_by_side import ARRANGEMENTS
 
 from .run import Run
 
 # how the variants of the exact SVD begin, a driver each
 DRIVEN = "svd "
+
+# the ways to decompose several, by the names of their variants
+ARRANGED = {
+    {"1": "one by one", "batch": "as a batch"}.get(name, f"{name} at once"): name for name in ARRANGEMENTS
+}  # fmt: skip
 
 
 def spectrum(kind: str, r: int, condition: float = 1e5) -> Tensor:

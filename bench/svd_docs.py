@@ -67,6 +67,33 @@ def drivers(rows: Rows) -> str:
     return "\n".join(["Time over that of `torch.linalg.svd`, measured in turns:", "", *lines, "", _where(timed)])
 
 
+def arrangements(rows: Rows) -> str:
+    """Of each device the time of several equal matrices one by one and side by side, and of whole models."""
+    several = [
+        row for row in rows if row["case"] in ("svd_cpu", "svd_gpu") and row["ratio_to"].endswith(", one by one")
+    ]
+    parts = [_arrangements(device, of) for device, of in _by_device(several)]
+    models = [row for row in rows if row["case"] == "svd_gpu" and row["model"] and row["verdict"]]
+    parts += [
+        f"- {row['model']}, {row['variant']}, rank {row['rank']}: {row['verdict']}. {_where([row])}" for row in models
+    ]
+    if not any(row["case"] == "svd_gpu" for row in rows):
+        parts.append("On a GPU nothing of this has been measured yet.")
+    return "\n\n".join(parts)
+
+
+def _arrangements(device: str, of: Rows) -> str:
+    ways = list(dict.fromkeys(row["variant"].split(", ", 1)[1] for row in of))
+    lines = [f"| matrices | {' | '.join(ways)} |", f"|---|{'--:|' * len(ways)}"]
+    for shape, rank, against in dict.fromkeys((row["shape"], row["rank"], row["ratio_to"]) for row in of):
+        same = [row for row in of if (row["shape"], row["rank"], row["ratio_to"]) == (shape, rank, against)]
+        found = {row["variant"].split(", ", 1)[1]: row for row in same}
+        cells = [f"{float(found[way]['p50_ms']):.3g} ms" if way in found else "" for way in ways]
+        sketch = f", sketch of rank {rank}" if against.startswith("randomized") else ""
+        lines.append(f"| {_sides(shape)}{sketch} | {' | '.join(cells)} |")
+    return "\n".join([f"Time of all on {device}:", "", *lines, "", _where(of)])
+
+
 def randomized(rows: Rows) -> str:
     """Of each device the errors over the best of the rank and captured energy, beside the peer's, and the time."""
     found = [row for row in rows if row["case"] == "svd_accuracy" and row["spectral_error"]]
@@ -122,7 +149,7 @@ def draw(rows: Rows, path: Path) -> None:
     plt.close(figure)
 
 
-TABLES = {"exact": accuracy, "drivers": drivers, "randomized": randomized}
+TABLES = {"exact": accuracy, "drivers": drivers, "arrangements": arrangements, "randomized": randomized}
 
 
 def filled(text: str, rows: Rows) -> str:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, fingerprint
-from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.cost import svd_bytes, svd_cost
 from gsr_kernels.linalg.drivers import fastest, power_of_two
 
@@ -92,6 +91,22 @@ def of_several(weights: Sequence[Tensor], of: Callable[[Tensor], SpectralBasis])
     ]
 
 
+def bases_of(
+    weights: Sequence[Tensor], sketch: int | None = None, arrangement: str | None = None
+) -> list[SpectralBasis]:
+    """The bases of matrices, whole or, found by a sketch, of that rank where they have as much."""
+    pieces = [Piece(tuple(W.shape), W.device, sketch, (W.shape, W.dtype)) for W in weights]
+
+    def of(places: list[int]) -> list[SpectralBasis]:
+        rank = sketch and min(sketch, *pieces[places[0]].shape)
+        return of_several(
+            [weights[place] for place in places], lambda W: SpectralBasis.of(W, rank, randomized=sketch is not None)
+        )
+
+    found = dict(decomposed(pieces, of, arrangement))
+    return [found[place] for place in range(len(weights))]
+
+
 def arranged(device: torch.device, size: int, sketch: int | None, count: int) -> str:
     """The fastest of ``ARRANGEMENTS`` for ``count`` pieces of a kind."""
     if device.type != "cuda" or count < TIMED:
@@ -103,19 +118,12 @@ def arranged(device: torch.device, size: int, sketch: int | None, count: int) ->
 def _seconds(device: torch.device, size: int, sketch: int | None, arrangement: str) -> float:
     """What random square matrices take."""
     generator = torch.Generator(device).manual_seed(0)
-    W = torch.randn(TIMED, size, size, device=device, generator=generator)
-    pieces = [Piece((size, size), device, sketch, "equal")] * TIMED
-
-    def of(places: list[int]) -> list[SpectralBasis]:
-        found = randomized_svd(W[places], min(sketch, size)) if sketch else svd(W[places])
-        return [SpectralBasis(U, S, Vh) for U, S, Vh in zip(found.U, found.S, found.Vh)]
-
+    weights = torch.randn(TIMED, size, size, device=device, generator=generator).unbind()
     # the first run loads libraries and allocates
     for _ in range(2):
         torch.cuda.synchronize(device)
         start = time.perf_counter()
-        for _ in decomposed(pieces, of, arrangement):
-            pass
+        bases_of(weights, sketch, arrangement)
         torch.cuda.synchronize(device)
         taken = time.perf_counter() - start
     return taken

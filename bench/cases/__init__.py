@@ -13,7 +13,7 @@ OF_A_MODEL = {
 # and on matrices of their own
 FIXED = {
     "products": 50,
-    "svd_gpu": 150,
+    "svd_gpu": 190,
     "svd_accuracy": 80,
     "small_svd_gpu": 60,
     "adapters_gpu": 60,

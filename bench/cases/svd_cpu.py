@@ -1,4 +1,5 @@
-"""The time of decompositions on a CPU: each driver against n, beside torch's SVD and scikit-learn's randomized one."""
+"""The time of decompositions on a CPU: each driver against n, several matrices one by one and side by side, a sketch;
+beside torch's SVD and scikit-learn's randomized one."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from tqdm import tqdm
 
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
+from gsr_kernels.side_by_side import bases_of
 
-from ..decompositions import DRIVEN, peer, predicted
+from ..decompositions import ARRANGED, DRIVEN, peer, predicted
 from ..run import Run
 from ..timing import Variants, interleaved, percentiles
 
@@ -19,6 +21,8 @@ SIDES = {"gesdd": 2048, "polar": 2048, "float64": 1024}
 EXACT = [(1024, 4096), (4096, 1024)]
 # runs of each variant, of which the slowest take tens of seconds
 LEAST = 3
+# heads, which workers could share among the cores
+HEADS = (32, 128, 128)
 RANDOMIZED = [(1024, 1024), (2048, 2048), (4096, 2048)]
 
 
@@ -31,6 +35,7 @@ def rows(run: Run) -> Iterator[dict]:
         yield from exact(run, (n, n), [driver for driver, most in SIDES.items() if n <= most])
     for shape in tqdm(EXACT, "exact", leave=False, disable=None):
         yield from exact(run, shape, ["gesdd"])
+    yield from side_by_side(run, HEADS)
     for shape in tqdm(RANDOMIZED, "randomized", leave=False, disable=None):
         for rank in (256, 64):
             yield from randomized(run, shape, rank)
@@ -43,6 +48,13 @@ def exact(run: Run, shape: tuple[int, int], drivers: list[str]) -> Iterator[dict
     yield from _timed(run, variants, "torch.linalg.svd", shape, min(shape))
 
 
+def side_by_side(run: Run, shape: tuple[int, int, int]) -> Iterator[dict]:
+    """In each arrangement, though a CPU's are done one by one."""
+    weights = torch.randn(shape).unbind()
+    variants: Variants = {f"svd, {how}": lambda to=to: bases_of(weights, None, to) for how, to in ARRANGED.items()}
+    yield from _timed(run, variants, "svd, one by one", shape, min(shape[-2:]))
+
+
 def randomized(run: Run, shape: tuple[int, int], rank: int) -> Iterator[dict]:
     W = torch.randn(shape)
     p, q = defaults(rank, min(shape))
@@ -51,7 +63,7 @@ def randomized(run: Run, shape: tuple[int, int], rank: int) -> Iterator[dict]:
     yield from _timed(run, variants, name, shape, rank)
 
 
-def _timed(run: Run, variants: Variants, against: str, shape: tuple[int, int], rank: int) -> Iterator[dict]:
+def _timed(run: Run, variants: Variants, against: str, shape: tuple[int, ...], rank: int) -> Iterator[dict]:
     times = {name: percentiles(each) for name, each in interleaved(variants, run.seconds, LEAST).items()}
     for name, figures in times.items():
         yield {

@@ -1,5 +1,5 @@
-"""The time of decompositions on a CUDA GPU: each driver against n, all of Falcon3-1B, a batch beside its matrices, and
-of bases that a file keeps.
+"""The time of decompositions on a CUDA GPU: each driver against n, several matrices one by one and side by side, all of
+Falcon3-1B, and of bases that a file keeps.
 
 Matrices are random, of the shapes of the model: what torch takes for all of them is taken up from one of each shape,
 and its row says so.
@@ -19,8 +19,9 @@ from gsr_kernels import SpectralBasis, load_bases, save_bases
 from gsr_kernels.backends.cuda import SMALL, refusal
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
+from gsr_kernels.side_by_side import TIMED, bases_of
 
-from ..decompositions import DRIVEN, peer, predicted, remainder, target
+from ..decompositions import ARRANGED, DRIVEN, peer, predicted, remainder, target
 from ..models import model
 from ..run import Run
 from ..timing import Variants
@@ -42,7 +43,9 @@ def rows(run: Run) -> Iterator[dict]:
     if not run.on_gpu:
         raise RuntimeError("svd_gpu needs a CUDA device: run `python -m bench --case svd_gpu` on a machine with one")
     parts = [lambda n=n: drivers(run.device, n) for n in (256, 512, 1024, 2048, 4096)]
-    parts += [lambda: tall(run.device, TALL, 256), lambda: batch(run.device, 8, 1024)]
+    parts += [lambda: tall(run.device, TALL, 256)]
+    parts += [lambda n=n: side_by_side(run.device, n) for n in (256, 1024, 2048)]
+    parts += [lambda: side_by_side(run.device, 2048, 256)]
     parts += [lambda: whole(run.device, FALCON3_1B), lambda: whole(run.device, FALCON3_1B, 256)]
     parts += [lambda: kept(run.device, FALCON3_1B, 256)]
     for part in tqdm(parts, "decompositions", leave=False, disable=None):
@@ -90,42 +93,50 @@ def kept(device: torch.device, shapes: dict[tuple[int, int], int], rank: int) ->
     yield {**other, "model": "falcon3-1b"}
 
 
-def batch(device: torch.device, count: int, n: int) -> Iterator[dict]:
-    """Whether equal shapes are worth decomposing together."""
-    W = torch.randn(count, n, n, device=device)
-    variants: Variants = {"svd, one batch": lambda: svd(W), "svd, one by one": lambda: [svd(one) for one in W]}
-    yield from _compared(variants, "svd, one by one", (count, n, n), n)
+def side_by_side(device: torch.device, n: int, rank: int | None = None) -> Iterator[dict]:
+    """Equal matrices, as many as a probe takes, in each arrangement and in the one that it chose."""
+    weights = torch.randn(TIMED, n, n, device=device).unbind()
+    name = "svd" if rank is None else "randomized_svd"
+    of = {**ARRANGED, "as the probe chose": None}
+    variants: Variants = {f"{name}, {how}": lambda to=to: bases_of(weights, rank, to) for how, to in of.items()}
+    yield from _compared(variants, f"{name}, one by one", (TIMED, n, n), rank or n)
 
 
 def whole(device: torch.device, shapes: dict[tuple[int, int], int], rank: int | None = None) -> Iterator[dict]:
-    """All matrices of a model, exactly or by a sketch."""
-
-    def ours(W: torch.Tensor) -> object:
-        return svd(W) if rank is None else randomized_svd(W, rank)
+    """The bases of all matrices of a model, exactly or by a sketch, as attach() takes them and one by one."""
 
     def other(W: torch.Tensor) -> object:
         return (
             torch.linalg.svd(W, full_matrices=False) if rank is None else peer(W, rank, *defaults(rank, min(W.shape)))
         )
 
-    sampled = 0.0
-    for shape, count in shapes.items():
-        W = torch.randn(shape, device=device)
-        # warm for ours as well
-        ours(W)
-        sampled += count * _milliseconds(lambda W=W: other(W))
     weights = [torch.randn(shape, device=device) for shape, count in shapes.items() for _ in range(count)]
-    start = _now()
-    for W in weights:
-        ours(W)
-    taken = (_now() - start) * 1e3
+    one_of_each = {W.shape: W for W in weights}
+    sampled = sum(shapes[tuple(shape)] * _milliseconds(lambda W=W: other(W)) for shape, W in one_of_each.items())
     name, to = ("svd", "torch.linalg.svd") if rank is None else ("randomized_svd", "torch.svd_lowrank")
     described = {"shape": f"{len(weights)} matrices", "model": "falcon3-1b", "dtype": "float32", "rank": rank or "full"}
     share, seconds = TARGETS[None if rank is None else 256]
-    said = [target(f"time over {to}'s", taken / sampled, share), target("seconds", taken / 1e3, seconds)]
-    found = {"p50_ms": round(taken, 1), "ratio": round(taken / sampled, 4), "ratio_to": to}
-    yield {"variant": name, **described, **found, "verdict": "; ".join(said)}
+    for variant, arrangement in ((name, None), (f"{name}, one by one", "1")):
+        # a second run, when the arrangement of each kind is known
+        taken, extra = min(_once(lambda to=arrangement: bases_of(weights, rank, to)) for _ in range(2))
+        said = [target(f"time over {to}'s", taken / sampled, share), target("seconds", taken / 1e3, seconds)]
+        found = {"p50_ms": round(taken, 1), "ratio": round(taken / sampled, 4), "ratio_to": to, "extra_mib": extra}
+        yield {"variant": variant, **described, **found, "verdict": "; ".join(said)}
     yield {"variant": f"{to}, extrapolated from one of each shape", **described, "p50_ms": round(sampled, 1)}
+
+
+def _once(run: Callable[[], list[SpectralBasis]]) -> tuple[float, int]:
+    """Milliseconds of a run, and the MiB that it held at its peak beyond what it leaves."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start = _now()
+    bases = run()
+    taken = (_now() - start) * 1e3
+    if not torch.cuda.is_available():
+        return taken, 0
+    held = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+    del bases
+    return taken, held >> 20
 
 
 def _compared(variants: Variants, against: str, shape: tuple[int, ...], rank: int) -> Iterator[dict]:

@@ -8,7 +8,8 @@ from bench.models import Model
 from bench.rates import H200
 from bench.results import read
 from bench.run import Run, Setting
-from bench.svd_docs import PAGE, accuracy, filled, randomized
+from bench.svd_docs import PAGE, accuracy, arrangements, filled, randomized
+from gsr_kernels.side_by_side import ARRANGEMENTS
 
 CPU = torch.device("cpu")
 
@@ -47,10 +48,11 @@ def test_times_on_a_cpu(run, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.setattr(svd_cpu, "SIDES", {"gesdd": 256, "polar": 256, "float64": 256})
     monkeypatch.setattr(svd_cpu, "EXACT", [(16, 40)])
+    monkeypatch.setattr(svd_cpu, "HEADS", (3, 8, 6))
     monkeypatch.setattr(svd_cpu, "RANDOMIZED", [(600, 520)])
     rows = list(svd_cpu.rows(run))
     assert [row["variant"] for row in rows[:4]] == ["svd gesdd", "svd polar", "svd float64", "torch.linalg.svd"]
-    assert len(rows) == 4 + 2 + 4 and all(row["p50_ms"] > 0 and row["ratio"] > 0 for row in rows)
+    assert len(rows) == 4 + 2 + len(ARRANGEMENTS) + 4 and all(row["p50_ms"] > 0 and row["ratio"] > 0 for row in rows)
 
 
 def test_the_parts_for_a_gpu_run(monkeypatch):
@@ -63,11 +65,13 @@ def test_the_parts_for_a_gpu_run(monkeypatch):
     assert "error over it" in ours["verdict"] and ours["verdict"].count("target <=") == 2
     ours, other = svd_gpu.kept(CPU, {(16, 12): 2, (24, 8): 1}, 10)
     assert ours["variant"] == "load_bases" and "time over reading" in ours["verdict"] and other["p50_ms"] > 0
-    assert all(row["shape"] == "3x8x8" for row in svd_gpu.batch(CPU, 3, 8))
     for rank in (None, 4):
-        ours, other = svd_gpu.whole(CPU, {(16, 16): 2, (24, 8): 1}, rank)
+        rows = list(svd_gpu.side_by_side(CPU, 8, rank))
+        assert len(rows) == len(ARRANGEMENTS) + 1 and all(row["shape"] == "8x8x8" for row in rows)
+        ours, alone, other = svd_gpu.whole(CPU, {(16, 16): 2, (24, 8): 1}, rank)
         assert ours["shape"] == "3 matrices" and "extrapolated" in other["variant"] and other["p50_ms"] > 0
-        assert ours["verdict"].count("target <=") == 2
+        assert alone["variant"] == f"{ours['variant']}, one by one"
+        assert ours["verdict"].count("target <=") == alone["verdict"].count("target <=") == 2
 
 
 def test_the_page_says_what_the_rows_say():
@@ -75,6 +79,19 @@ def test_the_page_says_what_the_rows_say():
     assert filled(page, read()) == page
     with pytest.raises(ValueError, match="the marks svd:exact once, found 0"):
         filled(page.replace("<!-- svd:exact -->", ""), read())
+
+
+def test_arrangements_are_shown_with_what_was_not_measured():
+    assert arrangements([]) == "On a GPU nothing of this has been measured yet."
+    labels = {"case": "svd_gpu", "device": "a GPU", "threads": "", "torch": "", "date": "", "commit": "", "rank": "8"}
+    labels |= {"model": "", "verdict": "", "shape": "8x8x8", "ratio_to": "svd, one by one"}
+    rows = [
+        {**labels, "variant": f"svd, {way}", "p50_ms": ms} for way, ms in (("one by one", "8"), ("2 at once", "4.04"))
+    ]
+    model = {"model": "some", "verdict": "seconds 7, target <= 8: met", "shape": "126 matrices", "ratio_to": "torch"}
+    found = arrangements([*rows, {**labels, **model, "variant": "svd", "rank": "full"}])
+    assert "| matrices | one by one | 2 at once |" in found and "| 8×8×8 | 8 ms | 4.04 ms |" in found
+    assert "- some, svd, rank full: seconds 7" in found and "nothing" not in found
 
 
 def test_each_device_has_tables_of_its_own():

@@ -5,6 +5,7 @@ from bench.decompositions import exact_errors, matrix, peer, remainder, spectrum
 from gsr_kernels.backends.torch import sketch as plain
 from gsr_kernels.backends.triton import sketch as kernel
 from gsr_kernels.linalg import randomized_svd, svd
+from gsr_kernels.side_by_side import ARRANGEMENTS, bases_of
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sparse"])
@@ -43,6 +44,20 @@ def test_randomized(record, kind, rank):
     record(f"{kind} {rank}", count=rank, error=f"{error / best:.4f}", torch_error=f"{theirs / best:.4f}")
     assert error <= 1.05 * best and error <= 1.001 * theirs
     assert 0.9 * error <= estimate.item() <= 1.01 * error
+
+
+@pytest.mark.parametrize("sketch", [None, 64])
+def test_side_by_side(record, sketch):
+    weights = [torch.randn(shape) for shape in [(512, 512)] * 12 + [(1024, 512)] * 12 + [(300, 700)] * 12]
+    alone = bases_of(weights, sketch, "1")
+    for arrangement in (*ARRANGEMENTS[1:], None):
+        found = bases_of(weights, sketch, arrangement)
+        # on the stream of the caller, at once
+        worst = max(torch.dist(a.S, b.S).item() / a.S.norm().item() for a, b in zip(alone, found))
+        record(f"{arrangement or 'as chosen'}, sketch {sketch}", count=len(weights), error=f"{worst:.3e}")
+        assert worst <= 1e-5
+        if arrangement in ("2", "4", "8"):
+            assert all(torch.equal(a.U, b.U) and torch.equal(a.Vh, b.Vh) for a, b in zip(alone, found))
 
 
 def test_a_batch_with_a_zero_matrix_and_directions_near_rounding():
