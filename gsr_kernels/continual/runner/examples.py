@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gsr_kernels.continual.tasks import Pool
@@ -108,6 +109,14 @@ class Source:
         digest = hashlib.sha256(repr((self.train, self.test)).encode()).hexdigest()[:16]
         counts = {"train": len(self.train), "test": len(self.test)}
         return {"about": self.about, "metric": self.scored_by, "rows": counts, "sha256": digest}
+
+
+def check_apart(path: Path, train: Sequence[Example], test: Sequence[Example]) -> None:
+    """Raises ValueError where the rows that score are all among those that are learned."""
+    if set(test) <= set(train):
+        raise ValueError(
+            f"{path}: every row to score by is a row to learn too: a score would tell what was learned by heart"
+        )
 
 
 def _some(rows: tuple[Example, ...], count: int | None, seed: int) -> tuple[Example, ...]:

@@ -102,6 +102,40 @@ def test_the_loss_is_that_of_the_rows_alone(writer):
         assert count == tokens and loss == pytest.approx(-total / tokens, abs=1e-5)
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_logits_are_asked_for_from_the_first_completion_on(can, tmp_path, monkeypatch):
+    kind = open_kind(RunSettings(model=save_model("causal", tmp_path), eval_batch=3))
+    model = load(kind, tmp_path, "float32", 0)
+    rows = [Example(f"the river is a stone {word}", " blue", goes_on=True) for word in ("red", "green", "seven apple")]
+    prompts = [len(kind.tokenizer(row.prompt)["input_ids"]) for row in rows]
+    longest = max(len(kind.features(row)["input_ids"]) for row in rows)
+    truth = [by_hand(kind, model, row.prompt, row.completion) for row in rows]
+    if not can:
+        forward = model.forward
+        monkeypatch.setattr(model, "forward", lambda input_ids, attention_mask: forward(input_ids, attention_mask))
+    seen = []
+    hook = model.lm_head.register_forward_hook(lambda head, args, logits: seen.append(logits.shape[1]))
+    found = kind.answers(model, rows, "loss", 1)
+    hook.remove()
+    assert seen == [longest - min(prompts) + 1 if can else longest]
+    for (loss, count), (total, tokens) in zip(found, truth):
+        assert count == tokens and loss == pytest.approx(-total / tokens, abs=1e-5)
+
+
+def test_the_token_that_every_text_must_begin_with_is_written_first(writer):
+    kind, model = writer
+    plain = kind.answers(model, ROWS, "text", 4)
+    token = kind.tokenizer("7", add_special_tokens=False)["input_ids"][0]
+    model.generation_config.forced_bos_token_id = token
+    try:
+        forced = kind.answers(model, ROWS, "text", 4)
+    finally:
+        model.generation_config.forced_bos_token_id = None
+    # a decoder goes on with its prompt, whose beginning is not its own
+    assert forced == plain if kind.name == "causal" else all(text.startswith("7") for text in forced)
+    assert not any(text.startswith("7") for text in plain)
+
+
 def test_batches_do_not_change_what_is_written(writer):
     kind, model = writer
     together = kind.answers(model, ROWS, "text", 6)

@@ -68,7 +68,7 @@ def test_the_orders_are_those_of_the_papers():
 def test_trace_is_scored_task_by_task(tmp_path):
     for task in ("20Minuten", "FOMC", "own"):
         for split in ("train", "test"):
-            write(tmp_path / task / f"{split}.json", [{"prompt": "p", "answer": "a"}])
+            write(tmp_path / task / f"{split}.json", [{"prompt": "p", "answer": split}])
     sources = {source.name: source for source in read(tmp_path).sources}
     assert {name: source.scored_by for name, source in sources.items()} == {
         "20Minuten": "sari", "FOMC": "exact", "own": "exact"
@@ -119,6 +119,18 @@ def test_a_malformed_benchmark_is_named(file, content, message, tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("task", ["SC/amazon", "FOMC"])
+def test_a_benchmark_that_scores_what_it_teaches_is_refused(task, tmp_path):
+    rows = [{"prompt": "p", "answer": f"{i}", "sentence": f"{i}", "label": "Good"} for i in range(3)]
+    write(tmp_path / task / "labels.json", ["Good", "Bad"])
+    write(tmp_path / task / "train.json", rows)
+    write(tmp_path / task / "test.json", [*rows[1:], {**rows[0], "sentence": "new", "answer": "new"}])
+    assert len(read(tmp_path).sources[0].test) == 3
+    write(tmp_path / task / "test.json", rows[1:])
+    with pytest.raises(ValueError, match=f"{task}: every row to score by is a row to learn too"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("file", ["SC/amazon/test.json", "SC/amazon/labels.json"])
 def test_a_missing_file_is_named(file, tmp_path):
     (cl_benchmark(tmp_path, "SC/amazon") / file).unlink()
@@ -147,7 +159,7 @@ def test_what_is_hidden_double_or_no_test_is_no_task(tmp_path):
     assert [source.name for source in read(tmp_path).sources] == ["a"]
     for split in ("train", "test"):
         write(tmp_path / "b" / f"{split}.jsonl", rows)
-    with pytest.raises(ValueError, match=r"every row of test.jsonl is in train.jsonl too"):
+    with pytest.raises(ValueError, match="b: every row to score by is a row to learn too"):
         read(tmp_path)
     write(tmp_path / "a" / "train.jsonl", rows)
     with pytest.raises(ValueError, match=r"holds a.jsonl and a/train.jsonl"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -33,8 +34,13 @@ class Causal(Writer):
 
     def scored(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """See Writer.scored; a text's first token has nothing before it and is no label."""
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return logits[:, :-1], batch["labels"][:, 1:]
+        # of the prompts that all rows begin with no logits are wanted, and most models can leave them out
+        labelled = (batch["labels"] != IGNORED).any(0)
+        first = max(1, int(labelled.int().argmax()))
+        kept = len(labelled) - first + 1
+        some = {"logits_to_keep": kept} if "logits_to_keep" in signature(model.forward).parameters else {}
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **some).logits
+        return logits[:, -kept:-1], batch["labels"][:, first:]
 
     def texts(self, model: Any, rows: Sequence[Example], new_tokens: int) -> list[str]:
         """See Writer.texts."""

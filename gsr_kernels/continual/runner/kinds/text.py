@@ -34,7 +34,9 @@ class Writer(Kind):
 
     @abstractmethod
     def scored(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits ``[rows, length, vocabulary]`` and the labels ``[rows, length]`` of each, or ``IGNORED``."""
+        """Logits ``[rows, length, vocabulary]`` and the labels ``[rows, length]`` of each, or ``IGNORED``; what comes
+        before the first label of all rows may be lacking.
+        """
 
     @abstractmethod
     def texts(self, model: Any, rows: Sequence[Example], new_tokens: int) -> list[str]:
@@ -56,6 +58,8 @@ class Writer(Kind):
             eos_token_id=self.tokenizer.eos_token_id,
             bos_token_id=own.bos_token_id,
             decoder_start_token_id=own.decoder_start_token_id,
+            # a language, say: no habit of writing, but where an encoder–decoder's every text begins
+            forced_bos_token_id=own.forced_bos_token_id if model.config.is_encoder_decoder else None,
         )
         try:
             return model.generate(**asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gsr_kernels.continual.runner.examples import Example, Source
+from gsr_kernels.continual.runner.examples import Example, Source, check_apart
 from gsr_kernels.continual.runner.readers.json_rows import read_examples, read_json
 
 # O-LoRA's appendix: the orders 1 to 3 of the Standard benchmark and 4 to 6 of the Long one
@@ -42,7 +42,8 @@ def read_task(name: str, path: Path, instructed: bool) -> Source:
 
     Raises:
         FileNotFoundError: one of its three files is missing.
-        ValueError: a malformed file or row, a label that labels.json lacks, a category that has no instruction.
+        ValueError: a malformed file or row, a label that labels.json lacks, a category that has no instruction, no row
+            to score by that is not learned.
     """
     category = path.parent.name
     if instructed and category not in INSTRUCTIONS:
@@ -59,6 +60,7 @@ def read_task(name: str, path: Path, instructed: bool) -> Source:
 
     keys = ("sentence", "label")
     train, test = (read_examples(path / f"{split}.json", keys, example) for split in ("train", "test"))
+    check_apart(path, train, test)
     return Source(name, f"{category}: {', '.join(labels)}", train, test)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gsr_kernels.continual.runner.examples import Example, Source
+from gsr_kernels.continual.runner.examples import Example, Source, check_apart
 from gsr_kernels.continual.runner.readers.json_rows import read_examples
 
 # the benchmark's order, and what each task is scored by
@@ -31,7 +31,7 @@ def read_task(name: str, path: Path, instructed: bool) -> Source:
 
     Raises:
         FileNotFoundError: one of its two files is missing.
-        ValueError: a malformed file or row.
+        ValueError: a malformed file or row, no row to score by that is not learned.
     """
 
     def example(row: dict[str, str]) -> Example:
@@ -39,4 +39,5 @@ def read_task(name: str, path: Path, instructed: bool) -> Source:
 
     keys = ("prompt", "answer")
     train, test = (read_examples(path / f"{split}.json", keys, example) for split in ("train", "test"))
+    check_apart(path, train, test)
     return Source(name, "of TRACE", train, test, metric=METRICS.get(name))
