@@ -81,7 +81,7 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
         if not others:
             return [decompose_one(weight, parameters[one])]
         alike = [parameters[place] for place in (one, *others)]
-        return of_several(alike, lambda W: weight.method.decompose(weight.name, W, weight.rank, weight.heads))
+        return of_several(alike, lambda W: _decomposed(weight, W))
 
     first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
     costs = [svd_cost(piece.shape) for piece in pieces]
@@ -95,10 +95,7 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
 def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
     """The basis of a whole weight; ValueError, by its name, where it has none."""
     try:
-        if weight.randomized:
-            basis = SpectralBasis.of(W, weight.rank, weight.heads, randomized=True)
-        else:
-            basis = weight.method.decompose(weight.name, W.detach(), weight.rank, weight.heads)
+        basis = _decomposed(weight, W.detach())
     except ValueError as error:
         raise ValueError(f"{weight.name}: {error}") from error
     if basis.fingerprint is None or weight.method.basis_kind:
@@ -106,11 +103,18 @@ def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
     return basis
 
 
+def _decomposed(weight: Weight, W: Tensor) -> SpectralBasis:
+    if weight.randomized:
+        return SpectralBasis.of(W, weight.rank, weight.heads, randomized=True)
+    return weight.method.decompose(weight.name, W, weight.rank, weight.heads)
+
+
 def _piece(weight: Weight, W: Tensor) -> Piece:
     shape = split_heads(W, weight.heads)[0].shape
     # a basis that the weight and the rank alone decide
     plain = type(weight.method).decompose is Method.decompose and len(shape) == 2
-    return Piece(shape, W.device, alike=(shape, W.dtype, weight.rank) if plain else None)
+    sketch = weight.rank if weight.randomized else None
+    return Piece(shape, W.device, sketch, alike=(shape, W.dtype, weight.rank) if plain else None)
 
 
 def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:
