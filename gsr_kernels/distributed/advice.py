@@ -13,7 +13,9 @@ from gsr_kernels.optim.weights import Weight
 
 def advise(weights: Sequence[Weight]) -> None:
     """Warns where "drop" sums more than a diagonal and another cut would not: what it would save, and what it costs."""
-    dear = [weight for weight in weights if isinstance(weight.scheme, LongSide)]
+    # where bases are shared the other cut would gather the long factor, twice
+    schemes = [weight.scheme for weight in weights]
+    dear = [weight for weight, one in zip(weights, schemes) if isinstance(one, LongSide) and not one.gathers]
     if not dear:
         return
     now = sum(prod(weight.scheme.sums_shape(weight.basis.rank)) for weight in dear)

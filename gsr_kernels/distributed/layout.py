@@ -118,12 +118,16 @@ class Layout:
             found.setdefault(self.block(place), place)
         return {block: place for block, place in found.items() if count(block)}
 
-    def part(self, shape: Sequence[int], rows: bool, columns: bool) -> Layout:
-        """The layout of a factor ``[.., m, n]`` cut as this tensor is, in its rows or columns only where asked."""
-        from torch.distributed.tensor import Replicate
+    def part(self, shape: Sequence[int], rows: bool, columns: bool, rest: int | None = None) -> Layout:
+        """The layout of a factor ``[.., m, n]`` cut as this tensor is, in its rows or columns only where asked.
+
+        What would be whole on the ranks of the other cuts they share along its dimension ``rest``, where one is given.
+        """
+        from torch.distributed.tensor import Replicate, Shard
 
         asked = {len(self.shape) - 2: rows, len(self.shape) - 1: columns, None: True}
-        placements = [p if asked.get(cut_dim(p), True) else Replicate() for p in self.placements]
+        other = Replicate() if rest is None else Shard(rest % len(shape))
+        placements = [p if asked.get(cut_dim(p), True) else other for p in self.placements]
         return Layout(torch.Size(shape), self.mesh, tuple(placements))
 
 

@@ -7,7 +7,8 @@ holds; none knows where the others are. The sum over all pieces is the only thin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,18 +26,24 @@ Pieces = tuple[Tensor, Tensor, Tensor]
 class Scheme:
     """A weight's layout, and what its pieces share.
 
-    ``lying`` is set for a wide weight under a scheme that is told of tall ones: all is transposed.
+    ``lying`` is set for a wide weight under a scheme that is told of tall ones: all is transposed. ``gathers`` says
+    that ranks share the directions of a factor that all of them need, and gather it when they do.
     """
 
     layout: Layout
     lying: bool = False
+    gathers: bool = False
+
+    # whether what is gathered is needed before the sum
+    first: ClassVar[bool] = True
 
     def factors(self, shapes: Mapping[str, torch.Size]) -> dict[str, Layout]:
         """Where U, S and Vh of these whole shapes lie: cut as the weight is, in batches, U's rows and Vh's columns."""
+        U, Vh = (-1, -2) if self.gathers else (None, None)
         return {
-            "U": self.layout.part(shapes["U"], True, False),
+            "U": self.layout.part(shapes["U"], True, False, U),
             "S": self.layout.part(shapes["S"], False, False),
-            "Vh": self.layout.part(shapes["Vh"], False, True),
+            "Vh": self.layout.part(shapes["Vh"], False, True, Vh),
         }
 
     def sums_shape(self, k: int, place: int | None = None) -> tuple[int, ...]:
@@ -95,6 +102,8 @@ class ShortSide(Scheme):
 class LongSide(Scheme):
     """The same of a tall weight cut in rows: Uᵀ G, ``[.., k, d2]``, is summed."""
 
+    first = False
+
     def sums_shape(self, k: int, place: int | None = None) -> tuple[int, ...]:
         return (*super().sums_shape(k, place), self.layout.shape[-2 if self.lying else -1])
 
@@ -128,8 +137,10 @@ class Core(Scheme):
         return U @ ((sums + delta.diag_embed()) @ Vh)
 
 
-def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Heads) -> Scheme:
+def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Heads, shard_bases: bool) -> Scheme:
     """The scheme that serves a weight of this layout with k directions at the least traffic.
+
+    With ``shard_bases`` it holds no factor whole, and gathers.
 
     Raises, by name, on a weight that is cut: TypeError for a method that needs whole matrices, ValueError for heads.
     """
@@ -152,6 +163,10 @@ def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Head
             f"method: {names} needs whole matrices, and {name} is cut over ranks ({layout.placements}); "
             "GSR alone is served there. Train replicas (DistributedDataParallel), or choose targets= that are not cut"
         )
+    return replace(_choose(method, layout, k), gathers=shard_bases)
+
+
+def _choose(method: GSR, layout: Layout, k: int) -> Scheme:
     d1, d2 = layout.shape[-2:]
     whole = k == min(d1, d2)
     if method.out_of_span == "keep" or (whole and d1 == d2):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.buckets import Sums
+from gsr_kernels.distributed.gather import gathered
 from gsr_kernels.methods import GSR
 from gsr_kernels.ops import implementation
 from gsr_kernels.optim.offload import visits
@@ -57,13 +58,21 @@ class _Step:
 
     def run(self, buckets: Sequence[Sequence[Task]]) -> None:
         tasks = [task for bucket in buckets for task in bucket]
-        for (place, act), basis in zip(tasks, self._visiting([place for place, _ in tasks])):
-            act(place, basis)
+        bases = self._bases(tasks)
+        for place, act in tasks:
+            # by no name: what was gathered goes when it was used
+            act(place, next(bases))
 
-    def _visiting(self, places: Sequence[int]) -> Iterator[SpectralBasis]:
-        weights = [self.weights[place] for place in places]
-        for _, bases in visits([weight.basis for weight in weights], [weight.skipped.device for weight in weights]):
-            yield from bases
+    def _bases(self, tasks: Sequence[Task]) -> Iterator[SpectralBasis]:
+        """Those of the tasks, where and as they are used."""
+        weights = [self.weights[place] for place, _ in tasks]
+        visiting = visits([weight.basis for weight in weights], [weight.skipped.device for weight in weights])
+        bases = (basis for _, several in visiting for basis in several)
+        schemes = [weight.scheme for weight in weights]
+        if not any(scheme.gathers for scheme in schemes):
+            return bases
+        asked = [s.gathers and (s.first or act == self.second) for s, (_, act) in zip(schemes, tasks)]
+        return gathered(zip(schemes, bases, asked))
 
     def first(self, place: int, basis: SpectralBasis) -> None:
         scheme, G = self.weights[place].scheme, self.gradients[place]

@@ -55,6 +55,7 @@ def attach(
     nonfinite: str = "skip",
     record_every: int = 0,
     randomized: bool = False,
+    shard_bases: bool = False,
 ) -> Handle:
     """Puts a method between a model's gradients and any torch optimizer, from the next ``optimizer.step()`` on.
 
@@ -82,6 +83,8 @@ def attach(
         record_every: measure every n-th step for ``handle.metrics()``; 0: never.
         randomized: find the bases by ``randomized_svd``: faster for a small ``rank``, and slightly less than the best.
             Weights that ``rank`` leaves whole are decomposed exactly.
+        shard_bases: of a weight that is cut over ranks, also cut over them the factors that each would hold whole, and
+            gather them just before they are used, one weight at a time, twice a step: less memory, more traffic.
 
     Returns:
         The handle: refresh, metrics, save_bases, state_dict, doctor, remove.
@@ -135,7 +138,12 @@ def attach(
             ranks[name],
             split[name],
             choose_scheme(
-                name, methods[name], layouts[name], ranks[name] or min(matrices[name].shape[-2:]), split[name]
+                name,
+                methods[name],
+                layouts[name],
+                ranks[name] or min(matrices[name].shape[-2:]),
+                split[name],
+                shard_bases,
             ),
             offloaded,
             randomized and ranks[name] is not None,
@@ -146,6 +154,8 @@ def attach(
     cut = [weight for weight in weights if not weight.whole]
     if record_every and cut:
         raise ValueError(f"record_every measures whole gradients: {cut[0].name} is cut over ranks; leave it at 0")
+    if shard_bases and not cut:
+        raise ValueError("shard_bases: no weight is cut over ranks, whose bases they could share; leave it out")
     there = False
     if bases is not None:
         kept = os.fspath(bases)

@@ -40,7 +40,8 @@ class GSRAdamW(AdamW):
             ``[{"params": [(name, parameter), ..], "lr": ..}, ..]``. Of names alone, embeddings are told by what they
             are called.
         lr, betas, eps, weight_decay, maximize, capturable: torch.optim.AdamW's; a tensor lr is read on the device.
-        method, rho, rank, targets, out_of_span, bases, randomized: attach()'s; ``handle`` is what it returns.
+        method, rho, rank, targets, out_of_span, bases, randomized, shard_bases: attach()'s; ``handle`` is what it
+            returns.
         state_dtype: of the moments of 16-bit parameters; None: the parameter's own.
         master_weights: keep a float32 copy of every 16-bit parameter, which AdamW moves, with moments in float32.
         amsgrad: not served.
@@ -64,6 +65,7 @@ class GSRAdamW(AdamW):
         out_of_span: str | None = None,
         bases: str | os.PathLike[str] | None = None,
         randomized: bool = False,
+        shard_bases: bool = False,
         state_dtype: torch.dtype | None = None,
         master_weights: bool = False,
         maximize: bool = False,
@@ -82,7 +84,8 @@ class GSRAdamW(AdamW):
         self._start()
         super().__init__(groups, lr, betas, eps, weight_decay, maximize=maximize, capturable=capturable, fused=True)
         settings: dict[str, Any] = {"targets": targets, "out_of_span": out_of_span, "bases": bases}
-        handle = attach(model, self, method, rho=rho, rank=rank, randomized=randomized, **settings)
+        settings |= {"randomized": randomized, "shard_bases": shard_bases}
+        handle = attach(model, self, method, rho=rho, rank=rank, **settings)
         constraining = [one for one in handle.methods if one.constrains]
         if master_weights and constraining:
             handle.remove()

@@ -121,7 +121,9 @@ class Wire(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if "c10d" in function.namespace:
-            sent = [one for one in tree_leaves(args[0]) if isinstance(one, torch.Tensor)]
+            # what is gathered is named after where it goes
+            given = args["allgather" in function._opname]
+            sent = [one for one in tree_leaves(given) if isinstance(one, torch.Tensor)]
             self.seen.append((function._opname, sum(one.numel() * one.element_size() for one in sent)))
         return function(*args, **(kwargs or {}))
 

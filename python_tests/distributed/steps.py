@@ -60,21 +60,21 @@ def products_before(numbers):
         optimizer, _ = attached(model, out_of_span="drop")
         set_gradients(model, matrices.matrices(1, EQUAL))
         optimizer.step()
-        with Order() as order:
+        with Order("allreduce_") as order:
             optimizer.step()
     return order.before
 
 
 class Order(TorchDispatchMode):
-    """The matrix products that went before each all-reduce within."""
+    """The matrix products that went before each collective of a name within."""
 
-    def __init__(self):
+    def __init__(self, name):
         super().__init__()
-        self.before, self._products = [], 0
+        self.before, self._products, self._name = [], 0, name
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self._products += function._opname == "mm"
-        if function._opname == "allreduce_":
+        if function._opname == self._name:
             self.before.append(self._products)
         return function(*args, **(kwargs or {}))
 

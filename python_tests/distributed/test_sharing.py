@@ -1,0 +1,76 @@
+"""Bases shared by the ranks of a weight: the same bits, less memory, and the traffic that is said."""
+
+from functools import cache
+from tempfile import TemporaryDirectory
+
+import pytest
+from torch.distributed.tensor import Replicate, Shard
+
+from python_tests.distributed import sharing
+from python_tests.distributed.ranks import run
+
+# what ranks share comes out even
+TALL = {"tall": (16, 8)}
+
+
+@cache
+def results(world):
+    """One group of processes for all that is asked of so many ranks."""
+    if world == 4:
+        pairs = [(Replicate(), Shard(0)), (Shard(0), Shard(1)), (Shard(1), Shard(0)), (Shard(0), Shard(0))]
+        layouts = [((2, 2), pair) for pair in pairs]
+        hsdp = (sharing.held_and_sent, (2, 2), (Replicate(), Shard(0)), TALL)
+        return run(4, (sharing.bits, layouts), hsdp, (sharing.experts,))
+    if world == 3:
+        return run(3, (sharing.bits, [((3,), (placement,)) for placement in (Shard(0), Shard(1))]))
+    with TemporaryDirectory() as folder:
+        checks = [(sharing.held_and_sent, (2,), (Shard(0),), TALL), (sharing.kept, folder), (sharing.gsr_adamw,)]
+        return run(2, *checks, (sharing.at_a_time,), (sharing.products_before,), (sharing.refusals,))
+
+
+@pytest.mark.parametrize("world", [3, 4])
+def test_every_bit_is_that_of_whole_factors(world):
+    for different in results(world)["bits"]:
+        assert len(different) == (16 if world == 4 else 8) and not any(different.values()), different
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_rank_holds_its_share_and_gathers_what_is_said(world):
+    # cut in rows by two ranks, in HSDP too: 8 directions of 8 numbers are shared
+    for found in results(world)["held_and_sent"]:
+        for (dtype, out_of_span), (held, sent) in found.items():
+            half = 8 * 8 * dtype.itemsize // 2
+            assert held == 8 * 16 * dtype.itemsize // 2 + half
+            gathers = [one for one in sent if one[0] == "_allgather_base_"]
+            # "drop" cut along the long side needs Vh after its sum alone
+            assert gathers == [("_allgather_base_", half)] * (2 if out_of_span == "keep" else 1)
+            [summed] = [one for one in sent if one not in gathers]
+            assert summed == ("allreduce_", 4 * (8 if out_of_span == "keep" else 8 * 8))
+
+
+def test_experts_that_are_cut_share_what_is_theirs():
+    assert all(results(4)["experts"])
+
+
+def test_one_gathered_basis_is_there_at_a_time():
+    # each of 5 weights twice
+    assert results(2)["at_a_time"] == [(1, 10)] * 2
+
+
+def test_a_basis_is_on_its_way_while_the_one_before_it_is_used():
+    # a product of each of 5 weights before the sum, and one after it
+    assert results(2)["products_before"] == [[0, *range(9)]] * 2
+
+
+def test_shared_bases_are_kept_and_found_by_any_ranks():
+    for counts, distances in results(2)["kept"]:
+        assert counts == [0, 0, 0] and distances[:2] == [0, 0] and distances[2] <= 1e-12
+
+
+def test_gsr_adamw_shares_bases():
+    assert results(2)["gsr_adamw"] == [0, 0]
+
+
+def test_sharing_is_refused_where_nothing_is_cut():
+    for messages in results(2)["refusals"]:
+        assert all(one.startswith("ValueError: shard_bases: no weight is cut over ranks") for one in messages)
