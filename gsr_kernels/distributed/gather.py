@@ -33,7 +33,7 @@ class _Gather:
     """One basis on its way; as it is where no scheme says how it is shared."""
 
     def __init__(self, scheme: Scheme | None, basis: SpectralBasis) -> None:
-        self._basis, self._coming = basis, dict[str, Iterator[Tensor | None]]()
+        self._basis, self._coming = basis, dict[str, Iterator[Tensor]]()
         if scheme is None:
             return
         *batch, d1, d2 = basis.shape
@@ -47,13 +47,14 @@ class _Gather:
 
     def arrived(self) -> SpectralBasis:
         """The basis, for use on the current stream."""
-        return replace(self._basis, **{name: [*coming][-1] for name, coming in self._coming.items()})
+        whole = {name: [*coming][-1] for name, coming in self._coming.items()}
+        return replace(self._basis, U=whole.get("U", self._basis.U), Vh=whole.get("Vh", self._basis.Vh))
 
 
-def _gathering(part: Tensor, layout: Layout, dim: int) -> Iterator[Tensor | None]:
-    """A tensor of which each rank has a part, whole in one dimension, at the end.
+def _gathering(part: Tensor, layout: Layout, dim: int) -> Iterator[Tensor]:
+    """A tensor of which each rank has a part, in the end whole in one dimension.
 
-    Before that each ``next`` waits for one group of ranks and begins with another.
+    Before that each ``next`` waits for one group of ranks and begins with another, and gives what is under way.
     """
     axes = [i for i in layout.cuts(dim) if cut_dim(layout.placements[i]) == dim % len(layout.shape)]
     coordinate = layout.mesh.get_coordinate()
@@ -69,7 +70,7 @@ def _gathering(part: Tensor, layout: Layout, dim: int) -> Iterator[Tensor | None
         sent = torch.cat([held, held.new_zeros(less, *held.shape[1:])]) if less else held.contiguous()
         held = sent.new_empty(len(sent) * layout.mesh.size(i), *sent.shape[1:])
         work = dist.all_gather_into_tensor(held, sent, group=layout.mesh.get_group(i), async_op=True)
-        yield None
+        yield held
         work.wait()
         held = held[:size]
     # laid out as if it had never been cut: products round alike
