@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from gsr_kernels.continual.model import ModelConfig
 from gsr_kernels.continual.recipe import expand
 from gsr_kernels.continual.report import report
 from gsr_kernels.continual.results import Results
+from gsr_kernels.continual.runner import ranks
 from gsr_kernels.continual.runner import settings as runner_settings
 from gsr_kernels.continual.settings import Settings
 from gsr_kernels.optim.rank import RANK
@@ -97,6 +99,11 @@ def run(args: argparse.Namespace) -> None:
         ValueError, OSError: bad input, found before any work.
         FloatingPointError: training diverges.
     """
+    with ranks.joined():
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
     arguments = args.arguments
     if args.recipe is not None:
         parser = argparse.ArgumentParser(prog=f"--recipe {args.recipe}", allow_abbrev=False)
@@ -105,20 +112,25 @@ def run(args: argparse.Namespace) -> None:
     names = _names(args.method) or Settings().methods
     if args.bounds:
         names += tuple(bound for bound in BOUNDS if bound not in names)
-    job = _job(args, names)
+    if ranks.world() > 1 and not args.model:
+        raise ValueError("the built-in model is for one process: start it without torchrun, or give --model")
+    job = ranks.together(lambda: _job(args, names))
     config = {"arguments": list(arguments), **job.config}
-    before = _open(args, job)
+    before = ranks.led(lambda: _open(args, job))
     if before:
         # where the run began stays written; where it went on is added
         again = {key: config[key] for key in ("arguments", "versions", "machine", "threads")}
         config = {**before, "resumed": [*before.get("resumed", ()), again]}
 
     def keep(done: Results) -> None:
-        write(args.out, config, done, report(done, job.conditions(done), *job.notes))
+        if ranks.first():
+            write(args.out, config, done, report(done, job.conditions(done), *job.notes))
 
-    with claimed(args.out):
-        begin(args.out, config)
+    with contextlib.ExitStack() as stack:
+        ranks.led(lambda: stack.enter_context(claimed(args.out)) or begin(args.out, config))
         results = job.run(keep)
+    if not ranks.first():
+        return
     print(f"\n{report(results, job.conditions(results), *job.notes)}")
     _draw(args.out, results)
     print(f"{results.seconds:.0f} s; see {args.out}: {', '.join(sorted(file.name for file in args.out.iterdir()))}")

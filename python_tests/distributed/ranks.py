@@ -24,6 +24,7 @@ context.set_forkserver_preload(
         "torch.distributed.tensor.parallel",
         "torch.distributed.checkpoint.state_dict",
         "transformers.models.llama.modeling_llama",
+        "transformers.trainer",
         "gsr_kernels",
     ]
 )

@@ -109,8 +109,8 @@ class Balanced(Adapted):
         A task that is resumed takes the same gradient again, since what is protected after it follows from that.
         """
         settings: Any = trainer.args
-        dataset: Any = trainer.train_dataset
-        rows = random.Random(settings.seed).sample(dataset, min(len(dataset), GRADIENT_ROWS))
+        turns: Any = trainer.train_dataset
+        rows = random.Random(settings.seed).sample(turns.rows, min(len(turns.rows), GRADIENT_ROWS))
         size = settings.per_device_train_batch_size
         batches = [trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
 

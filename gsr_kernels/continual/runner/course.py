@@ -20,6 +20,7 @@ from gsr_kernels.continual.runner.journal import Journal
 from gsr_kernels.continual.runner.kinds import Kind
 from gsr_kernels.continual.runner.learn import learn, steps_of
 from gsr_kernels.continual.runner.models import load, spectra
+from gsr_kernels.continual.runner.ranks import first, led
 from gsr_kernels.continual.runner.score import score
 from gsr_kernels.continual.runner.settings import RunSettings
 from gsr_kernels.continual.runner.way import Way
@@ -88,7 +89,7 @@ class Course:
             if way.model is None or not chained:
                 way.open(journal.model(stages[place - 1][0]) if chained and place else None)
             if chained and not place:
-                journal.spectra[BEFORE] = spectra(way.model)
+                journal.spectra[BEFORE] = led(lambda: spectra(way.model))
             self._announce(name, stage)
             way.begin()
             settings = replace(self._sized(name), lr=way.lr)
@@ -106,9 +107,10 @@ class Course:
                 journal.keep(stage, way.save)
             learned = way.whole()
             scores = self._scores(learned, journal.folder / "answers" / stage)
-            journal.finish(stage, scores, spectra(learned), log)
-            told = "  ".join(f"{task} {value:.1f}" for task, value in scores.items())
-            self._bar.write(f"seed {self._seed}  {TITLES[name]:<8} after {stage}: {told}")
+            journal.finish(stage, scores, led(lambda: spectra(learned)), log)
+            if first():
+                told = "  ".join(f"{task} {value:.1f}" for task, value in scores.items())
+                self._bar.write(f"seed {self._seed}  {TITLES[name]:<8} after {stage}: {told}")
         return journal
 
     def steps(self, name: str) -> int:
@@ -126,13 +128,19 @@ class Course:
     def _before(self) -> dict[str, float]:
         """The scores of the model before any training, taken once a seed."""
         file = self._folder / "before.json"
-        if not file.is_file():
-            self._bar.set_description(f"seed {self._seed} · before any training")
-            model = load(self._kind, self._settings.model, self._settings.dtype, self._seed)
-            scores = self._scores(model, self._folder / "answers")
+        found = led(lambda: file.read_text() if file.is_file() else None)
+        if found is not None:
+            return json.loads(found)
+        self._bar.set_description(f"seed {self._seed} · before any training")
+        model = load(self._kind, self._settings.model, self._settings.dtype, self._seed)
+        scores = self._scores(model, self._folder / "answers")
+
+        def write() -> None:
             with replacing(file) as path:
                 path.write_text(json.dumps(scores))
-        return json.loads(file.read_text())
+
+        led(write)
+        return scores
 
     def _scores(self, model: Any, folder: Path) -> dict[str, float]:
         # in the precision of the training
@@ -153,7 +161,7 @@ class Course:
         return zlib.crc32(f"seed {self._seed}, {stage}".encode())
 
     def _tick(self, steps: int, before: bool) -> None:
-        if before:
+        if before and first():
             # the estimate of the end counts what is done now
             self._bar.initial += steps
         self._bar.update(steps)

@@ -10,6 +10,7 @@ from typing import Any
 
 from gsr_kernels.continual.metrics import ResultMatrix
 from gsr_kernels.continual.results import Spectra
+from gsr_kernels.continual.runner.ranks import led
 from gsr_kernels.files import replacing
 
 
@@ -29,8 +30,9 @@ class Journal:
         self.logs: dict[str, list[dict[str, Any]]] = {}
         self.done: list[str] = []
         self._keep_models = keep_models
-        if self._file.is_file():
-            data = json.loads(self._file.read_text(encoding="utf-8"))
+        written = led(lambda: self._file.read_text(encoding="utf-8") if self._file.is_file() else None)
+        if written is not None:
+            data = json.loads(written)
             self.matrix = ResultMatrix.from_json(json.dumps(data["matrix"]))
             self.spectra, self.logs, self.done = data["spectra"], data["logs"], data["done"]
 
@@ -51,12 +53,16 @@ class Journal:
             )
 
     def keep(self, stage: str, save: Callable[[Path], object]) -> None:
-        """Has the model after a stage written, whole or not at all."""
-        partial = self.folder / "models" / f".{stage}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        save(partial)
-        shutil.rmtree(self.model(stage), ignore_errors=True)
-        partial.rename(self.model(stage))
+        """Has the model after a stage written by the first rank, whole or not at all."""
+
+        def write() -> None:
+            partial = self.folder / "models" / f".{stage}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            save(partial)
+            shutil.rmtree(self.model(stage), ignore_errors=True)
+            partial.rename(self.model(stage))
+
+        led(write)
 
     def finish(self, stage: str, scores: dict[str, float], spectra: Spectra, log: list[dict[str, Any]]) -> None:
         """A stage is over: its checkpoints, and the model before it, are wanted no longer."""
@@ -64,6 +70,9 @@ class Journal:
         self.spectra[stage] = spectra
         self.logs[stage] = log
         before, self.done = self.done, [*self.done, stage]
+        led(lambda: self._finish(stage, before))
+
+    def _finish(self, stage: str, before: Sequence[str]) -> None:
         data = {"matrix": json.loads(self.matrix.to_json()), "spectra": self.spectra, "done": self.done}
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._file) as path:

@@ -8,14 +8,18 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch.optim import Optimizer
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gsr_kernels.continual.runner.examples import Example
 from gsr_kernels.continual.runner.kinds import Kind
+from gsr_kernels.continual.runner.ranks import FailedElsewhere, first, led, world
 from gsr_kernels.continual.runner.settings import RunSettings
+from gsr_kernels.continual.runner.turns import Turns
 
 # what the Trainer writes last into a checkpoint
 LAST = "trainer_state.json"
@@ -35,6 +39,8 @@ def learn(
 ) -> list[dict[str, Any]]:
     """Trains on the rows of a task; a folder with a checkpoint in it goes on from there, to the same weights.
 
+    All processes of the run share every step: each takes its part of the rows.
+
     Args:
         prepare: called with the Trainer before it trains, and the folder.
         folder: for checkpoints; the caller removes it when the model is safe elsewhere.
@@ -48,21 +54,21 @@ def learn(
         FloatingPointError: the loss is no longer finite.
     """
     steps = steps_of(len(rows), settings)
+    if settings.gradient_checkpointing:
+        # the newer of its two names in transformers
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     trainer = TaskTrainer(
         model=model,
         args=arguments(settings, steps, folder, seed),
-        train_dataset=[kind.features(row) for row in rows],
-        data_collator=kind.collator(),
+        train_dataset=Turns([kind.features(row) for row in rows], settings.batch, steps, seed),
+        data_collator=kind.collator(model),
         compute_loss_func=kind.loss(),
         callbacks=[Watch(tick, settings.lr)],
     )
     # the run has a bar of its own
     trainer.remove_callback(PrinterCallback)
-    if settings.gradient_checkpointing:
-        # the newer of its two names in transformers
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     trainer.head_lr = settings.head_lr
-    checkpoint = newest(folder)
+    checkpoint = led(lambda: newest(folder))
     prepare(trainer, folder)
     if checkpoint is not None:
         before = TrainerState.load_from_json(str(Path(checkpoint) / LAST))
@@ -70,9 +76,9 @@ def learn(
             # the Trainer itself would take one step more
             trainer._load_from_checkpoint(checkpoint)
             tick(steps, True)
-            return before.log_history
+            return _log(before)
     trainer.train(resume_from_checkpoint=checkpoint)
-    return trainer.state.log_history
+    return _log(trainer.state)
 
 
 def steps_of(rows: int, settings: RunSettings) -> int:
@@ -80,14 +86,20 @@ def steps_of(rows: int, settings: RunSettings) -> int:
     return settings.steps or max(1, math.ceil(settings.epochs * math.ceil(rows / settings.batch)))
 
 
+def _log(state: TrainerState) -> list[dict[str, Any]]:
+    # to the Trainer all turns of a task are one epoch
+    return [{key: value for key, value in record.items() if key != "epoch"} for record in state.log_history]
+
+
 def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> TrainingArguments:
     """The Trainer's own settings of a task."""
     cuda = torch.cuda.is_available()
-    micro = settings.micro_batch or settings.batch
+    share = settings.batch // world()
+    micro = settings.micro_batch or share
     given = TrainingArguments(
         str(folder),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch // micro,
+        gradient_accumulation_steps=share // micro,
         max_steps=steps,
         learning_rate=settings.lr,
         # down, so that a task of one step has a rate
@@ -113,7 +125,7 @@ def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> Tra
 
 
 def newest(folder: Path) -> str | None:
-    """The newest checkpoint that was written whole; others are removed."""
+    """The newest checkpoint that was written whole, by all ranks; others are removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     whole = [path for path in found if _is_whole(path)]
     for path in found:
@@ -127,13 +139,19 @@ def _is_whole(checkpoint: Path) -> bool:
         json.loads((checkpoint / LAST).read_text())
     except (OSError, ValueError):
         return False
-    return True
+    # a rank's own generators, which the first one does not wait for; torch.save writes zip files
+    return world() == 1 or all(is_zipfile(checkpoint / f"rng_state_{rank}.pth") for rank in range(world()))
 
 
 class TaskTrainer(Trainer):
-    """A Trainer whose new classification head may learn at a rate of its own, ``head_lr``."""
+    """A Trainer that takes the rows as ``Turns`` has them, and whose new classification head may learn at a rate of its
+    own, ``head_lr``.
+    """
 
     head_lr: float | None = None
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
+        return SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """The Trainer's own, with the head in groups of its own, decayed or not as they were."""
@@ -172,6 +190,9 @@ class Watch(TrainerCallback):
     ) -> None:
         """The loss since the last record."""
         if not math.isfinite(logs.get("loss", 0.0)):
+            # all ranks have the same
+            if not first():
+                raise FailedElsewhere(2)
             raise FloatingPointError(
                 f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high"
             )

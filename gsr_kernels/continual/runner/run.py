@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from gsr_kernels.continual.methods import ADAPTERS, BOUNDS, METHODS, TITLES, Met
 from gsr_kernels.continual.results import Results
 from gsr_kernels.continual.runner.examples import Source, TextTask
 from gsr_kernels.continual.runner.known import read_known
+from gsr_kernels.continual.runner.ranks import first, world
 from gsr_kernels.continual.runner.readers import read
 from gsr_kernels.continual.runner.settings import FLAGS, RunSettings
 
@@ -46,13 +46,12 @@ class Run:
         for package in ("transformers", "accelerate"):
             if find_spec(package) is None:
                 raise ValueError(f"--model needs the package {package}: {INSTALL}")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("--model trains in one process: start it without torchrun; DDP and FSDP are not supported")
         given = {each.name: getattr(args, each.name) for each in FLAGS} | {
             key: getattr(args, key) for key in ("model", "seeds", "steps", "lr")
         }
         chosen = {key: value for key, value in given.items() if value is not None}
         self.settings = RunSettings(methods=names, method=method, **chosen)
+        _check_shares(self.settings)
         self._described = _describe(names, self.settings)
         if args.data is None:
             raise ValueError("--data is wanted with --model: a folder with a task in each JSON-lines file")
@@ -89,7 +88,7 @@ class Run:
         if isinstance(self.kind, Classifier):
             self.kind.choose_among(row.options for row in rows)
         # a row that the tokenizer cannot take is met now
-        for row in tqdm(rows, "rows into tokens", unit="row", leave=False, disable=None):
+        for row in tqdm(rows, "rows into tokens", unit="row", leave=False, disable=None if first() else True):
             self.kind.features(row)
         self._cut = {"prompts": len(self.kind.cut), "completions": len(self.kind.cut_completions)}
         self.out: Path = args.out
@@ -102,7 +101,7 @@ class Run:
         here = environment()
         here["versions"]["transformers"] = transformers.__version__
         return {
-            "settings": dataclasses.asdict(self.settings) | {"kind": self.kind.name},
+            "settings": dataclasses.asdict(self.settings) | {"kind": self.kind.name, "processes": world()},
             "methods": self._described,
             "known": {source.name: source.described() for source in self.known},
             "tasks": {source.name: source.described() for source in self.tasks},
@@ -134,7 +133,8 @@ class Run:
         results = Results(self._score(), {})
         # a log file wants few lines
         interval = 0.2 if sys.stderr.isatty() else 20.0
-        with quiet(), tqdm(unit="step", mininterval=interval, smoothing=0, dynamic_ncols=True) as bar:
+        shown = {"mininterval": interval, "smoothing": 0, "dynamic_ncols": True, "disable": not first()}
+        with quiet(), tqdm(unit="step", **shown) as bar:
             courses = [
                 Course(self.settings, self.kind, *draw, seed, self.out / "work" / f"seed-{seed}", bar)
                 for seed, draw in zip(self.settings.numbers, self._draws)
@@ -213,6 +213,14 @@ def _describe(names: Sequence[str], settings: RunSettings) -> dict[str, str]:
             adapters = f"rank {rank}, lr {lr:g}, dropout {settings.adapter_dropout:g}"
             described[TITLES[name]] = f"{adapters}, {ADAPTING[name].described(settings.method, settings.adapter_lam)}"
     return described
+
+
+def _check_shares(settings: RunSettings) -> None:
+    """Raises ValueError for a batch that the processes cannot share evenly."""
+    rows = (settings.micro_batch or 1) * world()
+    if settings.batch % rows:
+        each = f"--micro-batch {settings.micro_batch} of each of " if settings.micro_batch else ""
+        raise ValueError(f"batch {settings.batch} must be a multiple of {rows}, {each}the {world()} processes")
 
 
 def _metrics(given: Sequence[str] | None, tasks: Sequence[str]) -> dict[str, str]:

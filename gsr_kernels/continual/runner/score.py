@@ -8,14 +8,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gsr_kernels.continual.evaluators import EVALUATORS
+from gsr_kernels.continual.evaluators import EVALUATORS, Answer
 from gsr_kernels.continual.runner.examples import TextTask
 from gsr_kernels.continual.runner.kinds import Kind, Writer
+from gsr_kernels.continual.runner.ranks import first, gathered, rank, told, world
 from gsr_kernels.files import replacing
 
 
 def score(kind: Kind, model: Any, task: TextTask, new_tokens: int | None, file: Path) -> float:
     """In percent, by the task's evaluator; the answers go to ``file``, a JSON line each.
+
+    Every rank has its copy of the model answer its share of the rows.
 
     Args:
         new_tokens: of an answer at most; None: as many as the task's longest completion has.
@@ -23,16 +26,22 @@ def score(kind: Kind, model: Any, task: TextTask, new_tokens: int | None, file: 
     evaluator = EVALUATORS[task.metric]
     if new_tokens is None and evaluator.asks == "text":
         new_tokens = longest(kind, task)
-    rows = len(task.test) * (len(task.test[0].options) if evaluator.asks == "choice" and "text" in kind.asks else 1)
-    with tqdm(desc=f"scores on {task.name}", total=rows, unit="row", leave=False, disable=None) as bar:
+    own = task.test[rank() :: world()]
+    rows = len(own) * (len(task.test[0].options) if evaluator.asks == "choice" and "text" in kind.asks else 1)
+    with tqdm(desc=f"scores on {task.name}", total=rows, unit="row", leave=False, disable=None if first() else True) as bar:
         kind.tick = bar.update
-        answers = kind.answers(model, task.test, evaluator.asks, new_tokens or 1)
+        shares = gathered(kind.answers(model, own, evaluator.asks, new_tokens or 1))
+    if not first():
+        return told(0.0)
+    answers: list[Answer] = [None] * len(task.test)
+    for start, share in enumerate(shares):
+        answers[start :: world()] = share
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as path, path.open("w", encoding="utf-8") as lines:
         for row, answer in zip(task.test, answers):
-            told = {"prompt": row.prompt, "completion": row.completion, "answer": answer}
-            lines.write(json.dumps(told, ensure_ascii=False) + "\n")
-    return evaluator.total(task.test, answers)
+            line = {"prompt": row.prompt, "completion": row.completion, "answer": answer}
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return told(evaluator.total(task.test, answers))
 
 
 def longest(kind: Kind, task: TextTask) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gsr_kernels.continual.runner.kinds.base import Kind
+from gsr_kernels.continual.runner.kinds.base import IGNORED, Kind
 from gsr_kernels.continual.runner.kinds.causal import Causal
 from gsr_kernels.continual.runner.kinds.classifier import Classifier
 from gsr_kernels.continual.runner.kinds.seq2seq import Seq2Seq
@@ -12,7 +12,7 @@ from gsr_kernels.continual.runner.kinds.text import Writer
 
 KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Causal, Seq2Seq, Classifier)}
 
-__all__ = ["KINDS", "Causal", "Classifier", "Kind", "Seq2Seq", "Writer", "kind_of"]
+__all__ = ["IGNORED", "KINDS", "Causal", "Classifier", "Kind", "Seq2Seq", "Writer", "kind_of"]
 
 
 def kind_of(config: Any, wanted: str | None) -> type[Kind]:

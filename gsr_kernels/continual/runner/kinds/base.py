@@ -15,6 +15,9 @@ from gsr_kernels.continual.runner.examples import Example
 
 Features = dict[str, list[int]]
 
+# a label that no loss counts
+IGNORED = -100
+
 
 @dataclass
 class Kind(ABC):
@@ -55,8 +58,8 @@ class Kind(ABC):
         return None
 
     @abstractmethod
-    def collator(self) -> Any:
-        """Features into a padded batch."""
+    def collator(self, model: Any = None) -> Any:
+        """Features into a padded batch; of ``model``, if it has a decoder of its own, that one's input too."""
 
     def batches(
         self, rows: Sequence[Example], features: Sequence[Features], device: torch.device

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.continual.runner.examples import Example
-from gsr_kernels.continual.runner.kinds.base import Features
-from gsr_kernels.continual.runner.kinds.text import IGNORED, Writer
+from gsr_kernels.continual.runner.kinds.base import IGNORED, Features
+from gsr_kernels.continual.runner.kinds.text import Writer
 
 
 class Causal(Writer):

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from gsr_kernels.continual.runner.examples import Example
-from gsr_kernels.continual.runner.kinds.base import Features, Kind
+from gsr_kernels.continual.runner.kinds.base import IGNORED, Features, Kind
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Classifier(Kind):
         label = self._first[row.options] + row.options.index(row.completion)
         return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": label}
 
-    def collator(self) -> Any:
+    def collator(self, model: Any = None) -> Any:
         """See Kind.collator."""
         return DataCollatorWithPadding(self.tokenizer)
 
@@ -56,8 +56,9 @@ class Classifier(Kind):
         """Cross entropy among the options of each row's task."""
 
         def masked(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            total = F.cross_entropy(self._among(outputs.logits, labels), labels, reduction="sum")
-            return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+            among = self._among(outputs.logits, labels.clamp(min=0))
+            total = F.cross_entropy(among, labels, ignore_index=IGNORED, reduction="sum")
+            return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
         return masked
 

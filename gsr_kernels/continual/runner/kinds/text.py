@@ -14,10 +14,7 @@ from transformers import DataCollatorForSeq2Seq, GenerationConfig
 
 from gsr_kernels.continual.evaluators import Answer
 from gsr_kernels.continual.runner.examples import Example
-from gsr_kernels.continual.runner.kinds.base import Kind
-
-# what cross_entropy leaves out
-IGNORED = -100
+from gsr_kernels.continual.runner.kinds.base import IGNORED, Kind
 
 
 @dataclass
@@ -66,9 +63,9 @@ class Writer(Kind):
         finally:
             model.generation_config = own
 
-    def collator(self) -> Any:
+    def collator(self, model: Any = None) -> Any:
         """See Kind.collator; labels are padded with ``IGNORED``."""
-        return DataCollatorForSeq2Seq(self.tokenizer, padding=True)
+        return DataCollatorForSeq2Seq(self.tokenizer, model, padding=True, label_pad_token_id=IGNORED)
 
     @torch.no_grad()
     def answers(self, model: Any, rows: Sequence[Example], asked: str, new_tokens: int) -> list[Answer]:

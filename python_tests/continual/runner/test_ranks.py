@@ -1,0 +1,73 @@
+"""The same run by two processes: to the same numbers as by one, and on from where it was killed."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from gsr_kernels.__main__ import main
+from gsr_kernels.continual.runner.learn import Watch
+from python_tests.continual.runner.tiny import save_model, save_tasks
+from python_tests.distributed.ranks import run, start
+
+# epochs that end with a step of fewer rows
+QUICK = ["--batch", "8", "--epochs", "1.5", "--lr", "1e-3", "--save-every", "2", "--method", "gsr"]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    model, data = save_model("causal", folder / "model"), save_tasks(folder / "data", ("first", "second"), rows=45)
+    return ["continual", "--model", model, "--data", data, *QUICK]
+
+
+def learned(arguments):
+    """What the command printed here, as one of the processes that torchrun starts."""
+    rank, world = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, HF_HUB_OFFLINE="1")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(arguments) == 0
+    return printed.getvalue()
+
+
+def killed(arguments):
+    """One process is killed between two checkpoints of the second task."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.output_dir.endswith("second") and state.global_step == 5 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Watch.on_step_end = on_step_end
+    learned(arguments)
+
+
+def measured(out):
+    return {part: json.loads((out / "results.json").read_text())[part] for part in ("matrices", "spectra")}
+
+
+def flat(data):
+    if isinstance(data, dict | list):
+        return [number for one in (data.values() if isinstance(data, dict) else data) for number in flat(one)]
+    return [data] if isinstance(data, int | float) else []
+
+
+def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(arguments, tmp_path):
+    alone, whole, cut = (tmp_path / name for name in ("alone", "whole", "cut"))
+    assert main([*arguments, "--micro-batch", "4", "--out", str(alone)]) == 0
+    [printed, other] = run(2, (learned, [*arguments, "--out", str(whole)]))["learned"]
+    assert (whole / "table.txt").read_text() in printed and other == ""
+    assert flat(measured(whole)) == pytest.approx(flat(measured(alone)), rel=1e-5)
+
+    _, failures, codes = start(2, (killed, [*arguments, "--out", str(cut)]))
+    # the other does not wait for it
+    assert codes[1] == -signal.SIGKILL and len(failures) == 1
+    [checkpoint] = Path(cut, "work/seed-0/gsr/training/second").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-4"
+    run(2, (learned, [*arguments, "--out", str(cut), "--resume"]))
+    assert measured(cut) == measured(whole)
