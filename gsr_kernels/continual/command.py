@@ -127,7 +127,12 @@ def _run(args: argparse.Namespace) -> None:
             write(args.out, config, done, report(done, job.conditions(done), *job.notes))
 
     with contextlib.ExitStack() as stack:
-        ranks.led(lambda: stack.enter_context(claimed(args.out)) or begin(args.out, config))
+
+        def claim() -> None:
+            stack.enter_context(claimed(args.out))
+            begin(args.out, config)
+
+        ranks.led(claim)
         results = job.run(keep)
     if not ranks.first():
         return

@@ -116,5 +116,6 @@ class CutMethodCallback(MethodCallback, ExportableState):
 
     def resumed(self, state: TrainerState) -> Any:
         """See MethodCallback.resumed."""
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        kept: Any = state.stateful_callbacks
+        saved = kept.get(type(self).__name__) if state.global_step else None
         return None if saved is None else saved["attributes"][KEY]

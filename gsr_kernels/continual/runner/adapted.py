@@ -18,6 +18,7 @@ from gsr_kernels.adapters.merge_model import merge_and_unload
 from gsr_kernels.continual.adapting import ADAPTING, GRADIENT_ROWS, Adapting
 from gsr_kernels.continual.runner.kinds import Kind
 from gsr_kernels.continual.runner.models import load
+from gsr_kernels.continual.runner.ranks import led
 from gsr_kernels.continual.runner.settings import RunSettings
 from gsr_kernels.continual.runner.way import Way
 from gsr_kernels.integrations.adapters import TermCallback
@@ -74,7 +75,7 @@ class Adapted(Way):
 
     def save(self, folder: Path) -> None:
         """See Way.save: a folder an adapter, as PEFT writes them."""
-        self._peft.save_pretrained(folder)
+        led(lambda: self._peft.save_pretrained(folder))
 
     def whole(self) -> Any:
         """See Way.whole: a copy with the adapters merged."""
@@ -130,9 +131,14 @@ class Balanced(Adapted):
 
     def save(self, folder: Path) -> None:
         """See Way.save: with the tokenizer, so that the folder is complete."""
-        self.whole().save_pretrained(folder)
-        self._kind.tokenizer.save_pretrained(folder)
-        self._eblora.save(folder / PROTECTED)
+        model = self.whole()
+
+        def write() -> None:
+            model.save_pretrained(folder)
+            self._kind.tokenizer.save_pretrained(folder)
+            self._eblora.save(folder / PROTECTED)
+
+        led(write)
 
     def whole(self) -> Any:
         """See Way.whole: the task is over, and its adapter a part of the model."""

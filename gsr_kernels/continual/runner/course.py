@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from gsr_kernels.continual.methods import BOUNDS, METHODS, TITLES
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
+from gsr_kernels.continual.results import Spectra
 from gsr_kernels.continual.runner.dense import Dense
 from gsr_kernels.continual.runner.examples import Example, TextTask
 from gsr_kernels.continual.runner.journal import Journal
@@ -89,7 +90,7 @@ class Course:
             if way.model is None or not chained:
                 way.open(journal.model(stages[place - 1][0]) if chained and place else None)
             if chained and not place:
-                journal.spectra[BEFORE] = led(lambda: spectra(way.model))
+                journal.spectra[BEFORE] = self._spectra(way.model)
             self._announce(name, stage)
             way.begin()
             settings = replace(self._sized(name), lr=way.lr)
@@ -103,11 +104,13 @@ class Course:
                 self._order(stage),
                 self._tick,
             )
-            if chained or settings.keep_models:
+            if chained or settings.keep_models or settings.fsdp:
                 journal.keep(stage, way.save)
+            if settings.fsdp:
+                way.open(journal.model(stage))
             learned = way.whole()
             scores = self._scores(learned, journal.folder / "answers" / stage)
-            journal.finish(stage, scores, led(lambda: spectra(learned)), log)
+            journal.finish(stage, scores, self._spectra(learned), log)
             if first():
                 told = "  ".join(f"{task} {value:.1f}" for task, value in scores.items())
                 self._bar.write(f"seed {self._seed}  {TITLES[name]:<8} after {stage}: {told}")
@@ -149,6 +152,9 @@ class Course:
                 task.name: score(self._kind, model, task, self._settings.new_tokens, folder / f"{task.name}.jsonl")
                 for task in (*self._known, *self._tasks)
             }
+
+    def _spectra(self, model: Any) -> Spectra:
+        return led(lambda: spectra(model))
 
     def _sized(self, name: str) -> RunSettings:
         """As many steps for all tasks at once as for one after the other."""

@@ -5,20 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
 from gsr_kernels.continual.runner.kinds import Kind
 from gsr_kernels.continual.runner.models import load
+from gsr_kernels.continual.runner.ranks import led
 from gsr_kernels.continual.runner.settings import RunSettings
 from gsr_kernels.continual.runner.way import Way
 from gsr_kernels.integrations.transformers import attach_to
 from gsr_kernels.methods import Method
 
-BASES = "bases.safetensors"
+# a file, and a directory of the parts of weights that are cut
+BASES, PARTS = "bases.safetensors", "bases"
 
 
 class Dense(Way):
-    """The model itself is trained and kept.
+    """The model itself is trained and kept; where FSDP2 has cut it, ``open`` what was saved to have it whole again.
 
     Args:
         kind: of the model.
@@ -43,12 +47,21 @@ class Dense(Way):
         if self._method is not None:
             folder.mkdir(parents=True, exist_ok=True)
             rank = self._settings.method.rank
-            attach_to(trainer, method=self._method, rank=rank, bases=folder / BASES)
+            attach_to(trainer, method=self._method, rank=rank, bases=folder / (PARTS if self._settings.fsdp else BASES))
 
     def save(self, folder: Path) -> None:
         """See Way.save: with the tokenizer, so that the folder is complete."""
-        self.model.save_pretrained(folder)
-        self._kind.tokenizer.save_pretrained(folder)
+        gathered = None
+        if isinstance(self.model, FSDPModule):
+            # in the host memory of the first rank
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            gathered = get_model_state_dict(self.model, options=options)
+
+        def write() -> None:
+            self.model.save_pretrained(folder, state_dict=gathered)
+            self._kind.tokenizer.save_pretrained(folder)
+
+        led(write)
 
     def whole(self) -> Any:
         """See Way.whole."""

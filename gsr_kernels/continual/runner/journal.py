@@ -53,16 +53,16 @@ class Journal:
             )
 
     def keep(self, stage: str, save: Callable[[Path], object]) -> None:
-        """Has the model after a stage written by the first rank, whole or not at all."""
+        """Has the model after a stage written, whole or not at all."""
+        partial = self.folder / "models" / f".{stage}.partial"
 
-        def write() -> None:
-            partial = self.folder / "models" / f".{stage}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            save(partial)
+        def take_its_place() -> None:
             shutil.rmtree(self.model(stage), ignore_errors=True)
             partial.rename(self.model(stage))
 
-        led(write)
+        led(lambda: shutil.rmtree(partial, ignore_errors=True))
+        save(partial)
+        led(take_its_place)
 
     def finish(self, stage: str, scores: dict[str, float], spectra: Spectra, log: list[dict[str, Any]]) -> None:
         """A stage is over: its checkpoints, and the model before it, are wanted no longer."""

@@ -11,6 +11,10 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
+import torch.distributed.checkpoint as dcp
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -68,13 +72,20 @@ def learn(
     # the run has a bar of its own
     trainer.remove_callback(PrinterCallback)
     trainer.head_lr = settings.head_lr
+    if settings.fsdp and settings.bf16:
+        # gradients are summed as by DDP
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
+        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     checkpoint = led(lambda: newest(folder))
     prepare(trainer, folder)
     if checkpoint is not None:
         before = TrainerState.load_from_json(str(Path(checkpoint) / LAST))
         if before.global_step >= steps:
             # the Trainer itself would take one step more
-            trainer._load_from_checkpoint(checkpoint)
+            if settings.fsdp:
+                _load_parts(model, checkpoint)
+            else:
+                trainer._load_from_checkpoint(checkpoint)
             tick(steps, True)
             return _log(before)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -84,6 +95,13 @@ def learn(
 def steps_of(rows: int, settings: RunSettings) -> int:
     """The optimizer steps of a task of so many rows."""
     return settings.steps or max(1, math.ceil(settings.epochs * math.ceil(rows / settings.batch)))
+
+
+def _load_parts(model: Any, checkpoint: str) -> None:
+    """The whole model from what all ranks have written of theirs."""
+    weights = get_model_state_dict(model)
+    dcp.load({"model": weights}, checkpoint_id=Path(checkpoint) / f"{FSDP_MODEL_NAME}_0")
+    set_model_state_dict(model, weights)
 
 
 def _log(state: TrainerState) -> list[dict[str, Any]]:
@@ -107,6 +125,8 @@ def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> Tra
         lr_scheduler_type=settings.schedule,
         weight_decay=settings.weight_decay,
         bf16=settings.bf16,
+        fsdp=settings.fsdp or None,
+        fsdp_config={"version": 2, "state_dict_type": "SHARDED_STATE_DICT"} if settings.fsdp else None,
         seed=seed,
         data_seed=seed,
         save_steps=settings.save_every,
@@ -151,7 +171,8 @@ class TaskTrainer(Trainer):
     head_lr: float | None = None
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
-        return SequentialSampler(self.train_dataset)
+        turns: Any = self.train_dataset
+        return SequentialSampler(turns)
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """The Trainer's own, with the head in groups of its own, decayed or not as they were."""

@@ -102,4 +102,4 @@ def together(act: Callable[[], T]) -> T:
 
 def led(act: Callable[[], T]) -> T:
     """What ``act`` returns on the first rank, which alone does it; where it fails there, it fails everywhere."""
-    return told(together(act if first() else lambda: None))  # type: ignore[arg-type,return-value]
+    return told(together(act if first() else lambda: None))  # type: ignore[return-value]

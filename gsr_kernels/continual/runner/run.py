@@ -24,6 +24,8 @@ from gsr_kernels.continual.runner.ranks import first, world
 from gsr_kernels.continual.runner.readers import read
 from gsr_kernels.continual.runner.settings import FLAGS, RunSettings
 
+# the methods that --fsdp has, and the bounds: a matrix is nowhere whole there
+CUT = ("seqft", "gsr", *BOUNDS)
 # what must be the same where a run goes on
 SAME = ("settings", "methods", "known", "tasks")
 
@@ -51,7 +53,7 @@ class Run:
         }
         chosen = {key: value for key, value in given.items() if value is not None}
         self.settings = RunSettings(methods=names, method=method, **chosen)
-        _check_shares(self.settings)
+        _check_processes(self.settings)
         self._described = _describe(names, self.settings)
         if args.data is None:
             raise ValueError("--data is wanted with --model: a folder with a task in each JSON-lines file")
@@ -88,7 +90,7 @@ class Run:
         if isinstance(self.kind, Classifier):
             self.kind.choose_among(row.options for row in rows)
         # a row that the tokenizer cannot take is met now
-        for row in tqdm(rows, "rows into tokens", unit="row", leave=False, disable=None if first() else True):
+        for row in tqdm(rows, "rows into tokens", unit="row", leave=False, disable=not first() or None):
             self.kind.features(row)
         self._cut = {"prompts": len(self.kind.cut), "completions": len(self.kind.cut_completions)}
         self.out: Path = args.out
@@ -215,12 +217,20 @@ def _describe(names: Sequence[str], settings: RunSettings) -> dict[str, str]:
     return described
 
 
-def _check_shares(settings: RunSettings) -> None:
-    """Raises ValueError for a batch that the processes cannot share evenly."""
+def _check_processes(settings: RunSettings) -> None:
+    """Raises ValueError for a batch that the processes cannot share evenly, and for what FSDP2 does not serve."""
     rows = (settings.micro_batch or 1) * world()
     if settings.batch % rows:
         each = f"--micro-batch {settings.micro_batch} of each of " if settings.micro_batch else ""
         raise ValueError(f"batch {settings.batch} must be a multiple of {rows}, {each}the {world()} processes")
+    if settings.fsdp:
+        if world() == 1:
+            raise ValueError("fsdp cuts a model over several processes: start them by torchrun, or leave it out")
+        for name in settings.methods:
+            if name not in CUT:
+                raise ValueError(f"fsdp has {', '.join(CUT)}, not {name}: leave it out, and DDP serves every method")
+        if settings.bf16 and settings.dtype != "float32":
+            raise ValueError(f"fsdp with --bf16 wants weights in float32, got --dtype {settings.dtype}: give one of them")
 
 
 def _metrics(given: Sequence[str] | None, tasks: Sequence[str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ def score(kind: Kind, model: Any, task: TextTask, new_tokens: int | None, file: 
         new_tokens = longest(kind, task)
     own = task.test[rank() :: world()]
     rows = len(own) * (len(task.test[0].options) if evaluator.asks == "choice" and "text" in kind.asks else 1)
-    with tqdm(desc=f"scores on {task.name}", total=rows, unit="row", leave=False, disable=None if first() else True) as bar:
+    with tqdm(desc=f"scores on {task.name}", total=rows, unit="row", leave=False, disable=not first() or None) as bar:
         kind.tick = bar.update
         shares = gathered(kind.answers(model, own, evaluator.asks, new_tokens or 1))
     if not first():

@@ -50,6 +50,7 @@ class RunSettings:
     train_rows: int | None = option(None, "of a task at most, default all", int)
     test_rows: int | None = option(None, "of a task at most, default all", int)
     eval_batch: int = option(32, "rows that answer at a time", int)
+    fsdp: bool = option(False, "cut the model over the processes of torchrun (FSDP2), instead of DDP")
     save_every: int = option(100, "steps between checkpoints within a task", int)
     keep_models: bool = option(False, "keep the model after every task, not the last alone")
 

@@ -34,7 +34,7 @@ class Way(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes what ``open`` reads."""
+        """Has the first rank write what ``open`` reads; all ranks call it."""
 
     @abstractmethod
     def whole(self) -> Any:

@@ -26,13 +26,13 @@ def arguments(tmp_path_factory):
     return ["continual", "--model", model, "--data", data, *QUICK]
 
 
-def learned(arguments):
-    """What the command printed here, as one of the processes that torchrun starts."""
+def learned(*runs):
+    """What the command printed here in runs of these arguments, as one of the processes that torchrun starts."""
     rank, world = str(dist.get_rank()), str(dist.get_world_size())
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, HF_HUB_OFFLINE="1")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert main(arguments) == 0
+        assert [main(arguments) for arguments in runs] == [0] * len(runs)
     return printed.getvalue()
 
 
@@ -58,16 +58,41 @@ def flat(data):
 
 
 def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(arguments, tmp_path):
-    alone, whole, cut = (tmp_path / name for name in ("alone", "whole", "cut"))
-    assert main([*arguments, "--micro-batch", "4", "--out", str(alone)]) == 0
-    [printed, other] = run(2, (learned, [*arguments, "--out", str(whole)]))["learned"]
-    assert (whole / "table.txt").read_text() in printed and other == ""
-    assert flat(measured(whole)) == pytest.approx(flat(measured(alone)), rel=1e-5)
+    assert main([*arguments, "--micro-batch", "4", "--out", str(tmp_path / "alone")]) == 0
+    alone = flat(measured(tmp_path / "alone"))
+    runs = {name: [*arguments, *flags, "--out"] for name, flags in {"ddp": [], "fsdp": ["--fsdp"]}.items()}
+    [printed, other] = run(2, (learned, *([*run, str(tmp_path / name)] for name, run in runs.items())))["learned"]
+    assert other == ""
+    for name in runs:
+        assert (tmp_path / name / "table.txt").read_text() in printed
+        assert flat(measured(tmp_path / name)) == pytest.approx(alone, rel=1e-5)
 
-    _, failures, codes = start(2, (killed, [*arguments, "--out", str(cut)]))
-    # the other does not wait for it
-    assert codes[1] == -signal.SIGKILL and len(failures) == 1
-    [checkpoint] = Path(cut, "work/seed-0/gsr/training/second").glob("checkpoint-*")
-    assert checkpoint.name == "checkpoint-4"
-    run(2, (learned, [*arguments, "--out", str(cut), "--resume"]))
-    assert measured(cut) == measured(whole)
+    resumed = []
+    for name, arguments in runs.items():
+        cut = tmp_path / f"{name}-cut"
+        _, failures, codes = start(2, (killed, [*arguments, str(cut)]))
+        # the other does not wait for it
+        assert codes[1] == -signal.SIGKILL and len(failures) == 1
+        [checkpoint] = Path(cut, "work/seed-0/gsr/training/second").glob("checkpoint-*")
+        assert checkpoint.name == "checkpoint-4"
+        resumed.append([*arguments, str(cut), "--resume"])
+    run(2, (learned, *resumed))
+    for name in runs:
+        assert measured(tmp_path / f"{name}-cut") == measured(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch", "3"], "--batch 3 must be a multiple of 2, the 2 processes"),
+        (["--micro-batch", "8"], "--batch 8 must be a multiple of 16, --micro-batch 8 of each of the 2 processes"),
+        (["--fsdp", "--method", "osf"], "--fsdp has seqft, gsr, perft, mtl, not osf: leave it out"),
+        (["--fsdp", "--method", "o-lora"], "--fsdp has seqft, gsr, perft, mtl, not o-lora: leave it out"),
+        (["--fsdp", "--bf16", "--dtype", "bfloat16"], "--fsdp with --bf16 wants weights in float32"),
+    ],
+)  # fmt: skip
+def test_what_several_processes_cannot_is_refused(flags, message, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gsr_kernels.continual.runner.ranks.world", lambda: 2)
+    monkeypatch.setattr("gsr_kernels.continual.runner.run.world", lambda: 2)
+    assert main([*arguments, *flags, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -326,13 +326,6 @@ def test_adapters_of_an_unknown_architecture_are_refused(models, data, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_several_processes_are_refused(models, data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out")]
-    assert main(arguments) == 2
-    assert "start it without torchrun" in capsys.readouterr().err
-
-
 def test_what_is_not_installed_is_named(models, data, tmp_path, capsys, monkeypatch):
     from gsr_kernels.continual import evaluators
 
