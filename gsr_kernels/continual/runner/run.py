@@ -230,7 +230,9 @@ def _check_processes(settings: RunSettings) -> None:
             if name not in CUT:
                 raise ValueError(f"fsdp has {', '.join(CUT)}, not {name}: leave it out, and DDP serves every method")
         if settings.bf16 and settings.dtype != "float32":
-            raise ValueError(f"fsdp with --bf16 wants weights in float32, got --dtype {settings.dtype}: give one of them")
+            raise ValueError(
+                f"fsdp with --bf16 wants weights in float32, got --dtype {settings.dtype}: give one of them"
+            )
 
 
 def _metrics(given: Sequence[str] | None, tasks: Sequence[str]) -> dict[str, str]:

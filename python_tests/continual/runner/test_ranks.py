@@ -92,7 +92,6 @@ def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(arguments, tmp
     ],
 )  # fmt: skip
 def test_what_several_processes_cannot_is_refused(flags, message, arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gsr_kernels.continual.runner.ranks.world", lambda: 2)
     monkeypatch.setattr("gsr_kernels.continual.runner.run.world", lambda: 2)
     assert main([*arguments, *flags, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

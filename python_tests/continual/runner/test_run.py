@@ -283,6 +283,7 @@ def test_a_rate_that_diverges_ends_the_run(models, data, tmp_path, capsys):
         ("causal", ["--rank", "2", "--method", "gsr,sr"], "--rank is not a setting of SR"),
         ("classifier", ["--known", "absent.jsonl"], "--known is for models that write"),
         ("causal", ["--chat"], "has no chat template"),
+        ("causal", ["--fsdp"], "--fsdp cuts a model over several processes: start them by torchrun"),
         ("causal", ["--width", "0"], "--width: only without --model"),
         ("causal", ["--resume"], "holds no run (no config.json)"),
         ("causal", ["--model", "absent/model"], "--model absent/model is no folder with a model, and no hub gave one"),
