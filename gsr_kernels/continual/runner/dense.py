@@ -51,14 +51,14 @@ class Dense(Way):
 
     def save(self, folder: Path) -> None:
         """See Way.save: with the tokenizer, so that the folder is complete."""
-        gathered = None
-        if isinstance(self.model, FSDPModule):
-            # in the host memory of the first rank
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            gathered = get_model_state_dict(self.model, options=options)
+        model = self.model
+        cut = isinstance(model, FSDPModule)
+        # in the host memory of the first rank
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        gathered = get_model_state_dict(model, options=options) if cut else None
 
         def write() -> None:
-            self.model.save_pretrained(folder, state_dict=gathered)
+            model.save_pretrained(folder, state_dict=gathered)
             self._kind.tokenizer.save_pretrained(folder)
 
         led(write)

@@ -114,6 +114,7 @@ def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> Tra
     cuda = torch.cuda.is_available()
     share = settings.batch // world()
     micro = settings.micro_batch or share
+    cut: Any = settings.fsdp or None
     given = TrainingArguments(
         str(folder),
         per_device_train_batch_size=micro,
@@ -125,8 +126,8 @@ def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> Tra
         lr_scheduler_type=settings.schedule,
         weight_decay=settings.weight_decay,
         bf16=settings.bf16,
-        fsdp=settings.fsdp or None,
-        fsdp_config={"version": 2, "state_dict_type": "SHARDED_STATE_DICT"} if settings.fsdp else None,
+        fsdp=cut,
+        fsdp_config={"version": 2, "state_dict_type": "SHARDED_STATE_DICT"} if cut else None,
         seed=seed,
         data_seed=seed,
         save_steps=settings.save_every,
