@@ -16,9 +16,9 @@ from ..decompositions import ARRANGED, DRIVEN, peer, predicted
 from ..run import Run
 from ..timing import Variants, interleaved, percentiles
 
-# of the sides 256, 512, …, the largest at which each driver is timed
+# the largest side at which each driver is timed
 SIDES = {"gesdd": 2048, "polar": 2048, "float64": 1024}
-EXACT = [(1024, 4096), (4096, 1024)]
+EXACT = [(8, 64, 64), (8, 128, 128), (8, 256, 256), (1024, 4096), (4096, 1024)]
 # runs of each variant, of which the slowest take tens of seconds
 LEAST = 3
 # heads, which workers could share among the cores
@@ -27,9 +27,9 @@ RANDOMIZED = [(1024, 1024), (2048, 2048), (4096, 2048)]
 
 
 def rows(run: Run) -> Iterator[dict]:
-    sides = [(n, n) for n in (256, 512, 1024, 2048) if n <= max(SIDES.values())]
+    sides = [(n, n) for n in (64, 128, 256, 512, 1024, 2048) if n <= max(SIDES.values())]
     if run.dry:
-        yield from predicted(run, sides + EXACT, RANDOMIZED)
+        yield from predicted(run, sides + [shape for shape in EXACT if len(shape) == 2], RANDOMIZED)
         return
     for n, _ in tqdm(sides, "drivers", leave=False, disable=None):
         yield from exact(run, (n, n), [driver for driver, most in SIDES.items() if n <= most])
@@ -41,11 +41,11 @@ def rows(run: Run) -> Iterator[dict]:
             yield from randomized(run, shape, rank)
 
 
-def exact(run: Run, shape: tuple[int, int], drivers: list[str]) -> Iterator[dict]:
+def exact(run: Run, shape: tuple[int, ...], drivers: list[str]) -> Iterator[dict]:
     W = torch.randn(shape)
     variants: Variants = {DRIVEN + driver: lambda driver=driver: svd(W, driver) for driver in drivers}
     variants["torch.linalg.svd"] = lambda: torch.linalg.svd(W, full_matrices=False)
-    yield from _timed(run, variants, "torch.linalg.svd", shape, min(shape))
+    yield from _timed(run, variants, "torch.linalg.svd", shape, min(shape[-2:]))
 
 
 def side_by_side(run: Run, shape: tuple[int, int, int]) -> Iterator[dict]:

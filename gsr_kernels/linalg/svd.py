@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,8 +18,8 @@ from gsr_kernels.linalg.polar import polar_factor
 from gsr_kernels.linalg.precision import full_precision
 from gsr_kernels.linalg.scaling import finite_and_scaled, unscaled
 
-# ``eigh`` errs by roundings of the largest eigenvalue: directions below this share of it are decomposed once more,
-# among themselves
+# eigenvalues and σ err by roundings of the largest: directions below this share of it are decomposed once more, among
+# themselves
 HEAD = 1e-2
 
 # roundings by which the squares of the lengths of orthonormal columns may differ from 1: up to 12 were seen
@@ -116,11 +117,23 @@ def _drive(W: Tensor, driver: str) -> SVD:
     if driver == "jacobi":
         return _jacobi(W)
     if driver == "gesdd":
-        # a wide matrix as it lies: standing it takes half the time, and its small σ err up to 40 times as much
-        return SVD(*torch.linalg.svd(W, full_matrices=False))
+        return _lapack(W)
     if driver == "float64":
         return SVD(*(factor.to(W) for factor in torch.linalg.svd(W.cpu().double(), full_matrices=False)))
     return SVD(*torch.linalg.svd(W, full_matrices=False, driver=driver))
+
+
+def _lapack(W: Tensor) -> SVD:
+    """A wide W standing, which takes half the time; the small σ, which err more then, are looked at twice."""
+    if W.shape[-2] >= W.shape[-1]:
+        return SVD(*torch.linalg.svd(W, full_matrices=False))
+    V, S, Uh = _graded(W.mT)
+    return SVD(Uh.mT, S, V.mT)
+
+
+def _graded(W: Tensor) -> SVD:
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    return _ordered(*_small_ones_again(W, U, S, Vh.mT, _graded))
 
 
 def _jacobi(W: Tensor) -> SVD:
@@ -149,17 +162,30 @@ def _polar(W: Tensor) -> SVD:
     H = Q.mT @ W
     V = torch.linalg.eigh((H + H.mT) / 2).eigenvectors.flip(-1)
     U = _completed(Q @ V)
-    WV = W @ V
     # u_iᵀ W v_i is nearer to σ_i than the eigenvalue is, and may change the order of neighbours
-    S = (U * WV).sum(-2)
+    S = (U * (W @ V)).sum(-2)
+    return _ordered(*_small_ones_again(W, U, S, V, _polar))
+
+
+def _small_ones_again(
+    W: Tensor, U: Tensor, S: Tensor, V: Tensor, decompose: Callable[[Tensor], SVD]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, V with the directions of small σ decomposed among themselves, at their own magnitude."""
     large = S.abs() > HEAD * S[..., :1].abs()
     # of a zero matrix nothing is
     head = int(torch.where(large.any(-1), large.sum(-1), S.shape[-1]).min())
-    if (S[..., head:].abs() > torch.finfo(S.dtype).eps * S[..., :1]).any():
-        tail = _polar(U[..., head:].mT @ WV[..., head:])
-        U = torch.cat([U[..., :head], U[..., head:] @ tail.U], -1)
-        S = torch.cat([S[..., :head], tail.S], -1)
-        V = torch.cat([V[..., :head], V[..., head:] @ tail.Vh.mT], -1)
+    if not (S[..., head:].abs() > torch.finfo(S.dtype).eps * S[..., :1]).any():
+        return U, S, V
+    tail = decompose(U[..., head:].mT @ (W @ V[..., head:]))
+    return (
+        torch.cat([U[..., :head], U[..., head:] @ tail.U], -1),
+        torch.cat([S[..., :head], tail.S], -1),
+        torch.cat([V[..., :head], V[..., head:] @ tail.Vh.mT], -1),
+    )
+
+
+def _ordered(U: Tensor, S: Tensor, V: Tensor) -> SVD:
+    """Positive σ, the largest first."""
     U = U * torch.where(S < 0, -1, 1).unsqueeze(-2)
     S, order = S.abs().sort(descending=True, stable=True)
     order = order.unsqueeze(-2)

@@ -47,6 +47,17 @@ def test_polar_singular_values_are_as_right_as_those_of_lapack(kind, condition):
     assert worst["polar"] <= 3 * worst["gesdd"]
 
 
+@pytest.mark.parametrize("kind", ["log", "linear"])
+def test_wide_ones_stand_and_keep_their_small_singular_values(kind):
+    worst = {"standing": 0.0, "lying": 0.0}
+    for _ in range(4):
+        W = matrix(96, 300, spectrum(kind, 96, 1e5))
+        truth = torch.linalg.svdvals(W.double())
+        for name, S in (("standing", svd(W).S), ("lying", torch.linalg.svd(W, full_matrices=False).S)):
+            worst[name] = max(worst[name], ((S - truth) / truth).abs().max().item())
+    assert worst["standing"] <= worst["lying"]
+
+
 def test_what_has_no_full_rank_is_completed():
     duplicates = torch.randn(96, 64)
     duplicates[:, 10] = duplicates[:, 20] = duplicates[:, 3]
