@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +76,14 @@ def _from_file(path: Path, layers: int | None) -> Model:
         raise ValueError(f"--model: {path} names no model_type: give the config.json of a transformers model")
     from transformers import AutoConfig
 
-    from gsr_kernels.estimate import shapes_of
+    from gsr_kernels.estimate import kinds_of
 
     if layers is not None:
         config["num_hidden_layers"] = min(layers, config.get("num_hidden_layers", layers))
-    shapes, _ = shapes_of(AutoConfig.for_model(**config))
+    kinds, _ = kinds_of(AutoConfig.for_model(**config))
+    shapes: Counter[tuple[int, int]] = Counter()
+    for kind in kinds:
+        shapes[kind.d1, kind.d2] += kind.weights * kind.experts
     # a config.json is named by its folder
     name = path.resolve().parent.name if path.stem == "config" else path.stem
-    return Model(name, {(d1, d2): count for count, d1, d2 in shapes}, config)
+    return Model(name, shapes, config)

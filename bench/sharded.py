@@ -90,14 +90,28 @@ def gsr_keep(rank: int | None) -> Callable[[Machine, Shapes, int], Prediction]:
         flop = moved = numbers = 0.0
         for d1, d2 in shapes:
             k = min(d1, d2, rank or d1)
-            long, short = max(d1, d2), min(d1, d2)
-            flop += 4 * long * short * k / gpus
+            flop += 4 * d1 * d2 * k / gpus
             # G twice and G' once, U twice; Vh twice, whole
-            moved += 2 * (3 * long * short / gpus + 2 * long * k / gpus + 2 * short * k)
+            moved += 2 * (3 * d1 * d2 / gpus + 2 * d1 * k / gpus + 2 * k * d2)
             numbers += k
         return in_buckets(machine, 4 * numbers, gpus, machine.compute(flop, moved))
 
     return predict
+
+
+def gsr_shared(machine: Machine, shapes: Shapes, gpus: int) -> Prediction:
+    """The same of bases that ranks share: Vh comes twice, each time under the product of the weight before it."""
+    sent = wire = end = numbers = 0.0
+    for d1, d2 in shapes:
+        k = min(d1, d2)
+        gathered = machine.all_gather(2 * k * d2, gpus)
+        # half of the work, and Vh written as it comes
+        moved = 2 * (1.5 * d1 * d2 / gpus + d1 * k / gpus + 2 * k * d2)
+        sent, wire = sent + 2 * gathered[0], wire + 2 * gathered[1]
+        end += 2 * max(gathered[1], machine.compute(2 * d1 * d2 * k / gpus, moved))
+        numbers += k
+    summed = machine.all_reduce(4 * numbers, gpus)
+    return sent + summed[0], wire + summed[1], end + summed[1]
 
 
 def gsr_drop(long_side: bool) -> Callable[[Machine, Shapes, int], Prediction]:
@@ -152,6 +166,7 @@ def osft(machine: Machine, shapes: Shapes, gpus: int) -> Prediction:
 
 METHODS: dict[str, Callable[[Machine, Shapes, int], Prediction]] = {
     "GSR, keep": gsr_keep(None),
+    "GSR, keep, shard_bases": gsr_shared,
     "GSR, keep, rank 256": gsr_keep(256),
     "GSR, drop, cut along the short side": gsr_drop(False),
     "GSR, drop, cut along the long side": gsr_drop(True),

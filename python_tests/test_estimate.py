@@ -6,7 +6,7 @@ from torch import nn
 
 from gsr_kernels import SpectralBasis
 from gsr_kernels.__main__ import main
-from gsr_kernels.estimate import cost, model_shapes, share
+from gsr_kernels.estimate import Kind, Share, cost, model_kinds, share
 
 CONFIG = {
     "model_type": "llama",
@@ -29,8 +29,8 @@ def folder(tmp_path):
 @pytest.mark.parametrize("rank", [None, 3])
 def test_the_bases_take_what_is_said(rank):
     weights = [nn.Linear(d2, d1).weight for d1, d2 in ((8, 8), (12, 6), (6, 12))]
-    shapes = [(1, *weight.shape) for weight in weights]
-    assert cost(shapes, rank, "keep", 4, 4).bases == sum(SpectralBasis.of(w, rank).nbytes for w in weights)
+    kinds = [Kind(1, *weight.shape) for weight in weights]
+    assert cost(kinds, rank, "keep", 4, 4).bases == sum(SpectralBasis.of(w, rank).nbytes for w in weights)
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,11 @@ def test_the_bases_take_what_is_said(rank):
 def test_the_products_are_counted(rank, out_of_span, flop):
     # Uᵀ G, (·) V, (·) Vh, U (·) for d1 = 12, d2 = 6, k = 3
     assert 2 * (12 * 6 * 3 + 6 * 3 * 3 + 3 * 3 * 6 + 12 * 3 * 6) == 1080
-    one = cost([(1, 12, 6)], rank, out_of_span, 4, 4)
+    one = cost([Kind(1, 12, 6)], rank, out_of_span, 4, 4)
     assert one.flop == flop
-    assert cost([(5, 12, 6)], rank, out_of_span, 4, 4).flop == 5 * flop
-    assert cost([(1, 12, 6)], rank, out_of_span, 2, 4).moved < one.moved
+    assert cost([Kind(5, 12, 6)], rank, out_of_span, 4, 4).flop == 5 * flop
+    assert cost([Kind(1, 12, 6, 5)], rank, out_of_span, 4, 4) == cost([Kind(5, 12, 6)], rank, out_of_span, 4, 4)
+    assert cost([Kind(1, 12, 6)], rank, out_of_span, 2, 4).moved < one.moved
 
 
 @pytest.mark.parametrize(
@@ -56,9 +57,43 @@ def test_the_products_are_counted(rank, out_of_span, flop):
     ],
 )
 def test_a_rank_of_two_holds_and_sums_what_is_said(out_of_span, rank, cut, held, summed):
-    shapes = [(1, 12, 6), (1, 6, 12), (1, 8, 8)]
-    singular_values = 4 * sum(min(d1, d2, rank or d1) for _, d1, d2 in shapes)
-    assert share(shapes, rank, out_of_span, cut, 2, 2) == (2 * held + singular_values, summed)
+    kinds = [Kind(1, 12, 6), Kind(1, 6, 12), Kind(1, 8, 8)]
+    ranks = [min(d1, d2, rank or d1) for _, d1, d2, _ in kinds]
+    assert share(kinds, rank, out_of_span, cut, 2, 2) == Share(2 * held + 4 * sum(ranks), summed, 0)
+    shared = share(kinds, rank, out_of_span, cut, 2, 2, shard_bases=True)
+    halves = sum(k * (kind.d1 + kind.d2) for k, kind in zip(ranks, kinds))
+    assert (shared.held, shared.summed) == (halves + 4 * sum(ranks), summed)
+
+
+@pytest.mark.parametrize(
+    ("out_of_span", "rank", "cut", "numbers"),
+    [
+        # the other side's factor, before the sum and after it
+        ("keep", None, "rows", 2 * 6 * 6 + 2 * 6 * 12),
+        ("keep", None, "short side", 2 * 6 * 12 + 2 * 6 * 12),
+        # of what is cut along the long side after it alone
+        ("drop", None, "rows", 6 * 6 + 2 * 6 * 12),
+        ("drop", 3, "rows", 2 * 3 * 6 + 2 * 3 * 12),
+    ],
+)
+def test_shared_bases_are_gathered_as_is_said(out_of_span, rank, cut, numbers):
+    kinds = [Kind(1, 12, 6), Kind(1, 6, 12)]
+    assert share(kinds, rank, out_of_span, cut, 2, 2, shard_bases=True).gathered == 2 * numbers
+
+
+@pytest.mark.parametrize("cut", ["rows", "short side"])
+@pytest.mark.parametrize("shard_bases", [False, True])
+def test_experts_are_dealt_out_whole(cut, shard_bases):
+    # of 5 experts some of 4 ranks have two
+    one = 4 * (8 * (12 + 8) + 8)
+    assert share([Kind(3, 12, 8, 5)], None, "drop", cut, 4, 4, shard_bases) == Share(3 * 2 * one, 0, 0)
+
+
+def test_experts_of_a_model_are_told_from_matrices(tmp_path):
+    config = {"model_type": "mixtral", "num_local_experts": 4, "intermediate_size": 24, "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **config, "architectures": ["MixtralForCausalLM"]}))
+    kinds, _ = model_kinds(tmp_path)
+    assert {kind for kind in kinds if kind.experts > 1} == {Kind(1, 48, 16, 4), Kind(1, 16, 24, 4)}
 
 
 def test_the_command_says_what_a_rank_holds(folder, capsys):
@@ -68,9 +103,9 @@ def test_the_command_says_what_a_rank_holds(folder, capsys):
 
 
 def test_shapes_without_weights(folder):
-    shapes, parameters = model_shapes(folder)
-    assert sorted(shapes) == [(2, 16, 32), (4, 8, 16), (4, 16, 16), (4, 32, 16)]
-    assert parameters > sum(count * d1 * d2 for count, d1, d2 in shapes) + 2 * 50 * 16
+    kinds, parameters = model_kinds(folder)
+    assert sorted(kinds) == [(2, 16, 32, 1), (4, 8, 16, 1), (4, 16, 16, 1), (4, 32, 16, 1)]
+    assert parameters > sum(count * d1 * d2 for count, d1, d2, _ in kinds) + 2 * 50 * 16
     assert torch.get_default_device().type == "cpu"
 
 

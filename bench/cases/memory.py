@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.optim import Optimizer
 
-from gsr_kernels.estimate import cost
+from gsr_kernels.estimate import Kind, cost
 from gsr_kernels.optim import Handle
 
 from ..optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
@@ -21,8 +21,8 @@ ALLOWED = 256 + 64
 def rows(run: Run) -> Iterator[dict]:
     setting = run.setting
     kernels = {name: one for name, one in work(setting).items() if name in (ADAMW, OURS, ATTACHED)}
-    shapes = [(count, d1, d2) for (d1, d2), count in setting.model.shapes.items()]
-    formula = cost(shapes, setting.rank, setting.out_of_span, setting.basis_bytes, setting.gradient_bytes).bases
+    kinds = [Kind(count, d1, d2) for (d1, d2), count in setting.model.shapes.items()]
+    formula = cost(kinds, setting.rank, setting.out_of_span, setting.basis_bytes, setting.gradient_bytes).bases
     predicted = {"formula_mib": round(formula / 2**20, 1), "allowed_mib": ALLOWED}
     if run.dry:
         for row in run.compare(setting.labels, kernels, dict, ADAMW):

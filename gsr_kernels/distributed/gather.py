@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.distributed.layout import Layout, cut_dim
+from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.distributed.schemes import Scheme
 
 
@@ -56,7 +56,7 @@ def _gathering(part: Tensor, layout: Layout, dim: int) -> Iterator[Tensor]:
 
     Before that each ``next`` waits for one group of ranks and begins with another, and gives what is under way.
     """
-    axes = [i for i in layout.cuts(dim) if cut_dim(layout.placements[i]) == dim % len(layout.shape)]
+    axes = layout.cuts(dim)
     coordinate = layout.mesh.get_coordinate()
     # what is cut at each mesh dimension: the whole, then what this rank has of it
     sizes = [layout.shape[dim]]

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from gsr_kernels.estimate import share
+from gsr_kernels.estimate import Kind, share
 from python_tests.distributed import matrices, own_optimizer, training
 from python_tests.distributed.ranks import run
 
@@ -83,13 +83,13 @@ def test_a_step_that_drops_sends_what_the_long_side_costs(world):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_placements_advised_make_drop_free(world):
-    shapes = [(1, 13, 8), (1, 4, 13), (1, 12, 4), (1, 4, 12)]
-    held, summed = share(shapes, None, "drop", "short side", world, 8)
+    kinds = [Kind(1, *shape) for shape in ((13, 8), (4, 13), (12, 4), (4, 12))]
+    said = share(kinds, None, "drop", "short side", world, 8)
     for error, collectives, placements, bases in results(world)["placed_for_drop"]:
         assert error <= 1e-12
-        assert collectives == [("allreduce_", 8 * (8 + 4 + 4 + 4))] == [("allreduce_", 8 * summed)]
+        assert collectives == [("allreduce_", 8 * (8 + 4 + 4 + 4))] == [("allreduce_", 8 * said.summed)]
         # the singular values are in float64 here
-        assert bases == held + 4 * summed
+        assert bases == said.held + 4 * said.summed
         assert placements == ["S(1)", "S(0)", "S(1)", "S(0)"]
 
 
