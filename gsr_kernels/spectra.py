@@ -67,7 +67,7 @@ def measures(S: Tensor) -> dict[str, Tensor]:
 
 def plot(spectra: dict[str, Tensor], directory: Path) -> None:
     """``spectra.png``: a curve a weight; ``heatmap.png``: a row a weight, log10 σ / σ_max over the place in it."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     directory.mkdir(parents=True, exist_ok=True)
     curves = {}
@@ -75,21 +75,21 @@ def plot(spectra: dict[str, Tensor], directory: Path) -> None:
         flat = S.double().reshape(-1, S.shape[-1]).quantile(0.5, dim=0)
         curves[name] = (flat / flat[0].clamp_min(1e-300)).clamp_min(1e-8).log10()
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=150)
+    axes = figure.subplots()
     for curve in curves.values():
         axes.plot(torch.linspace(0, 1, len(curve)).numpy(), curve.numpy(), linewidth=0.8, alpha=0.6)
     axes.set(xlabel="place of the direction / rank", ylabel="log10 σ / σ max", title=f"{len(curves)} weights")
-    figure.savefig(directory / "spectra.png", dpi=150)
-    plt.close(figure)
+    figure.savefig(directory / "spectra.png")
 
     rows = torch.stack([curve[torch.linspace(0, len(curve) - 1, 200).round().long()] for curve in curves.values()])
-    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.16 * len(curves)), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + 0.16 * len(curves)), layout="constrained", dpi=150)
+    axes = figure.subplots()
     image = axes.imshow(rows.numpy(), aspect="auto", extent=(0, 1, len(curves), 0), interpolation="nearest")
     axes.set_yticks([place + 0.5 for place in range(len(curves))], list(curves), fontsize=6)
     axes.set_xlabel("place of the direction / rank")
     figure.colorbar(image, label="log10 σ / σ max")
-    figure.savefig(directory / "heatmap.png", dpi=150)
-    plt.close(figure)
+    figure.savefig(directory / "heatmap.png")
 
 
 def _spectra(args: argparse.Namespace) -> dict[str, Tensor]:
