@@ -129,7 +129,7 @@ def compile_cuda(flags: list[str]) -> list[str]:
 def command(source: Path) -> list[str]:
     """What compiles a source, but for the file's name."""
     if source.suffix == ".cu":
-        return compile_cuda(["-lineinfo", *codes()])
+        return compile_cuda(["-lineinfo", "-Xptxas=-v", *codes()])
     if source.stem == "operators":
         # the oldest torch that is served: what is built for it, later ones load
         target = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA"]
@@ -139,6 +139,11 @@ def command(source: Path) -> list[str]:
     # torch brings pybind11 along
     include = [f"-isystem{folder}" for folder in (torch_folder() / "include", sysconfig.get_path("include"))]
     return ["c++", "-std=c++20", "-O3", *WARNINGS, *include, *(f'-D{name}="{facts[name]}"' for name in facts)]
+
+
+def linker_cuda() -> list[str]:
+    """nvcc as the linker of operators; libtorch.so itself needs libtorch_cuda.so where there is one."""
+    return [nvcc(), "-cudart=static", f"-L{torch_folder() / 'lib'}", "-Xlinker", "--no-as-needed"]
 
 
 def shell(words: list[str]) -> str:
@@ -168,10 +173,7 @@ class Build(build_ext):
             objects.append(f"{source.stem}.o")
             lines += [f"rule {source.stem}", f"  command = {shell(command(source))} -MD -MF $out.d -c $in -o $out",
                       "  depfile = $out.d", f"build {objects[-1]}: {source.stem} {path(ROOT / source)}"]  # fmt: skip
-        linker = ["c++"]
-        if extension.libraries:
-            # libtorch.so itself needs libtorch_cuda.so where there is one
-            linker = [nvcc(), "-cudart=static", f"-L{torch_folder() / 'lib'}", "-Xlinker", "--no-as-needed"]
+        linker = linker_cuda() if extension.libraries else ["c++"]
         libraries = [f"-l{library}" for library in extension.libraries]
         lines += ["rule link", f"  command = {shell(linker)} -shared $in -o $out {' '.join(libraries)}",
                   f"build {path(target)}: link {' '.join(objects)}", ""]  # fmt: skip

@@ -1,7 +1,8 @@
 """``python -m bench.csrc [--dry-run] [PART …]``: builds the CUDA extension here, proves it on this GPU and times it.
 
-Its parts, of less than ten minutes together, run one after another, whatever became of those before; exits with 1 if
-one failed. ``problems`` is what compute-sanitizer runs.
+Its parts, of at most a quarter of an hour together, run one after another, whatever became of those before; exits with
+1 if one failed. ``candidates`` builds what csrc/candidates holds, ``comparison`` proves and times it beside what it
+would replace. ``problems`` is what compute-sanitizer runs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ PARTS: dict[str, tuple[list[str], int, dict[str, str]]] = {
         )
         for tool in TOOLS
     },
+    "candidates": ([sys.executable, "-m", "bench.candidates", "--sm", "HERE"], 150, {}),
+    "parity": ([sys.executable, "-m", *PYTEST[:-1], "python_tests/gpu/test_candidates.py"], 60, {}),
+    "comparison": ([sys.executable, "-m", "bench", "--case", "rescale_gpu", "second_product_gpu"], 120, {}),
 }
 
 
@@ -77,7 +81,9 @@ def _run(name: str) -> int:
     """Runs one part; 1 if it failed."""
     command, seconds, environment = PARTS[name]
     major, minor = torch.cuda.get_device_capability()
-    here = {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}{'a' if major == 9 else ''}"}
+    suffix = "a" if major == 9 else ""
+    command = [f"{major}{minor}{suffix}" if word == "HERE" else word for word in command]
+    here = {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}{suffix}"}
     try:
         code = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **here, **environment}, timeout=seconds, check=False

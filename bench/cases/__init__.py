@@ -16,6 +16,8 @@ FIXED = {
     "svd_gpu": 190,
     "svd_accuracy": 80,
     "small_svd_gpu": 60,
+    "rescale_gpu": 10,
+    "second_product_gpu": 60,
     "adapters_gpu": 60,
     "rescale_gradient_cpu": 0,
     "svd_cpu": 0,

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import nvcc
+
 ROOT = Path(__file__).parents[2]
-OBSTACLE = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["obstacle"]()
+OBSTACLE = nvcc.SETUP["obstacle"]()
 # run in the folder of the build, in a process of its own: what was loaded stays
 LOADED = """
 import pytest
@@ -69,7 +71,12 @@ def test_a_build_in_a_folder_with_a_space(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "warning:" not in python("setup.py", "build_ext", "--inplace")
+    said = python("setup.py", "build_ext", "--inplace")
+    assert "warning" not in said
+    # a row of one block and of a cluster, and the other kernel
+    kernels = {row["kernel"] for row in nvcc.rows(said, "90a")}
+    assert {"decompose<4, OneBlock>", "decompose<8, Cluster>", "complete"} <= kernels
+    assert nvcc.failures("csrc", said, "90a") == []
     libraries = sorted((copy / "gsr_kernels" / "backends" / "cuda").glob("*.so"))
     assert [library.name.split(".")[0] for library in libraries] == ["build", "operators"]
     foreign = runpy.run_path(str(ROOT / "csrc" / "tools" / "symbols.py"))["foreign"]

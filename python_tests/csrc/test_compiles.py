@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 
 from bench import nvcc
@@ -16,13 +13,39 @@ ptxas info    : Used 31 registers
 """
 
 
+SOURCES = {source.name: source for source in nvcc.sources()}
+# the others are compiled by test_build.py and test_candidates.py
+LATER = "products.cu"
+
+
+def test_every_source_is_looked_at(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(nvcc, "compiled", lambda source, architecture: asked.append(source.name) or (PTXAS, ""))
+    monkeypatch.setattr(nvcc, "cutlass", lambda: None)
+    assert nvcc.main([]) == 0
+    assert sorted(asked) == ["complete_rows.cu", "rescale.cu", "small_svd.cu"]
+    assert "products.cu for sm_90a is left out: CUTLASS was not found (pip install" in capsys.readouterr().out
+    assert nvcc.main([LATER, "--sm", "80"]) == 0 and "wgmma is Hopper's" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(nvcc.SETUP["nvcc"]() is None, reason="nvcc was not found (PATH, CUDA_HOME)")
-def test_every_source_compiles_for_hopper_without_a_warning_or_a_spill():
-    done = subprocess.run([sys.executable, "-m", "bench.nvcc"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "nothing failed" in done.stdout
-    # a row of one block and of a cluster, and the other kernel
-    assert all(name in done.stdout for name in ("decompose<4, OneBlock>", "decompose<8, Cluster>", "complete"))
+@pytest.mark.skipif(nvcc.cutlass() is None, reason="CUTLASS was not found (nvidia-cutlass, CUTLASS_DIR)")
+def test_the_products_compile_for_hopper_without_a_warning_or_a_spill(capsys):
+    # of all sources the one that takes long: once, and for the GPU alone
+    assert nvcc.main([LATER]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("first_product", "second_product_adamw", "1 compiled, nothing failed"))
+
+
+def test_cutlass_is_found_where_it_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUTLASS_DIR", str(tmp_path))
+    monkeypatch.setattr(nvcc, "find_spec", lambda name: None)
+    assert nvcc.cutlass() is None
+    header = tmp_path / "include" / "cutlass" / "cutlass.h"
+    header.parent.mkdir(parents=True)
+    header.touch()
+    assert nvcc.cutlass() == tmp_path / "include"
+    assert str(tmp_path / "include") in nvcc.flags(SOURCES[LATER]) and nvcc.flags(SOURCES["rescale.cu"]) == []
 
 
 def test_what_ptxas_says():
@@ -46,11 +69,10 @@ def test_no_kernel_hides_another():
 
 
 def test_a_spill_and_a_warning_fail(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["nvcc"])
     monkeypatch.setattr(nvcc, "compiled", lambda source, architecture: (PTXAS, ""))
-    assert nvcc.main() == 0
+    assert nvcc.main(["small_svd.cu"]) == 0
     spilling = PTXAS.replace("12 bytes spill loads", "64 bytes spill loads")
     monkeypatch.setattr(nvcc, "compiled", lambda source, architecture: (spilling, ""))
-    assert nvcc.main() == 1 and "f<4> spills 68 bytes" in capsys.readouterr().out
+    assert nvcc.main(["small_svd.cu"]) == 1 and "f<4> spills 68 bytes" in capsys.readouterr().out
     monkeypatch.setattr(nvcc, "compiled", lambda source, architecture: (PTXAS, f"{source.name}: warning"))
-    assert nvcc.main() == 1 and "small_svd.cu: warning" in capsys.readouterr().out
+    assert nvcc.main(["small_svd.cu"]) == 1 and "small_svd.cu: warning" in capsys.readouterr().out

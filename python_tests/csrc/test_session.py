@@ -13,11 +13,14 @@ from gsr_kernels.backends import cuda
 from gsr_kernels.linalg import drivers
 
 
-def test_a_dry_run_says_what_would_be_run_in_under_ten_minutes(capsys):
+def test_a_dry_run_says_what_would_be_run_in_a_quarter_of_an_hour(capsys):
     assert csrc.main(["--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert all(part in said for part in ("setup.py build_ext", "test_small_svd.py", "small_svd_gpu", *csrc.TOOLS))
-    assert sum(seconds for _, seconds, _ in csrc.PARTS.values()) < 600
+    assert all(
+        part in said
+        for part in ("setup.py build_ext", "test_small_svd.py", "small_svd_gpu", "bench.candidates", *csrc.TOOLS)
+    )
+    assert sum(seconds for _, seconds, _ in csrc.PARTS.values()) <= 900
 
 
 @pytest.mark.parametrize("arguments, message", [(["all"], "no part all"), ([], "no CUDA GPU")])

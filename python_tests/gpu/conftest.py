@@ -4,6 +4,7 @@ from functools import cache
 import pytest
 import torch
 
+from bench import candidates
 from bench.results import RESULTS, Table, conditions
 from gsr_kernels.backends import cuda
 from python_tests.oracle import error
@@ -17,9 +18,10 @@ here = cache(conditions)
 # these tests need a GPU and kernels that are not interpreted; elsewhere there is nothing to collect
 if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
     collect_ignore_glob = ["test_*.py"]
-elif cuda.obstacle():
-    # `python -m bench.csrc` builds it
-    collect_ignore = ["test_small_svd.py"]
+else:
+    # `python -m bench.csrc` builds both
+    absent = {"test_small_svd.py": cuda.obstacle(), "test_candidates.py": candidates.obstacle()}
+    collect_ignore = [name for name, reason in absent.items() if reason]
 
 
 @pytest.fixture(autouse=True)

@@ -259,7 +259,6 @@ class Plan:
         gradient = {"G_DTYPE": TYPES[form.gradient]}
         align = {"ALIGN": 8 if aligned else 1}
         first = form.configuration("first_product", self._architecture, aligned)
-        second = form.configuration("second_product", self._architecture, aligned)
         kernels.first_product[self._grid(group.first[1], first.per_multiprocessor)](
             table, tiles, *group.first, self._partials, self._extremes,
             **gradient, **form.constants, **align, **first.sizes, **first.options,
@@ -274,10 +273,16 @@ class Plan:
                 DTYPE=TYPES[form.operand], TRANSPOSED=form.transposed, **align, BM=first.BM, BN=first.BN,
                 **options(num_warps=8),
             )  # fmt: skip
+        self._second_product(group, aligned)
+
+    def _second_product(self, group: Group, aligned: bool) -> None:
+        """The last launch of a group, from what those before it left."""
+        form = group.form
+        second = form.configuration("second_product", self._architecture, aligned)
         kernels.second_product[self._grid(group.second[1], second.per_multiprocessor)](
-            table, tiles, *group.second, self._delta, self._scales, self._finite,
-            self._coefficients,
-            **gradient, **form.constants, **align, **form.written, **second.sizes, **second.options,
+            self._addresses.table, self._tiles, *group.second, self._delta, self._scales, self._finite,
+            self._coefficients, G_DTYPE=TYPES[form.gradient], ALIGN=8 if aligned else 1,
+            **form.constants, **form.written, **second.sizes, **second.options,
         )  # fmt: skip
 
     def _grid(self, work: int, per_multiprocessor: int) -> tuple[int]:

@@ -1,0 +1,114 @@
+"""csrc/candidates built for the GPU that shall judge them: ``python -m bench.candidates [--sm 90a]``.
+
+They make a library of their own, which no installation builds: build/candidates/NAME.so, its name made of what it is
+built from. One that was built elsewhere, for any torch from 2.10 on, is taken as it lies. Without CUTLASS it is built
+without the products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from . import nvcc
+
+FOLDER = nvcc.ROOT / "build" / "candidates"
+OPERATORS = nvcc.ROOT / "csrc" / "candidates" / "operators.cpp"
+HEADERS = [nvcc.ROOT / "csrc" / name for name in ("tensors.h", "rotation.cuh")]
+
+
+def sources(products: bool) -> list[Path]:
+    """The kernels of the library, with or without the products."""
+    found = [source for source in nvcc.sources() if source.parent == OPERATORS.parent]
+    return [source for source in found if products or source.stem != "products"]
+
+
+def place(products: bool, architecture: str) -> Path:
+    """Where the library of the sources as they are lies, or would."""
+    parts = [f"{architecture} {products} {nvcc.SETUP['WARNINGS']}".encode()]
+    parts += [path.read_bytes() for path in sorted(OPERATORS.parent.iterdir()) + HEADERS]
+    return FOLDER / f"{hashlib.sha256(b' '.join(parts)).hexdigest()[:16]}.so"
+
+
+def library(architecture: str) -> Path | None:
+    """The library for a GPU if there is one, the fuller one first."""
+    return next(
+        (path for path in (place(products, architecture) for products in (True, False)) if path.is_file()), None
+    )
+
+
+def build(architecture: str) -> Path:
+    """Builds the library for an architecture as in "90a", unless it is there.
+
+    Raises RuntimeError with the compiler's words where it does not compile, or as bench.nvcc would fail.
+    """
+    products = not nvcc.obstacle(OPERATORS.with_name("products.cu"), architecture)
+    target = place(products, architecture)
+    if target.is_file():
+        return target
+    if reason := nvcc.SETUP["obstacle"]():
+        raise RuntimeError(f"the candidates cannot be built here: {reason}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    chosen = sources(products)
+    objects = [target.with_name(f"{target.stem}-{source.stem}.o") for source in (*chosen, OPERATORS)]
+    command = [*nvcc.SETUP["command"](OPERATORS), *(["-DPRODUCTS"] if products else []), "-c", str(OPERATORS), "-o"]
+    with ThreadPoolExecutor(4) as pool:
+        host = pool.submit(subprocess.run, [*command, str(objects[-1])], capture_output=True, text=True, check=False)
+        told = list(pool.map(nvcc.compiled, chosen, [architecture] * len(chosen), objects))
+    failed = [wrong for _, wrong in told if wrong] + [host.result().stderr] * bool(host.result().returncode)
+    print(nvcc.line(dict(zip(nvcc.COLUMNS, nvcc.COLUMNS))))
+    for source, (said, wrong) in zip(chosen, told):
+        failed += [] if wrong else nvcc.failures(source.name, said, architecture)
+    if not failed:
+        link = [*nvcc.SETUP["linker_cuda"](), "-shared", *map(str, objects), "-o", str(target), "-ltorch"]
+        done = subprocess.run(link, capture_output=True, text=True, check=False)
+        failed = [done.stderr] * bool(done.returncode)
+    for one in objects:
+        one.unlink(missing_ok=True)
+    if failed:
+        target.unlink(missing_ok=True)
+        raise RuntimeError("\n".join(failed))
+    return target
+
+
+@cache
+def obstacle() -> str:
+    """Why there are no candidates for the current GPU, empty where they are loaded."""
+    major, minor = torch.cuda.get_device_capability()
+    path = library(f"{major}{minor}{'a' if major == 9 else ''}")
+    if path is None:
+        return "the candidates were not built: python -m bench.candidates"
+    torch.ops.load_library(path)
+    return "" if has("rescale") else f"{path} lacks its operators"
+
+
+def has(operator: str) -> bool:
+    """Whether the loaded library has an operator: without CUTLASS it has no products."""
+    return hasattr(torch.ops.gsr_candidates, operator)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.candidates", description=__doc__)
+    parser.add_argument("--sm", default="90a", help="architecture (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        path = build(arguments.sm)
+    except RuntimeError as error:
+        print(error)
+        return 1
+    if path != place(True, arguments.sm):
+        print(f"without the products: {nvcc.obstacle(OPERATORS.with_name('products.cu'), arguments.sm)}")
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

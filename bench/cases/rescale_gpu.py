@@ -1,0 +1,111 @@
+"""The rescale of a whole model in one launch: Triton's beside the candidate in CUDA C++. The faster stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from gsr_kernels import reference
+from gsr_kernels.backends.triton import fields
+from gsr_kernels.backends.triton.configurations import BLOCK, device_properties, options
+from gsr_kernels.backends.triton.step_kernels import PIECES, rescale_all
+from gsr_kernels.floors import Work
+
+from ..run import RHO, Makers, Run, Target, Trial
+
+TRITON, CANDIDATE = "triton", "CUDA C++"
+# rows of a tile of the first product, each of which leaves a partial sum
+TILE = 128
+TOLERANCE = 1e-5
+
+
+def rows(run: Run) -> Iterator[dict]:
+    if run.on_gpu:
+        from ..candidates import obstacle
+
+        if reason := obstacle():
+            raise RuntimeError(reason)
+    elif not run.dry:
+        raise RuntimeError("rescale_gpu needs a CUDA device: run `python -m bench.csrc` on a machine with one")
+    shapes = run.setting.model.matrices
+    labels = {"model": run.setting.model.name, "shape": f"{len(shapes)} matrices", "dtype": "float32", "rho": RHO}
+    # partial sums and S in, g and δ out
+    sizes = [(min(shape), -(-min(shape) // TILE)) for shape in shapes]
+    work = [Work(20 * sum(k for k, _ in sizes), 4 * sum(k * (parts + 3) for k, parts in sizes), "fp32")]
+    targets = {CANDIDATE: [Target(1.0, TRITON)]}
+    variants = dict.fromkeys((TRITON, CANDIDATE), work)
+    yield from run.compare(labels, variants, lambda: makers(run, sizes), TRITON, targets)
+
+
+@dataclass
+class Drawn:
+    """Partial sums of all matrices of sizes (k, parts), one after another, and where results go."""
+
+    sizes: list[tuple[int, int]]
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        k, parts = torch.tensor(self.sizes).T
+        # where the rows [k] and the partial sums of each matrix begin
+        self.places, self.starts = k.cumsum(0) - k, (k * parts).cumsum(0) - k * parts
+        self.table = torch.stack([self.starts, self.places, parts, k], dim=1)
+        self.partials = torch.randn(int((k * parts).sum()), device=self.device)
+        S = [torch.rand(one, device=self.device).add(0.1).sort(descending=True).values for one in k.tolist()]
+        self.S, self.rho = torch.cat(S), torch.full((1,), RHO, device=self.device)
+        self.g, self.delta = torch.full((2, len(self.S)), torch.nan, device=self.device)
+        self.finite = torch.zeros(len(k), dtype=torch.bool, device=self.device)
+
+    def error(self) -> float:
+        """Of g and δ together; NaN where a matrix was flagged."""
+        distance = norm = 0.0
+        for (k, parts), place, start in zip(self.sizes, self.places.tolist(), self.starts.tolist()):
+            g = self.partials[start : start + k * parts].double().view(parts, k).sum(0)
+            S, at = self.S[place : place + k].double(), slice(place, place + k)
+            delta = reference.rescale(g, S, RHO) - g
+            for found, true in ((self.g[at], g), (self.delta[at], delta)):
+                distance += (found - true).square().sum().item()
+                norm += true.square().sum().item()
+        return (distance / norm) ** 0.5 if self.finite.all() else torch.nan
+
+
+def makers(run: Run, sizes: list[tuple[int, int]]) -> Makers:
+    """Each with partial sums of its own."""
+
+    def trial(of: Callable[[Drawn], Callable[[], object]]) -> Trial:
+        drawn = Drawn(sizes, run.device)
+        return run.trial(of(drawn), drawn.error, TOLERANCE)
+
+    return {TRITON: lambda: trial(by_triton), CANDIDATE: lambda: trial(by_candidate)}
+
+
+def by_triton(drawn: Drawn) -> Callable[[], object]:
+    """As the plan of a step launches it for bases in bf16, which need no scale."""
+    count, device = len(drawn.sizes), drawn.device
+    rows = np.zeros((count, fields.FIELDS.value), np.int64)
+    names = (fields.PARTIALS, fields.DIAGONAL, fields.PARTS, fields.K)
+    rows[:, [name.value for name in names]] = drawn.table.numpy()
+    rows[:, fields.S.value] = drawn.S.data_ptr() + 4 * drawn.places.numpy()
+    table = torch.from_numpy(rows).to(device)
+    extremes, scales = torch.zeros(count, PIECES.value, device=device), torch.empty(count, device=device)
+    grid = (min(count, device_properties(device)[1]),)
+
+    def launch() -> Tensor:
+        rescale_all[grid](
+            table, 0, count, drawn.partials, extremes, drawn.g, drawn.delta, scales, drawn.finite, drawn.rho,
+            reference.FLOOR, DTYPE=tl.bfloat16, TRANSPOSED=False, STORED=False, BLOCK=BLOCK, **options(num_warps=8),
+        )  # fmt: skip
+        return drawn.delta
+
+    return launch
+
+
+def by_candidate(drawn: Drawn) -> Callable[[], object]:
+    """csrc/candidates/rescale.cu."""
+    segments, longest = drawn.table.to(drawn.device), max(k for k, _ in drawn.sizes)
+    given = (segments, longest, drawn.partials, drawn.S, drawn.rho, reference.FLOOR)
+    return lambda: torch.ops.gsr_candidates.rescale(*given, drawn.g, drawn.delta, drawn.finite)

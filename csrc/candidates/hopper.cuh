@@ -1,0 +1,49 @@
+// CUTLASS's kernels for Hopper and how one is launched
+#pragma once
+
+// a kernel that may be set up early has to wait by itself
+#define CUTLASS_ENABLE_GDC_FOR_SM90
+
+#include <cuda_runtime_api.h>
+
+#include <cutlass/gemm/collective/collective_mma_decl.hpp>
+
+// Hopper's alone: the headers for all GPUs take several times as long to compile. This is what they declare.
+namespace cutlass::epilogue::collective {
+template <class Policy, class... Arguments>
+class CollectiveEpilogue;
+}
+
+#include <cutlass/device_kernel.h>
+#include <cutlass/epilogue/collective/sm90_epilogue_tma_warpspecialized.hpp>
+#include <cutlass/gemm/collective/builders/sm90_gmma_builder.inl>
+#include <cutlass/gemm/collective/sm90_mma_tma_gmma_ss_warpspecialized.hpp>
+
+namespace gsr {
+
+// Its blocks may be set up while the kernel before it on the stream ends: it waits for that one before it reads.
+template <class Kernel>
+cudaError_t launch(const typename Kernel::Arguments& arguments, cudaStream_t stream) {
+  if (!Kernel::can_implement(arguments)) return cudaErrorInvalidValue;
+  const auto kernel = cutlass::device_kernel<Kernel>;
+  constexpr int shared = Kernel::SharedStorageSize;
+  const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (error != cudaSuccess) return error;
+  const auto params = Kernel::to_underlying_arguments(arguments, nullptr);
+  using Cluster = typename Kernel::ClusterShape;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {cute::size<0>(Cluster{}), cute::size<1>(Cluster{}), 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = Kernel::get_grid_shape(params);
+  config.blockDim = Kernel::get_block_shape();
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+}  // namespace gsr

@@ -1,0 +1,102 @@
+"""The candidates' library and the cases that judge them, as far as they go without a GPU."""
+
+import pytest
+import torch
+
+from bench import candidates, nvcc
+from bench.cases import rescale_gpu, second_product_gpu
+from bench.models import model
+from bench.rates import H200
+from bench.run import Run, Setting
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Where libraries are built, as if CUTLASS were not there."""
+    monkeypatch.setattr(candidates, "FOLDER", tmp_path)
+    monkeypatch.setattr(nvcc, "cutlass", lambda: None)
+    return tmp_path
+
+
+@pytest.mark.skipif(bool(nvcc.SETUP["obstacle"]()), reason=nvcc.SETUP["obstacle"]())
+def test_a_build_without_cutlass_has_the_rescale_alone(folder, capsys):
+    assert candidates.library("90a") is None
+    assert candidates.main([]) == 0
+    said = capsys.readouterr().out
+    assert "without the products: CUTLASS was not found" in said and "rescale_all<16>" in said
+    assert [path.suffix for path in folder.iterdir()] == [".so"]
+    path = candidates.library("90a")
+    # what is there is not built again
+    assert candidates.build("90a") == path and candidates.library("80") is None
+    torch.ops.load_library(path)
+    assert candidates.has("rescale") and not candidates.has("first_product")
+
+    # what the operator checks, as if these were tensors of a GPU
+    row, flag = torch.zeros(4), torch.zeros(1, dtype=torch.bool)
+    right = {"segments": torch.tensor([[0, 0, 1, 4]]), "longest": 4, "partials": row, "S": row, "rho": row[:1],
+             "floor": 0.0, "g": row, "delta": row, "finite": flag}  # fmt: skip
+    on_gpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+    def refused(message, **wrong):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.gsr_candidates.rescale.default.redispatch(on_gpu, *{**right, **wrong}.values())
+
+    refused("segments must be .n, 4. on a CUDA device")
+
+
+def test_a_build_that_fails_leaves_nothing_behind(folder, monkeypatch, capsys):
+    monkeypatch.setitem(nvcc.SETUP, "obstacle", lambda: "")
+    monkeypatch.setitem(nvcc.SETUP, "command", lambda source: ["false"])
+    monkeypatch.setattr(nvcc, "compiled", lambda source, architecture, target: ("", f"{source.name}: no"))
+    assert candidates.main([]) == 1
+    assert "rescale.cu: no" in capsys.readouterr().out and not list(folder.iterdir())
+    monkeypatch.setitem(nvcc.SETUP, "obstacle", lambda: "nvcc was not found")
+    assert candidates.main([]) == 1 and "cannot be built here: nvcc was not found" in capsys.readouterr().out
+
+
+def test_a_library_is_of_its_sources(folder, monkeypatch, tmp_path):
+    before = candidates.place(True, "90a")
+    assert before != candidates.place(False, "90a") and before != candidates.place(True, "80")
+    monkeypatch.setattr(candidates, "HEADERS", [])
+    assert candidates.place(True, "90a") != before
+
+
+@pytest.mark.parametrize("case", [rescale_gpu, second_product_gpu])
+def test_the_cases_predict_and_refuse(case):
+    rows = list(case.rows(Run(Setting(model("small")), H200, dry=True)))
+    assert rows and all(row["floor_ms"] > 0 for row in rows)
+    assert len({row["variant"] for row in rows}) >= 2
+    with pytest.raises(RuntimeError, match="needs a CUDA device"):
+        list(case.rows(Run(Setting(model("small")), H200)))
+
+
+def test_tritons_side_of_the_rescale_is_right():
+    drawn = rescale_gpu.Drawn([(5, 1), (1100, 3), (64, 2)], CPU)
+    rescale_gpu.by_triton(drawn)()
+    assert drawn.error() <= 1e-6
+    drawn.finite[1] = False
+    assert not drawn.error() <= 1
+
+
+def test_the_second_products_operands_are_the_plans(monkeypatch):
+    """The plan interpreted, and torch in the place of CUTLASS."""
+
+    def multiplied(left, right, G, kept, coefficients, finite, W, m, v):
+        _, unscale, fresh1, beta, fresh2, rate, root, floor, decay = coefficients.tolist()
+        product = unscale * (left.float() @ right.float() + (G if kept else 0))
+        m.add_(fresh1 * (product - m))
+        v.copy_(beta * v + fresh2 * product**2)
+        W.copy_(W * decay - rate * m / (v.sqrt() * root + floor))
+
+    class Operators:
+        second_product_adamw = staticmethod(multiplied)
+
+    monkeypatch.setattr(torch.ops, "gsr_candidates", Operators)
+    for shape in ((48, 48), (32, 64), (64, 32)):
+        setting = Setting(second_product_gpu.Model("tiny", {shape: 2}, {}), None, "bf16", "fp32")
+        makers = second_product_gpu.Second(Run(setting, H200, CPU), setting).makers()
+        for name in (second_product_gpu.TRITON, second_product_gpu.CUTLASS):
+            trial = makers[name]()
+            assert trial.error() <= trial.tolerance, (shape, name)
