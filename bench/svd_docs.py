@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from .decompositions import DRIVEN
@@ -28,7 +29,9 @@ def _accuracy(device: str, exact: Rows) -> str:
         f"| W | spectrum | {' | '.join(f'condition {condition}' for condition in conditions)} |",
         f"|---|---|{'---|' * len(conditions)}",
     ]
-    for shape, kind in dict.fromkeys((row["shape"], row["spectrum"].split()[0]) for row in exact):
+    shapes, kinds = dict.fromkeys(row["shape"] for row in exact), dict.fromkeys(_kind(row) for row in exact)
+    there = {(row["shape"], _kind(row)) for row in exact}
+    for shape, kind in (pair for pair in product(shapes, kinds) if pair in there):
         cells = []
         for condition in conditions:
             found = [row for row in exact if (row["shape"], row["spectrum"]) == (shape, f"{kind} {condition}")]
@@ -165,6 +168,10 @@ def filled(text: str, rows: Rows) -> str:
 def _by_device(rows: Rows) -> list[tuple[str, Rows]]:
     devices = dict.fromkeys(row["device"] for row in rows)
     return [(device, [row for row in rows if row["device"] == device]) for device in devices]
+
+
+def _kind(row: dict[str, str]) -> str:
+    return row["spectrum"].split()[0]
 
 
 def _short(error: str) -> str:

@@ -124,7 +124,7 @@ def _drive(W: Tensor, driver: str) -> SVD:
 
 
 def _lapack(W: Tensor) -> SVD:
-    """A wide W standing, which takes half the time; the small σ, which err more then, are looked at twice."""
+    """A wide W standing, which is faster; its small σ, which err more then, are decomposed twice."""
     if W.shape[-2] >= W.shape[-1]:
         return SVD(*torch.linalg.svd(W, full_matrices=False))
     V, S, Uh = _graded(W.mT)
