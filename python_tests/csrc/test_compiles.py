@@ -55,6 +55,12 @@ def test_what_ptxas_says():
     assert second["registers"] == 31 and second["spilled"] == second["static shared"] == 0
 
 
+def test_kernels_of_cutlass_have_our_names():
+    whole = "_ZN7cutlass13device_kernelINS_4gemm6kernel13GemmUniversalI{}EEEvNT_6ParamsE"
+    assert nvcc.readable(whole.format("fSK_fSK_N3gsr6UpdateES13_")) == "second_product_adamw"
+    assert nvcc.readable(whole.format("NS1G_6fusion12Sm90AccFetchES12_")) == "first_product"
+
+
 def test_no_kernel_hides_another():
     lines = PTXAS.strip().splitlines()
     first, second = lines[:4], lines[4:]

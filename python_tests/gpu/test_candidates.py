@@ -49,7 +49,8 @@ def adamw(W, m, v, G):
     parameter = W.clone().requires_grad_()
     parameter.grad = G
     optimizer = torch.optim.AdamW([parameter], 1e-2, (0.9, 0.999), 1e-8, 0.1)
-    optimizer.state[parameter] = {"step": torch.tensor(6.0), "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
+    taken = torch.tensor(6.0, device="cpu")
+    optimizer.state[parameter] = {"step": taken, "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
     optimizer.step()
     state = optimizer.state[parameter]
     return parameter.detach() - W, state["exp_avg"], state["exp_avg_sq"]
