@@ -42,9 +42,11 @@ def attach_to(trainer: Trainer, **settings: Any) -> None:
             "trainer has its optimizer already: call gsr_kernels.attach(model, optimizer, ...) on that one"
         )
     steps = trainer.args.logging_steps
+    model: Any = trainer.model
     # where weights are cut over ranks no gradient is whole
-    every = 0 if trainer.is_fsdp_enabled else int(steps) if steps >= 1 else 1
-    made = CutMethodCallback if trainer.is_fsdp_enabled else MethodCallback
+    cut = trainer.is_fsdp_enabled or any(hasattr(parameter, "placements") for parameter in model.parameters())
+    every = 0 if cut else int(steps) if steps >= 1 else 1
+    made = CutMethodCallback if cut else MethodCallback
     method = made(trainer, {"record_every": every, **settings})
     own = trainer.optimizer_cls_and_kwargs
 

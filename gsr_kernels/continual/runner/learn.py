@@ -11,18 +11,14 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-import torch.distributed.checkpoint as dcp
-from accelerate.utils.constants import FSDP_MODEL_NAME
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.optim import Optimizer
-from torch.utils.data import Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
+from gsr_kernels.continual.runner.cut import CutTrainer, cut
 from gsr_kernels.continual.runner.examples import Example
 from gsr_kernels.continual.runner.kinds import Kind
-from gsr_kernels.continual.runner.ranks import FailedElsewhere, first, led, world
+from gsr_kernels.continual.runner.ranks import led, world
 from gsr_kernels.continual.runner.settings import RunSettings
+from gsr_kernels.continual.runner.trainer import TaskTrainer, Watch
 from gsr_kernels.continual.runner.turns import Turns
 
 # what the Trainer writes last into a checkpoint
@@ -61,7 +57,9 @@ def learn(
     if settings.gradient_checkpointing:
         # the newer of its two names in transformers
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    trainer = TaskTrainer(
+    if settings.fsdp:
+        cut(model, settings.bf16)
+    trainer = (CutTrainer if settings.fsdp else TaskTrainer)(
         model=model,
         args=arguments(settings, steps, folder, seed),
         train_dataset=Turns([kind.features(row) for row in rows], settings.batch, steps, seed),
@@ -72,20 +70,13 @@ def learn(
     # the run has a bar of its own
     trainer.remove_callback(PrinterCallback)
     trainer.head_lr = settings.head_lr
-    if settings.fsdp and settings.bf16:
-        # gradients are summed as by DDP
-        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
-        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     checkpoint = led(lambda: newest(folder))
     prepare(trainer, folder)
     if checkpoint is not None:
         before = TrainerState.load_from_json(str(Path(checkpoint) / LAST))
         if before.global_step >= steps:
             # the Trainer itself would take one step more
-            if settings.fsdp:
-                _load_parts(model, checkpoint)
-            else:
-                trainer._load_from_checkpoint(checkpoint)
+            trainer._load_from_checkpoint(checkpoint)
             tick(steps, True)
             return _log(before)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -95,13 +86,6 @@ def learn(
 def steps_of(rows: int, settings: RunSettings) -> int:
     """The optimizer steps of a task of so many rows."""
     return settings.steps or max(1, math.ceil(settings.epochs * math.ceil(rows / settings.batch)))
-
-
-def _load_parts(model: Any, checkpoint: str) -> None:
-    """The whole model from what all ranks have written of theirs."""
-    weights = get_model_state_dict(model)
-    dcp.load({"model": weights}, checkpoint_id=Path(checkpoint) / f"{FSDP_MODEL_NAME}_0")
-    set_model_state_dict(model, weights)
 
 
 def _log(state: TrainerState) -> list[dict[str, Any]]:
@@ -114,7 +98,6 @@ def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> Tra
     cuda = torch.cuda.is_available()
     share = settings.batch // world()
     micro = settings.micro_batch or share
-    cut: Any = settings.fsdp or None
     given = TrainingArguments(
         str(folder),
         per_device_train_batch_size=micro,
@@ -125,9 +108,8 @@ def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> Tra
         warmup_steps=math.floor(settings.warmup * steps),
         lr_scheduler_type=settings.schedule,
         weight_decay=settings.weight_decay,
-        bf16=settings.bf16,
-        fsdp=cut,
-        fsdp_config={"version": 2, "state_dict_type": "SHARDED_STATE_DICT"} if cut else None,
+        # by the policy of what is cut, there
+        bf16=settings.bf16 and not settings.fsdp,
         seed=seed,
         data_seed=seed,
         save_steps=settings.save_every,
@@ -162,59 +144,3 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
     # a rank's own generators, which the first one does not wait for; torch.save writes zip files
     return world() == 1 or all(is_zipfile(checkpoint / f"rng_state_{rank}.pth") for rank in range(world()))
-
-
-class TaskTrainer(Trainer):
-    """A Trainer that takes the rows as ``Turns`` has them, and whose new classification head may learn at a rate of its
-    own, ``head_lr``.
-    """
-
-    head_lr: float | None = None
-
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
-        turns: Any = self.train_dataset
-        return SequentialSampler(turns)
-
-    def create_optimizer(self, model: Any = None) -> Optimizer:
-        """The Trainer's own, with the head in groups of its own, decayed or not as they were."""
-        optimizer = super().create_optimizer(model)
-        # called again from within where a method is attached: the inner call makes the groups
-        if self.head_lr is not None and self.optimizer_cls_and_kwargs is None:
-            model = self.accelerator.unwrap_model(self.model)
-            encoder = set(model.base_model.parameters())
-            for group in list(optimizer.param_groups):
-                head = [parameter for parameter in group["params"] if parameter not in encoder]
-                if head:
-                    group["params"] = [parameter for parameter in group["params"] if parameter in encoder]
-                    optimizer.add_param_group({**group, "params": head, "lr": self.head_lr})
-        return optimizer
-
-
-class Watch(TrainerCallback):
-    """Moves the run's bar, and stops what diverges."""
-
-    def __init__(self, tick: Callable[[int, bool], object], lr: float) -> None:
-        self._tick = tick
-        self._lr = lr
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Steps of a checkpoint were taken before."""
-        self._tick(state.global_step, True)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """One more step."""
-        self._tick(1, False)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
-        """The loss since the last record."""
-        if not math.isfinite(logs.get("loss", 0.0)):
-            # all ranks have the same
-            if not first():
-                raise FailedElsewhere(2)
-            raise FloatingPointError(
-                f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high"
-            )

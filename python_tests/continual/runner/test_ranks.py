@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from gsr_kernels.__main__ import main
-from gsr_kernels.continual.runner.learn import Watch
+from gsr_kernels.continual.runner.trainer import Watch
 from python_tests.continual.runner.tiny import save_model, save_tasks
 from python_tests.distributed.ranks import run, start
 
@@ -75,6 +75,9 @@ def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(arguments, tmp
         assert codes[1] == -signal.SIGKILL and len(failures) == 1
         [checkpoint] = Path(cut, "work/seed-0/gsr/training/second").glob("checkpoint-*")
         assert checkpoint.name == "checkpoint-4"
+        # each rank has written what it holds of the weights
+        parts = sorted(path.name for path in checkpoint.glob("weights/*.distcp"))
+        assert parts == (["__0_0.distcp", "__1_0.distcp"] if name == "fsdp" else [])
         resumed.append([*arguments, str(cut), "--resume"])
     run(2, (learned, *resumed))
     for name in runs:

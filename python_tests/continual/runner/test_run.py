@@ -17,9 +17,10 @@ from gsr_kernels.continual.metrics import BEFORE
 from gsr_kernels.continual.runner.adapted import PROTECTED
 from gsr_kernels.continual.runner.course import Course
 from gsr_kernels.continual.runner.examples import Example
-from gsr_kernels.continual.runner.learn import TaskTrainer, Watch, arguments
+from gsr_kernels.continual.runner.learn import arguments
 from gsr_kernels.continual.runner.models import load, open_kind
 from gsr_kernels.continual.runner.settings import RunSettings
+from gsr_kernels.continual.runner.trainer import TaskTrainer, Watch
 from python_tests.continual.runner.tiny import WORDS, save_model, save_tasks
 
 QUICK = ["--batch", "8", "--micro-batch", "4", "--steps", "6", "--lr", "1e-3", "--save-every", "2", "--test-rows", "4"]
@@ -84,7 +85,7 @@ def test_a_kind_of_model_from_the_flags_to_the_folder(kind, models, data, tmp_pa
 KILLED = """
 import os, signal, sys
 from gsr_kernels.__main__ import main
-from gsr_kernels.continual.runner.learn import Watch
+from gsr_kernels.continual.runner.trainer import Watch
 
 def on_step_end(self, args, state, control, **kwargs):
     if f"/{sys.argv[1]}/" in args.output_dir and args.output_dir.endswith("third") and state.global_step == 5:

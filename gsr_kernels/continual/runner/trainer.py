@@ -1,0 +1,69 @@
+"""The Trainer of a task, and what watches it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gsr_kernels.continual.runner.ranks import FailedElsewhere, first
+
+
+class TaskTrainer(Trainer):
+    """A Trainer that takes the rows as ``Turns`` has them, and whose new classification head may learn at a rate of its
+    own, ``head_lr``.
+    """
+
+    head_lr: float | None = None
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
+        turns: Any = self.train_dataset
+        return SequentialSampler(turns)
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """The Trainer's own, with the head in groups of its own, decayed or not as they were."""
+        optimizer = super().create_optimizer(model)
+        # called again from within where a method is attached: the inner call makes the groups
+        if self.head_lr is not None and self.optimizer_cls_and_kwargs is None:
+            model = self.accelerator.unwrap_model(self.model)
+            encoder = set(model.base_model.parameters())
+            for group in list(optimizer.param_groups):
+                head = [parameter for parameter in group["params"] if parameter not in encoder]
+                if head:
+                    group["params"] = [parameter for parameter in group["params"] if parameter in encoder]
+                    optimizer.add_param_group({**group, "params": head, "lr": self.head_lr})
+        return optimizer
+
+
+class Watch(TrainerCallback):
+    """Moves the run's bar, and stops what diverges."""
+
+    def __init__(self, tick: Callable[[int, bool], object], lr: float) -> None:
+        self._tick = tick
+        self._lr = lr
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Steps of a checkpoint were taken before."""
+        self._tick(state.global_step, True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """One more step."""
+        self._tick(1, False)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """The loss since the last record."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            # all ranks have the same
+            if not first():
+                raise FailedElsewhere(2)
+            raise FloatingPointError(
+                f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high"
+            )
