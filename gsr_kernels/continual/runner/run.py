@@ -158,10 +158,11 @@ class Run:
         length = f"{settings.steps} steps" if settings.steps else f"{settings.epochs:g} epochs"
         done = results.seeds() if len(results.matrices) == len(settings.methods) else 0
         seeds = str(settings.seeds) if done == settings.seeds else f"{done} of {settings.seeds}, unfinished"
+        by = f", by {world()} processes, {'FSDP2' if settings.fsdp else 'DDP'}" if world() > 1 else ""
         width = max(len(source.name) for source in (*self.known, *self.tasks))
         lines = [
             f"{settings.model} ({self.kind.name}) learns {len(self.tasks)} tasks in turn, {length} of {settings.batch} "
-            "rows a step each.",
+            f"rows a step each{by}.",
             f"Seeds: {seeds}; each with an order of the rows, and where a task has no test rows of its own a split of "
             "them, the same for every method.",
             f"AdamW, lr {settings.lr:g} for every method{adapter_rates(settings.methods, settings.method)}, warm-up "

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gsr_kernels.continual.runner.examples import Example, TextTask
+from gsr_kernels.continual.runner.kinds import IGNORED
 from gsr_kernels.continual.runner.models import load, open_kind
 from gsr_kernels.continual.runner.score import check_room, score
 from gsr_kernels.continual.runner.settings import RunSettings
@@ -197,3 +198,15 @@ def test_a_new_head_is_that_of_its_seed(tmp_path):
     kind.choose_among([("a", "b")])
     heads = [load(kind, path, "float32", seed).classifier.weight for seed in (0, 0, 1)]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_an_encoder_decoder_learns_from_tokens_however_they_are_batched(tmp_path):
+    kind = open_kind(RunSettings(model=save_model("seq2seq", tmp_path)))
+    model = load(kind, tmp_path, "float32", 0)
+    features, collate, loss = [kind.features(row) for row in ROWS], kind.collator(model), kind.loss()
+    whole = collate(features)
+    tokens = (whole["labels"] != IGNORED).sum()
+    parts = [collate(features[:1]), collate(features[1:])]
+    labels = [part.pop("labels") for part in parts]
+    summed = sum(loss(model(**part), label, tokens) for part, label in zip(parts, labels))
+    torch.testing.assert_close(summed, model(**whole).loss)

@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from gsr_kernels.__main__ import main
+from gsr_kernels.continual.runner.ranks import FailedElsewhere
 from gsr_kernels.continual.runner.trainer import Watch
 from python_tests.continual.runner.tiny import save_model, save_tasks
 from python_tests.distributed.ranks import run, start
@@ -45,6 +46,18 @@ def killed(arguments):
 
     Watch.on_step_end = on_step_end
     learned(arguments)
+
+
+def ended(*runs):
+    """How each run ended here, and what it said; the second rank alone lacks what is named LACKING."""
+    found = []
+    for arguments in runs:
+        here = [text.replace("LACKING", "absent" if dist.get_rank() else "") for text in arguments]
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.suppress(FailedElsewhere):
+            assert main(here) == 2
+        found.append(said.getvalue().rpartition("error: ")[2])
+    return found
 
 
 def measured(out):
@@ -82,6 +95,17 @@ def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(arguments, tmp
     run(2, (learned, *resumed))
     for name in runs:
         assert measured(tmp_path / f"{name}-cut") == measured(tmp_path / name)
+
+
+def test_an_error_on_one_rank_or_on_all_is_said_once(arguments, tmp_path):
+    known = [*arguments, "--known", "LACKING" + str(tmp_path / "text.txt")]
+    (tmp_path / "text.txt").write_text("the river and the stone " * 9)
+    runs = [known, [*arguments, "--lr", "-1"], [*arguments, "--lr", "1e30"]]
+    out = [["--out", str(tmp_path / str(number))] for number in range(len(runs))]
+    [first, second] = run(2, (ended, *(run + more for run, more in zip(runs, out))))["ended"]
+    assert first[0] == "" and "text.txt is no file" in second[0]
+    assert "--lr must be positive" in first[1] and "lr 1e+30 is too high" in first[2]
+    assert not any(second[1:])
 
 
 @pytest.mark.parametrize(
