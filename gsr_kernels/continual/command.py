@@ -103,18 +103,9 @@ def run(args: argparse.Namespace) -> None:
         _run(args)
 
 
-def _run(args: argparse.Namespace) -> None:
-    arguments = args.arguments
-    if args.recipe is not None:
-        parser = argparse.ArgumentParser(prog=f"--recipe {args.recipe}", allow_abbrev=False)
-        add_arguments(parser)
-        args = parser.parse_args(expand(arguments[1:]))
-    names = _names(args.method) or Settings().methods
-    if args.bounds:
-        names += tuple(bound for bound in BOUNDS if bound not in names)
-    if ranks.world() > 1 and not args.model:
-        raise ValueError("the built-in model is for one process: start it without torchrun, or give --model")
-    job = ranks.together(lambda: _job(args, names))
+def _run(given: argparse.Namespace) -> None:
+    arguments = given.arguments
+    args, job = ranks.together(lambda: _prepared(given))
     config = {"arguments": list(arguments), **job.config}
     before = ranks.led(lambda: _open(args, job))
     if before:
@@ -139,6 +130,20 @@ def _run(args: argparse.Namespace) -> None:
     print(f"\n{report(results, job.conditions(results), *job.notes)}")
     _draw(args.out, results)
     print(f"{results.seconds:.0f} s; see {args.out}: {', '.join(sorted(file.name for file in args.out.iterdir()))}")
+
+
+def _prepared(args: argparse.Namespace) -> tuple[argparse.Namespace, Job]:
+    """All flags, a recipe's too, and what they ask for."""
+    if args.recipe is not None:
+        parser = argparse.ArgumentParser(prog=f"--recipe {args.recipe}", allow_abbrev=False)
+        add_arguments(parser)
+        args = parser.parse_args(expand(args.arguments[1:]))
+    names = _names(args.method) or Settings().methods
+    if args.bounds:
+        names += tuple(bound for bound in BOUNDS if bound not in names)
+    if ranks.world() > 1 and not args.model:
+        raise ValueError("the built-in model is for one process: start it without torchrun, or give --model")
+    return args, _job(args, names)
 
 
 def _job(args: argparse.Namespace, names: tuple[str, ...]) -> Job:

@@ -26,13 +26,15 @@ class FailedElsewhere(SystemExit):
 def joined() -> Iterator[None]:
     """Within, all processes that torchrun started are one group; each has its own GPU, where there are any.
 
-    Raises ValueError where a machine has fewer GPUs than processes.
+    Raises ValueError where a machine has fewer GPUs than processes, or they were started otherwise.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     ours = not dist.is_initialized()
     if ours:
+        if "LOCAL_RANK" not in os.environ:
+            raise ValueError("WORLD_SIZE is set and LOCAL_RANK is not: start the processes by torchrun")
         gpus, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
         if gpus:
             if local >= gpus:
