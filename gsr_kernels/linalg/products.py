@@ -10,7 +10,9 @@ LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 
 def product(A: Tensor, B: Tensor) -> Tensor:
     """``A @ B`` of a large ``A [.., m, n]``, as it lies or transposed, and a narrow ``B [.., n, k]`` of its dtype."""
-    if LINEAR is None or A.device.type != "cpu" or A.dtype != torch.float32 or A.ndim != 2 or B.ndim != 2:
+    served = A.device.type == "cpu" and A.dtype == torch.float32 and A.ndim == B.ndim == 2
+    # operands with gaps between their rows take oneDNN's reference, thousands of times as long
+    if LINEAR is None or not served or not all(X.is_contiguous() or X.mT.is_contiguous() for X in (A, B)):
         return A @ B
     # a transposed operand is read as it lies only where it comes second
     if A.is_contiguous():

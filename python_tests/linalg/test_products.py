@@ -28,3 +28,14 @@ def test_batches():
     A, B = torch.randn(3, 20, 10), torch.randn(3, 10, 4)
     torch.testing.assert_close(products.product(A, B), A @ B)
     torch.testing.assert_close(products.product(A, B[0]), A @ B[0])
+
+
+def test_operands_with_gaps_between_rows_are_left_to_torch(monkeypatch):
+    asked = []
+    monkeypatch.setattr(products, "LINEAR", lambda A, B, *_: asked.append((A, B)) or A @ B.mT)
+    A, B = torch.randn(20, 30), torch.randn(15, 8)
+    torch.testing.assert_close(products.product(A[:, :15], B), A[:, :15] @ B)
+    torch.testing.assert_close(products.product(A[:, :15].contiguous(), B[:, :4]), A[:, :15] @ B[:, :4])
+    assert not asked
+    products.product(A[:, :15].contiguous(), B)
+    assert len(asked) == 1
