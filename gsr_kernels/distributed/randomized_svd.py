@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # of randomized_svd
 SEED = 0
 
+# rows of Ω that are drawn at once
+STRIP = 128
+
 
 def from_pieces(weight: Weight) -> bool:
     """Whether a weight's basis is found without the weight being whole anywhere.
@@ -67,7 +70,8 @@ def _finite_and_scaled(W: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """See ``linalg.scaling``: the largest number decides, wherever it lies."""
     largest = W.new_zeros(*sides(layout.block())[:-2], 1, 1)
     if W.numel():
-        largest = W.abs().amax((-2, -1), keepdim=True).nan_to_num(torch.inf, torch.inf)
+        largest = torch.maximum(W.amax((-2, -1), keepdim=True), -W.amin((-2, -1), keepdim=True))
+        largest = largest.nan_to_num(torch.inf, torch.inf)
     shared = largest.to(layout.device)
     dist.all_reduce(shared, dist.ReduceOp.MAX, group=layout.team)
     if not shared.isfinite().all():
@@ -80,9 +84,7 @@ def _sketched(W: Tensor, layout: Layout, rank: int) -> tuple[Tensor, Tensor, Ten
     """Parts of U and Vh, and S, of the projection of W on the range of its sketch: ``randomized_svd`` by default."""
     rows, columns = _Side(layout, -2), _Side(layout, -1)
     p, q = defaults(rank, min(layout.shape[-2:]))
-    omega = omega_rows(columns.start, columns.stop, layout.shape[-1], rank + p, SEED, W.device).to(W.dtype)
-    Y = columns.summed(product(W, omega))
-    del omega
+    Y = columns.summed(_sketch(W, columns.start, layout.shape[-1], rank + p))
     for _ in range(q):
         Y = columns.summed(product(W, rows.summed(product(W.mT, normalized(Y, rows.gram, rows.orthonormal)))))
     Q = rows.orthonormal(Y)
@@ -91,6 +93,17 @@ def _sketched(W: Tensor, layout: Layout, rank: int) -> tuple[Tensor, Tensor, Ten
     A, S, Bh = (_through([layout.team], factor, layout, _from_first) for factor in together(lambda: svd(R), [layout]))
     U, V = product(Q, Bh[..., :rank, :].mT), product(V, A[..., :rank])
     return rows.alike(U), S[..., :rank], columns.alike(V).mT
+
+
+def _sketch(W: Tensor, start: int, count: int, width: int) -> Tensor:
+    """``W Ω`` of the columns of a weight that begin at ``start``, of ``count`` in all."""
+    Y = W.new_zeros(*W.shape[:-1], width)
+    # drawing takes several int64 for each number
+    for low in range(0, W.shape[-1], STRIP):
+        strip = W[..., low : low + STRIP]
+        rows = omega_rows(start + low, start + low + strip.shape[-1], count, width, SEED, W.device)
+        Y += product(strip, rows.to(W.dtype))
+    return Y
 
 
 class _Side:

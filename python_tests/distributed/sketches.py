@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
 
 import gsr_kernels
 from bench.decompositions import matrix
 from gsr_kernels.distributed import decompose, randomized_svd
 from python_tests.distributed.decisions import refused
+from python_tests.distributed.factors import wholes
 from python_tests.distributed.matrices import attached, distribute, make_model, matrices
 from python_tests.distributed.memory import Held
 from python_tests.distributed.storage import Decomposed
@@ -32,29 +33,9 @@ def decomposed(weights, mesh, placements, **settings):
 
 
 def bases(handle):
-    """U, S and Vh of each weight, whole, and whether all ranks that hold the same part of one have the same bits."""
-    found = {}
-    for weight in handle.weights:
-        basis, (d1, d2) = weight.basis, weight.basis.shape
-        assert basis.randomized
-        shapes = {"U": (d1, basis.rank), "S": (basis.rank,), "Vh": (basis.rank, d2)}
-        factors, same = {}, True
-        for name, layout in weight.scheme.factors({key: torch.Size(shape) for key, shape in shapes.items()}).items():
-            part = getattr(basis, name)
-            all_parts = [None] * dist.get_world_size()
-            dist.all_gather_object(all_parts, (layout.block(), part))
-            firsts = {}
-            same = same and all(torch.equal(firsts.setdefault(block, other), other) for block, other in all_parts)
-            factors[name] = DTensor.from_local(
-                part,
-                layout.mesh,
-                layout.placements,
-                run_check=False,
-                shape=layout.shape,
-                stride=(layout.shape[-1], 1)[-len(layout.shape) :],
-            ).full_tensor()
-        found[weight.name.removesuffix(".weight")] = factors, same
-    return found
+    """See ``wholes``, by name; each is marked as randomized."""
+    assert all(weight.basis.randomized for weight in handle.weights)
+    return {weight.name.removesuffix(".weight"): wholes(weight) for weight in handle.weights}
 
 
 def agreement(layouts):
@@ -115,7 +96,7 @@ def broken():
 
 def memory(layouts):
     """The most that a rank held beside its share while a basis was found, and the largest tensor, in weights."""
-    weights = {"layer": torch.randn(512, 384)}
+    weights = {"layer": torch.randn(1024, 768)}
     found, by_rank = {}, randomized_svd.basis_from_pieces
     # the int64 copies of a fingerprint are as large as they are for any weight
     origin, randomized_svd.origin = randomized_svd.origin, lambda weight, part: ""
@@ -128,7 +109,7 @@ def memory(layouts):
     try:
         for sides, placements in layouts:
             held = Held()
-            decomposed(weights, init_device_mesh("cpu", sides), placements, rank=16)
+            decomposed(weights, init_device_mesh("cpu", sides), placements, rank=48)
             size = weights["layer"].numel()
             found[sides, str(placements)] = held.most / (4 * size), held.largest / size
     finally:

@@ -4,9 +4,11 @@ from python_tests.distributed.ranks import run
 from python_tests.gpu.two_ranks import SHAPES, agreement
 
 
-def test_two_ranks_agree_with_one_process(record):
+def test_two_ranks_are_as_near_the_truth_as_torch_on_one(record):
     for rank, errors in enumerate(run(2, (agreement, "cuda"))["agreement"]):
-        for (dim, out_of_span, name), error in errors.items():
-            record(f"rank {rank} of 2, {name}, cut in dimension {dim}, {out_of_span}", error=f"{error:.3e}")
-        # the products of one process round to fp16 what those of a shard multiply in float32
-        assert len(errors) == 4 * len(SHAPES) and max(errors.values()) <= 3e-3, errors
+        assert len(errors) == 4 * len(SHAPES)
+        for (dim, out_of_span, name), (found, own) in errors.items():
+            what = f"rank {rank} of 2, {name}, cut in dimension {dim}, {out_of_span}"
+            record(what, error=f"{found:.3e}", torch_error=f"{own:.3e}")
+            # below it both are right, and torch's may be so by luck
+            assert found <= max(2 * own, 2e-6), f"{what}: {found:.2e}, torch {own:.2e}"
