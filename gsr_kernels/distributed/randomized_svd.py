@@ -62,6 +62,11 @@ def basis_from_pieces(weight: Weight, part: Tensor) -> SpectralBasis:
     except (ValueError, torch.linalg.LinAlgError) as error:
         raise ValueError(f"{weight.name}: {error}") from error
     storage = storage_dtype(None, wide, part.device)
+    *batch, d1, d2 = layout.shape
+    shapes = {"U": torch.Size((*batch, d1, S.shape[-1])), "S": S.shape, "Vh": torch.Size((*batch, S.shape[-1], d2))}
+    # what the ranks share of factors that are whole here
+    places = weight.scheme.factors(shapes)
+    U, Vh = U[..., slice(*places["U"].block()[-1])], Vh[..., slice(*places["Vh"].block()[-2]), :]
     factors = {"U": U.to(storage).contiguous(), "S": S.contiguous(), "Vh": Vh.to(storage).contiguous()}
     return as_shard(layout, factors, origin(weight, part), None, True)
 

@@ -1,5 +1,6 @@
 """Randomized bases of weights that are cut over ranks: what the ranks do in the test beside this file."""
 
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -43,13 +44,13 @@ def agreement(layouts):
     weights = matrices(0, SHAPES)
     expected = {name: gsr_kernels.randomized_svd(W, max(1, round(SHARE * min(W.shape)))) for name, W in weights.items()}
     errors = {}
-    for sides, placements in layouts:
-        handle = decomposed(weights, init_device_mesh("cpu", sides), placements, rank=SHARE)
+    for (sides, placements), shared in product(layouts, (False, True)):
+        handle = decomposed(weights, init_device_mesh("cpu", sides), placements, rank=SHARE, shard_bases=shared)
         for name, (factors, same) in bases(handle).items():
             U, S, Vh, _ = expected[name]
             sign = (factors["U"] * U).sum(0).sign()
             far = [factors["U"] * sign - U, (factors["S"] - S) / S[0], factors["Vh"] * sign[:, None] - Vh]
-            errors[sides, str(placements), name] = max(one.abs().max().item() for one in far), same
+            errors[sides, str(placements), shared, name] = max(one.abs().max().item() for one in far), same
     return errors
 
 

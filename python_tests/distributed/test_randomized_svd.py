@@ -23,7 +23,7 @@ def results():
 
 def test_every_placement_agrees_with_one_process():
     for errors in results()["agreement"]:
-        assert len(errors) == len(LAYOUTS) * len(sketches.SHAPES)
+        assert len(errors) == 2 * len(LAYOUTS) * len(sketches.SHAPES)
         for error, same_bits in errors.values():
             assert error <= 1e-10 and same_bits, errors
 
