@@ -1,6 +1,5 @@
 """Randomized bases of weights that are cut over ranks: what the ranks do in the test beside this file."""
 
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -39,12 +38,12 @@ def bases(handle):
     return {weight.name.removesuffix(".weight"): wholes(weight) for weight in handle.weights}
 
 
-def agreement(layouts):
+def agreement(cases):
     """The largest relative error of a factor against one process, of the pairs' signs apart, and whether bits agree."""
     weights = matrices(0, SHAPES)
     expected = {name: gsr_kernels.randomized_svd(W, max(1, round(SHARE * min(W.shape)))) for name, W in weights.items()}
     errors = {}
-    for (sides, placements), shared in product(layouts, (False, True)):
+    for sides, placements, shared in cases:
         handle = decomposed(weights, init_device_mesh("cpu", sides), placements, rank=SHARE, shard_bases=shared)
         for name, (factors, same) in bases(handle).items():
             U, S, Vh, _ = expected[name]

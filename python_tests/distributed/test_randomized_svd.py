@@ -10,20 +10,23 @@ from python_tests.distributed import matrices, sketches
 from python_tests.distributed.ranks import run
 
 LAYOUTS = [one for one in matrices.layouts(4) if any(placement.is_shard() for placement in one[1])]
+FEW = [((4,), (Shard(0),)), ((4,), (Shard(1),)), ((2, 2), (Shard(0), Shard(1)))]
+# and whether the ranks share what each would hold whole
+CASES = [(*one, False) for one in LAYOUTS] + [(*one, True) for one in FEW]
 
 
 @cache
 def results():
     """One group of processes for all that is asked."""
     with TemporaryDirectory() as folder:
-        checks = [(sketches.agreement, LAYOUTS), (sketches.spectra, (2, 2), (Shard(0), Shard(1)))]
-        checks += [(sketches.degenerate,), (sketches.broken,), (sketches.memory, LAYOUTS), (sketches.kept, folder)]
+        checks = [(sketches.agreement, CASES), (sketches.spectra, (2, 2), (Shard(0), Shard(1)))]
+        checks += [(sketches.degenerate,), (sketches.broken,), (sketches.memory, FEW), (sketches.kept, folder)]
         return run(4, *checks)
 
 
 def test_every_placement_agrees_with_one_process():
     for errors in results()["agreement"]:
-        assert len(errors) == 2 * len(LAYOUTS) * len(sketches.SHAPES)
+        assert len(errors) == len(CASES) * len(sketches.SHAPES)
         for error, same_bits in errors.values():
             assert error <= 1e-10 and same_bits, errors
 
@@ -43,7 +46,7 @@ def test_nan_in_one_piece_is_named_by_every_rank():
 
 def test_no_rank_holds_a_whole_weight():
     for found in results()["memory"]:
-        assert len(found) == len(LAYOUTS)
+        assert len(found) == len(FEW)
         for held, largest in found.values():
             assert held < 1 and largest <= 0.5, found
 
