@@ -64,7 +64,8 @@ class Scheme:
 
     def pieces(self, G: Tensor, basis: SpectralBasis) -> Pieces:
         """``(G, U, Vh)`` in the dtype of the products, standing upright."""
-        G, U, Vh = operands(G, basis)
+        # a sum of 16-bit products would be rounded before it is sent, or overflow
+        G, U, Vh = operands(G.to(torch.promote_types(G.dtype, basis.S.dtype)), basis)
         return (G.mT, Vh.mT, U.mT) if self.lying else (G, U, Vh)
 
 
