@@ -139,9 +139,10 @@ def test_what_is_not_served_is_refused_by_name():
 def test_the_other_cut_is_advised_once():
     first, second = results(2)["advice"]
     assert second == [] and len(first) == 1
-    assert "1 weights (0.weight)" in first[0] and "sums 256 bytes a step" in first[0]
-    # 8 directions of 8 numbers more, on the half that the other rank held, in float64
-    assert "and sums 32;" in first[0] and "256 bytes more" in first[0]
+    # [8, 8] and [8] in float64
+    assert "1 weights (0.weight)" in first[0] and "sums 512 bytes a step" in first[0]
+    # 8 directions of 8 numbers more, on the half that the other rank held
+    assert "and sums 64;" in first[0] and "256 bytes more" in first[0]
 
 
 def test_gsr_adamw_agrees_with_one_process_and_skips_the_same_matrix():
