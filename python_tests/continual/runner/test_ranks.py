@@ -23,14 +23,18 @@ QUICK = ["--batch", "8", "--epochs", "1.5", "--lr", "1e-3", "--save-every", "2",
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    model, data = save_model("causal", folder / "model"), save_tasks(folder / "data", ("first", "second"), rows=45)
+    model, data = save_model("causal", folder / "model"), save_tasks(folder / "data", ("first", "second"), rows=37)
     return ["continual", "--model", model, "--data", data, *QUICK]
 
 
-def learned(*runs):
-    """What the command printed here in runs of these arguments, as one of the processes that torchrun starts."""
+def as_by_torchrun():
     rank, world = str(dist.get_rank()), str(dist.get_world_size())
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, HF_HUB_OFFLINE="1")
+
+
+def learned(*runs):
+    """What the command printed here in runs of these arguments."""
+    as_by_torchrun()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert [main(arguments) for arguments in runs] == [0] * len(runs)
@@ -50,6 +54,7 @@ def killed(arguments):
 
 def ended(*runs):
     """How each run ended here, and what it said; the second rank alone lacks what is named LACKING."""
+    as_by_torchrun()
     found = []
     for arguments in runs:
         here = [text.replace("LACKING", "absent" if dist.get_rank() else "") for text in arguments]
