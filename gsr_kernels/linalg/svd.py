@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -18,8 +17,8 @@ from gsr_kernels.linalg.polar import polar_factor
 from gsr_kernels.linalg.precision import full_precision
 from gsr_kernels.linalg.scaling import finite_and_scaled, unscaled
 
-# eigenvalues and σ err by roundings of the largest: directions below this share of it are decomposed once more, among
-# themselves
+# ``eigh`` errs by roundings of the largest eigenvalue: directions below this share of it are decomposed once more,
+# among themselves
 HEAD = 1e-2
 
 # roundings by which the squares of the lengths of orthonormal columns may differ from 1: up to 12 were seen
@@ -117,23 +116,11 @@ def _drive(W: Tensor, driver: str) -> SVD:
     if driver == "jacobi":
         return _jacobi(W)
     if driver == "gesdd":
-        return _lapack(W)
+        # a wide matrix as it lies: of a standing one the small σ err more
+        return SVD(*torch.linalg.svd(W, full_matrices=False))
     if driver == "float64":
         return SVD(*(factor.to(W) for factor in torch.linalg.svd(W.cpu().double(), full_matrices=False)))
     return SVD(*torch.linalg.svd(W, full_matrices=False, driver=driver))
-
-
-def _lapack(W: Tensor) -> SVD:
-    """A wide W standing, which is faster; its small σ, which err more then, are decomposed twice."""
-    if W.shape[-2] >= W.shape[-1]:
-        return SVD(*torch.linalg.svd(W, full_matrices=False))
-    V, S, Uh = _graded(W.mT)
-    return SVD(Uh.mT, S, V.mT)
-
-
-def _graded(W: Tensor) -> SVD:
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    return _ordered(*_small_ones_again(W, U, S, Vh.mT, _graded))
 
 
 def _jacobi(W: Tensor) -> SVD:
@@ -162,30 +149,17 @@ def _polar(W: Tensor) -> SVD:
     H = Q.mT @ W
     V = torch.linalg.eigh((H + H.mT) / 2).eigenvectors.flip(-1)
     U = _completed(Q @ V)
+    WV = W @ V
     # u_iᵀ W v_i is nearer to σ_i than the eigenvalue is, and may change the order of neighbours
-    S = (U * (W @ V)).sum(-2)
-    return _ordered(*_small_ones_again(W, U, S, V, _polar))
-
-
-def _small_ones_again(
-    W: Tensor, U: Tensor, S: Tensor, V: Tensor, decompose: Callable[[Tensor], SVD]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S, V with the directions of small σ decomposed among themselves, at their own magnitude."""
+    S = (U * WV).sum(-2)
     large = S.abs() > HEAD * S[..., :1].abs()
     # of a zero matrix nothing is
     head = int(torch.where(large.any(-1), large.sum(-1), S.shape[-1]).min())
-    if not (S[..., head:].abs() > torch.finfo(S.dtype).eps * S[..., :1]).any():
-        return U, S, V
-    tail = decompose(U[..., head:].mT @ (W @ V[..., head:]))
-    return (
-        torch.cat([U[..., :head], U[..., head:] @ tail.U], -1),
-        torch.cat([S[..., :head], tail.S], -1),
-        torch.cat([V[..., :head], V[..., head:] @ tail.Vh.mT], -1),
-    )
-
-
-def _ordered(U: Tensor, S: Tensor, V: Tensor) -> SVD:
-    """Positive σ, the largest first."""
+    if (S[..., head:].abs() > torch.finfo(S.dtype).eps * S[..., :1]).any():
+        tail = _polar(U[..., head:].mT @ WV[..., head:])
+        U = torch.cat([U[..., :head], U[..., head:] @ tail.U], -1)
+        S = torch.cat([S[..., :head], tail.S], -1)
+        V = torch.cat([V[..., :head], V[..., head:] @ tail.Vh.mT], -1)
     U = U * torch.where(S < 0, -1, 1).unsqueeze(-2)
     S, order = S.abs().sort(descending=True, stable=True)
     order = order.unsqueeze(-2)
@@ -210,7 +184,8 @@ def _sound(W: Tensor, result: SVD) -> Tensor:
     """Which matrices of the batch are decomposed: a NaN or Inf anywhere fails its comparison.
 
     Random vectors x estimate norms, ‖E x‖² has the mean ‖E‖²: of QᵀQ − I for the factor Q of the short side, which is
-    square, of PᵀP − I for the other, and, since Q x is as random as x, of W − P diag(S) Qᵀ.
+    square, of PᵀP − I for the other, and, since Q x is as random as x, of W − P diag(S) Qᵀ. The order of σ and their
+    signs, which none of these sees, are looked at.
     """
     U, S, Vh = result
     W, P, Q = (W, U, Vh.mT) if W.shape[-2] >= W.shape[-1] else (W.mT, Vh.mT, U)
@@ -220,7 +195,9 @@ def _sound(W: Tensor, result: SVD) -> Tensor:
     PSQQx, Px = (P @ torch.cat([S.unsqueeze(-1) * QQx, x], -1)).split(PROBES, -1)
     tolerance = _tolerance(W)
     defect = tolerance * (PROBES * S.shape[-1]) ** 0.5
-    return (_norm(WQx - PSQQx) <= tolerance * _norm(WQx)) & (_norm(QQx - x) < defect) & (_norm(P.mT @ Px - x) < defect)
+    orthonormal = (_norm(QQx - x) < defect) & (_norm(P.mT @ Px - x) < defect)
+    descending = (S.diff() <= 0).all(-1) & (S[..., -1] >= 0)
+    return (_norm(WQx - PSQQx) <= tolerance * _norm(WQx)) & orthonormal & descending
 
 
 def _norm(A: Tensor) -> Tensor:

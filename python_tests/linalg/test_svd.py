@@ -47,15 +47,11 @@ def test_polar_singular_values_are_as_right_as_those_of_lapack(kind, condition):
     assert worst["polar"] <= 3 * worst["gesdd"]
 
 
-@pytest.mark.parametrize("kind", ["log", "linear"])
-def test_wide_ones_stand_and_keep_their_small_singular_values(kind):
-    worst = {"standing": 0.0, "lying": 0.0}
-    for _ in range(4):
-        W = matrix(96, 300, spectrum(kind, 96, 1e5))
-        truth = torch.linalg.svdvals(W.double())
-        for name, S in (("standing", svd(W).S), ("lying", torch.linalg.svd(W, full_matrices=False).S)):
-            worst[name] = max(worst[name], ((S - truth) / truth).abs().max().item())
-    assert worst["standing"] <= worst["lying"]
+def test_a_wide_matrix_is_lapacks_as_it_lies():
+    for shape in ((96, 300), (3, 40, 44)):
+        W = torch.randn(shape)
+        # scaling is by a power of two
+        assert all(map(torch.equal, svd(W), torch.linalg.svd(W, full_matrices=False)))
 
 
 def test_what_has_no_full_rank_is_completed():
@@ -208,6 +204,14 @@ def wrong_sigma(U, S, Vh):
     S[..., 2] *= 1.01
 
 
+def negative(U, S, Vh):
+    S[...], U[...] = -S, -U
+
+
+def ascending(U, S, Vh):
+    S[...], U[...], Vh[...] = S.flip(-1), U.flip(-1), Vh.flip(-2)
+
+
 def nan(U, S, Vh):
     S[..., -1] = torch.nan
 
@@ -219,7 +223,10 @@ def infinite(U, S, Vh):
 @pytest.mark.parametrize("shape", [(48, 48), (96, 32), (32, 96)], ids=str)
 @pytest.mark.parametrize(
     "fault",
-    [wrong_column, equal_columns, longer_row, other_sign, another_space, swapped, wrong_sigma, nan, infinite],
+    [
+        *(wrong_column, equal_columns, longer_row, other_sign, another_space, swapped, wrong_sigma),
+        *(negative, ascending, nan, infinite),
+    ],
 )
 def test_the_checks_find_what_is_wrong_and_nothing_else(shape, fault):
     m, n = shape
