@@ -9,8 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from . import runner, stats, tables
-from .configurations import CONFIGURATIONS
+from . import stats, tables
 
 # the same bytes from the same runs
 matplotlib.rcParams["svg.hashsalt"] = "evidence"
@@ -33,16 +32,12 @@ def differences(found: dict[str, list[float]], path: Path) -> None:
     _save(figure, path)
 
 
-def trade_off(records: list[dict], path: Path) -> None:
+def trade_off(tried: dict[str, list[dict[str, float]]], path: Path) -> None:
     """AP against learning accuracy over the rates, on the tuning seed; a line a method, dots grow with the rate."""
     figure, axes = plt.subplots(figsize=(7, 5))
-    for name, configuration in CONFIGURATIONS.items():
-        tried = runner.tuning(records, name) if name != "perft" else []
-        if not tried:
-            continue
-        found = [tables.scores(record) for record in tried]
+    for title, found in tried.items():
         x, y = [100 * f["LA"] for f in found], [100 * f["AP"] for f in found]
-        (line,) = axes.plot(x, y, linewidth=1, label=configuration.title)
+        (line,) = axes.plot(x, y, linewidth=1, label=title)
         axes.scatter(x, y, s=[25 * (i + 1) for i in range(len(x))], color=line.get_color())
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], "--", color="0.6", linewidth=1, label="nothing forgotten")

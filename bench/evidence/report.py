@@ -32,7 +32,7 @@ def write(page: Path = PAGE, results: Path = runner.RESULTS) -> None:
     text = filled(page.read_text(encoding="utf-8"), {name: table(records) for name, table in TABLES.items()})
     folder = page.with_suffix("")
     figures.differences(tables.differences(records), folder / "differences.svg")
-    figures.trade_off(records, folder / "trade_off.svg")
+    figures.trade_off(tables.tried(records), folder / "trade_off.svg")
     replace(page, text)
 
 

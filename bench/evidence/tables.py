@@ -135,6 +135,12 @@ def comparisons(
     return table(["", "seeds", *header], rows)
 
 
+def tried(records: list[dict]) -> dict[str, list[dict[str, float]]]:
+    """The metrics of each method's tuning runs by its title, from the lowest rate to the highest."""
+    found = {CONFIGURATIONS[name].title: runner.tuning(records, name) for name in CONFIGURATIONS if name != "perft"}
+    return {title: [scores(record) for record in runs] for title, runs in found.items() if runs}
+
+
 def paired(seeds_of: Callable[[str], dict[int, dict[str, float]]], titles: dict[str, str]) -> dict[str, list[float]]:
     """Each method's AP minus the baseline's, seed by seed, in points, by its title."""
     baseline = seeds_of(BASELINE)

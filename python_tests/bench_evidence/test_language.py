@@ -1,4 +1,4 @@
-"""The second part of the study: its text and a run of it in the smallest size."""
+"""The second part of the study: its text, a run of it in the smallest size, and what is committed of it."""
 
 import gc
 import gzip
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.evidence import report as part_one
 from bench.evidence import runner
 from bench.evidence.language import prepare, report, runs, text
 from bench.evidence.language.prepare import Size
@@ -22,6 +23,7 @@ WORDS = {"man1": "the file is read and written to a list of names", "de/man1": "
 def manuals(tmp_path, monkeypatch):
     """Manual pages in two languages, short ones and as many of one template, beside a library of a few words."""
     generator = random.Random(0)
+    monkeypatch.setattr(text, "LEAST", 1000)
     monkeypatch.setattr(text.library, "modules", lambda half: [])
     monkeypatch.setattr(text.library, "general", lambda: [(b"", b"prose of the library " * 50)])
     for folder, words in WORDS.items():
@@ -54,8 +56,8 @@ def test_every_language_has_its_share_and_its_pages(manuals, monkeypatch):
         for page in pages:
             long = [line for line in page.splitlines() if len(line) >= 20]
             assert sum(line in learned for line in long) <= text.KNOWN_LINES * len(long)
-    # the quota of a language that has too little is not filled by others
-    assert "de" not in text.gather(10**6, 1500, manuals).training
+    monkeypatch.setattr(text, "LEAST", 10**5)
+    assert not {"en", "de"} & set(text.gather(10**6, 1500, manuals).training)
 
 
 def test_one_template_is_not_most_of_the_text(manuals, monkeypatch):
@@ -77,7 +79,7 @@ def work(tmp_path, manuals, monkeypatch):
     monkeypatch.setattr(runs, "METHODS", ("seqft", "seqlora"))
     monkeypatch.setattr(report, "METHODS", ("seqft", "seqlora"))
     monkeypatch.setattr(runs, "GRID", (1e-3,))
-    monkeypatch.setattr(runs, "RATES", dict.fromkeys(("seqft", "seqlora"), (1e-3,)))
+    monkeypatch.setattr(runs, "RATES", dict.fromkeys(runs.RATES, (1e-3,)))
     # no pictures
     monkeypatch.setattr(command, "_draw", lambda *_: None)
     monkeypatch.setattr(runs, "NEW_TOKENS", 2)
@@ -130,6 +132,11 @@ def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
     page.write_text("".join(f"<!-- {name} -->\n<!-- end -->\n" for name in report.blocks(results)))
     report.write(page, results)
     assert "| SeqLoRA | 0.001 | 2 | " in page.read_text() and "difference in held-out kept" in page.read_text()
+
+
+def test_what_is_committed_makes_the_committed_tables():
+    page = part_one.PAGE.read_text(encoding="utf-8")
+    assert part_one.filled(page, report.blocks(runs.RESULTS)) == page
 
 
 def test_a_report_without_runs_names_the_way_out(tmp_path):

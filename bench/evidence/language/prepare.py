@@ -41,7 +41,7 @@ class Size:
 # 1.5 million parameters for one core, about 120 million for one GPU
 SIZES = {
     "small": Size(4096, 128, 4, 4, 128, 16, 3e-3, 2000, 60, 700_000, 1500),
-    "large": Size(16384, 768, 12, 12, 512, 128, 6e-4, 20_000, 400, 20_000_000, 5000),
+    "large": Size(16384, 768, 12, 12, 512, 128, 6e-4, 1000, 400, 4_000_000, 5000),
 }
 
 

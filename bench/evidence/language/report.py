@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +29,10 @@ def scores(record: dict) -> dict[str, float]:
     return tables.scores(record) | {"kept": record["known"][-1] / record["known"][0]}
 
 
-def fresh(records: list[dict], method: str) -> dict[int, dict[str, float]]:
-    """The metrics of a method's fresh seeds, by seed."""
-    return {r["seed"]: scores(r) for r in records if r["method"] == method and r["part"] == "study"}
+def fresh(records: list[dict], method: str, lr: float | None = None) -> dict[int, dict[str, float]]:
+    """The metrics of a method's fresh seeds at a rate, by default the chosen one, by seed."""
+    found = method, "study", runs.rate(records, method) if lr is None else lr
+    return {r["seed"]: scores(r) for r in records if (r["method"], r["part"], r["lr"]) == found}
 
 
 def compared(records: list[dict]) -> list[str]:
@@ -60,7 +62,9 @@ def gate(records: list[dict]) -> str:
 
 
 def outcome(records: list[dict]) -> str:
-    rows = []
+    untouched = {r["seed"]: statistics.fmean(r["before"]) for r in records if r["part"] == "study"}
+    before = tables.spread(stats.interval(list(untouched.values())))
+    rows = [["before any task", "", len(untouched), before, "", "", tables.points(1)]]
     for method in compared(records):
         seeds = fresh(records, method).values()
         cells = [tables.spread(stats.interval([s[key] for s in seeds])) for key in ("AP", "BWT", "LA", "kept")]
@@ -75,6 +79,16 @@ def against_baseline(records: list[dict], key: str, name: str | None = None) -> 
 
 def against_each_other(records: list[dict], key: str, name: str | None = None) -> str:
     return tables.comparisons(partial(fresh, records), PAIRS, key, name)
+
+
+def at_one_rate(records: list[dict], key: str, name: str | None = None) -> str:
+    """Dense methods against SeqFT at their rate, where that is not SeqFT's own."""
+    lrs = {method: runs.rate(records, method) for method in compared(records) if method not in runs.ADAPTERS}
+    others = [method for method, lr in lrs.items() if lr != lrs[tables.BASELINE]]
+    found = {f"{tables.BASELINE} {lr}": fresh(records, tables.BASELINE, lr) for lr in lrs.values()}
+    found |= {method: fresh(records, method) for method in others}
+    pairs = [(f"{TITLES[method]}, {lrs[method]:g}", method, f"{tables.BASELINE} {lrs[method]}") for method in others]
+    return tables.comparisons(found.__getitem__, pairs, key, name)
 
 
 def rates(records: list[dict]) -> str:
@@ -103,14 +117,22 @@ def blocks(results: Path = RESULTS) -> dict[str, str]:
         "language kept against SeqFT": against_baseline(records, "kept", "held-out kept"),
         "language against each other": against_each_other(records, "AP"),
         "language kept against each other": against_each_other(records, "kept", "held-out kept"),
+        "language AP at one rate": at_one_rate(records, "AP"),
+        "language learning score at one rate": at_one_rate(records, "LA", "learning score"),
+        "language kept at one rate": at_one_rate(records, "kept", "held-out kept"),
         "language rates": rates(records),
     }
 
 
 def write(page: Path = report.PAGE, results: Path = RESULTS) -> None:
     """Fills the markers of this part in the page and draws its figure; see `bench.evidence.report.write`."""
-    filled = report.filled(page.read_text(encoding="utf-8"), blocks(results))
+    filling = blocks(results)
+    filled = report.filled(page.read_text(encoding="utf-8"), filling)
     records = runner.read(results)
+    folder = page.with_suffix("")
     found = tables.paired(partial(fresh, records), {method: TITLES[method] for method in compared(records)})
-    figures.differences(found, page.with_suffix("") / "language.svg")
+    figures.differences(found, folder / "language.svg")
+    tuned = {TITLES[method]: runner.tuning(records, method) for method in TITLES if method in METHODS}
+    tried = {title: [scores(record) for record in each] for title, each in tuned.items()}
+    figures.trade_off(tried, folder / "language_trade_off.svg")
     report.replace(page, filled)

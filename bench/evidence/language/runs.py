@@ -51,7 +51,7 @@ class Run:
 def comparison(records: list[dict], methods: Iterable[str] = METHODS) -> Iterator[Run]:
     """All runs that can be named by now: every method's rates first, then seed by seed at the chosen rates.
 
-    So the methods are level wherever the queue is stopped.
+    So the methods are level wherever the queue is stopped. Last comes SeqFT at the other dense methods' rates.
     """
     methods = list(methods)
     for method in methods:
@@ -63,6 +63,10 @@ def comparison(records: list[dict], methods: Iterable[str] = METHODS) -> Iterato
     for seed in runner.SEEDS:
         for method, lr in chosen.items():
             yield Run(method, "study", ("forth", "back")[seed % 2], lr, seed)
+    others = {lr for method, lr in chosen.items() if method not in ADAPTERS} - {chosen.get("seqft")}
+    for lr in sorted(others):
+        for seed in runner.SEEDS:
+            yield Run("seqft", "study", ("forth", "back")[seed % 2], lr, seed)
 
 
 def rate(records: list[dict], method: str) -> float | None:

@@ -17,6 +17,8 @@ MANUALS = Path("/usr/share/man")
 FAMILY_PAGES = 20
 # one family in so many is kept apart, in all languages
 APART = 3
+# characters of a language
+LEAST = 140_000
 # a page that is kept apart has so many characters, and of its long lines at most this share in the training text
 PAGE = (700, 5000)
 LONG_LINE, KNOWN_LINES = 40, 0.2
@@ -33,14 +35,14 @@ class Text:
 def gather(quota: int, held_out: int, manuals: Path = MANUALS) -> Text:
     """So many characters of each language at most, and about so many of whole pages kept apart.
 
-    A language whose pages cannot fill a fifth of the quota is left out.
+    A language with fewer than LEAST is left out.
     """
     training = {"python": _cut(_sources(), quota), "prose": _cut([_prose()], quota)}
     apart: dict[str, list[tuple[str, str]]] = {}
     for language, pages in sorted(_pages(manuals).items()):
         kept = [text for family, text in pages if zlib.crc32(family.encode()) % APART]
         text = _cut(kept, quota)
-        if len(text) * 5 >= quota:
+        if len(text) >= LEAST:
             training[language] = text
             apart[language] = [page for page in pages if zlib.crc32(page[0].encode()) % APART == 0]
     known = {line for text in training.values() for line in _long_lines(text)}
