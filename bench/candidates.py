@@ -1,8 +1,8 @@
 """csrc/candidates built for the GPU that shall judge them: ``python -m bench.candidates [--sm 90a]``.
 
-They make a library of their own, which no installation builds: build/candidates/NAME.so, its name made of what it is
-built from. One that was built elsewhere, for any torch from 2.10 on, is taken as it lies. Without CUTLASS it is built
-without the products.
+They make a library of their own, which no installation builds: build/candidates/NAME.so, its name made of the sources
+and of what says how they are compiled. One that was built elsewhere, for any torch from 2.10 on, is taken as it lies.
+Without CUTLASS it is built without the products.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from . import nvcc
 
 FOLDER = nvcc.ROOT / "build" / "candidates"
 OPERATORS = nvcc.ROOT / "csrc" / "candidates" / "operators.cpp"
-HEADERS = [nvcc.ROOT / "csrc" / name for name in ("tensors.h", "rotation.cuh")]
+PRODUCTS = OPERATORS.with_name("products.cu")
+# beside the folder's own, and what says how they are compiled
+OTHERS = [nvcc.ROOT / name for name in ("csrc/tensors.h", "csrc/rotation.cuh", "setup.py", "bench/nvcc.py")]
 
 
 def sources(products: bool) -> list[Path]:
@@ -33,8 +35,8 @@ def sources(products: bool) -> list[Path]:
 
 def place(products: bool, architecture: str) -> Path:
     """Where the library of the sources as they are lies, or would."""
-    parts = [f"{architecture} {products} {nvcc.SETUP['WARNINGS']}".encode()]
-    parts += [path.read_bytes() for path in sorted(OPERATORS.parent.iterdir()) + HEADERS]
+    own = sorted(path for path in OPERATORS.parent.iterdir() if path.suffix in (".cu", ".cuh", ".h", ".cpp"))
+    parts = [f"{architecture} {products}".encode(), *(path.read_bytes() for path in own + OTHERS)]
     return FOLDER / f"{hashlib.sha256(b' '.join(parts)).hexdigest()[:16]}.so"
 
 
@@ -46,20 +48,20 @@ def library(architecture: str) -> Path | None:
 
 
 def build(architecture: str) -> Path:
-    """Builds the library for an architecture as in "90a", unless it is there.
+    """Builds the library for an architecture as in "90a", unless it is there as full as it can be had.
 
     Raises RuntimeError with the compiler's words where it does not compile, or as bench.nvcc would fail.
     """
-    products = not nvcc.obstacle(OPERATORS.with_name("products.cu"), architecture)
-    target = place(products, architecture)
-    if target.is_file():
-        return target
-    if reason := nvcc.SETUP["obstacle"]():
+    products, reason = not nvcc.obstacle(PRODUCTS, architecture), nvcc.setup()["obstacle"]()
+    target, found = place(products, architecture), library(architecture)
+    if found and (reason or found in (target, place(True, architecture))):
+        return found
+    if reason:
         raise RuntimeError(f"the candidates cannot be built here: {reason}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     chosen = sources(products)
     objects = [target.with_name(f"{target.stem}-{source.stem}.o") for source in (*chosen, OPERATORS)]
-    command = [*nvcc.SETUP["command"](OPERATORS), *(["-DPRODUCTS"] if products else []), "-c", str(OPERATORS), "-o"]
+    command = [*nvcc.setup()["command"](OPERATORS), *(["-DPRODUCTS"] if products else []), "-c", str(OPERATORS), "-o"]
     with ThreadPoolExecutor(4) as pool:
         host = pool.submit(subprocess.run, [*command, str(objects[-1])], capture_output=True, text=True, check=False)
         told = list(pool.map(nvcc.compiled, chosen, [architecture] * len(chosen), objects))
@@ -68,25 +70,53 @@ def build(architecture: str) -> Path:
     for source, (said, wrong) in zip(chosen, told):
         failed += [] if wrong else nvcc.failures(source.name, said, architecture)
     if not failed:
-        link = [*nvcc.SETUP["linker_cuda"](), "-shared", *map(str, objects), "-o", str(target), "-ltorch"]
+        # the name is that of a whole library alone
+        partial = target.with_suffix(".partial")
+        link = [*nvcc.setup()["linker_cuda"](), "-shared", *map(str, objects), "-o", str(partial), "-ltorch"]
         done = subprocess.run(link, capture_output=True, text=True, check=False)
         failed = [done.stderr] * bool(done.returncode)
+        if failed:
+            partial.unlink(missing_ok=True)
+        else:
+            partial.replace(target)
     for one in objects:
         one.unlink(missing_ok=True)
     if failed:
-        target.unlink(missing_ok=True)
         raise RuntimeError("\n".join(failed))
     return target
+
+
+def lacking(architecture: str) -> str:
+    """Why there is nothing to judge in full; empty where the library is there with all that the GPU can run."""
+    if not OPERATORS.is_file():
+        return "the candidates lie in a checkout of the project alone: run this from one"
+    path = library(architecture)
+    if path is None:
+        return "the candidates were not built: python -m bench.candidates"
+    if architecture == "90a" and path != place(True, architecture):
+        return (
+            f"{path} has no products: they need CUTLASS {nvcc.CUTLASS} (pip install nvidia-cutlass, or CUTLASS_DIR), "
+            "or build/candidates from where python -m bench.candidates found it"
+        )
+    return ""
+
+
+def here() -> str:
+    """The current GPU's architecture."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}{'a' if major == 9 else ''}"
 
 
 @cache
 def obstacle() -> str:
     """Why there are no candidates for the current GPU, empty where they are loaded."""
-    major, minor = torch.cuda.get_device_capability()
-    path = library(f"{major}{minor}{'a' if major == 9 else ''}")
+    path = library(here()) if OPERATORS.is_file() else None
     if path is None:
-        return "the candidates were not built: python -m bench.candidates"
-    torch.ops.load_library(path)
+        return lacking(here())
+    try:
+        torch.ops.load_library(path)
+    except OSError as reason:
+        return f"{path} does not load, remove it: {reason}"
     return "" if has("rescale") else f"{path} lacks its operators"
 
 
@@ -105,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error)
         return 1
     if path != place(True, arguments.sm):
-        print(f"without the products: {nvcc.obstacle(OPERATORS.with_name('products.cu'), arguments.sm)}")
+        print(f"without the products: {nvcc.obstacle(PRODUCTS, arguments.sm)}")
     print(path)
     return 0
 

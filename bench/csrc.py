@@ -1,22 +1,30 @@
-"""``python -m bench.csrc [--dry-run] [PART …]``: builds the CUDA extension here, proves it on this GPU and times it.
+"""``python -m bench.csrc [--seconds S] [--out FOLDER] [--dry-run] [PART …]``: a session of the CUDA extension.
 
-Its parts, of at most a quarter of an hour together, run one after another, whatever became of those before; exits with
-1 if one failed. ``candidates`` builds what csrc/candidates holds, ``comparison`` proves and times it beside what it
-would replace. ``problems`` is what compute-sanitizer runs.
+It is built here, proved on this GPU and timed. Parts run in the order of their importance, whatever became of those
+before; what no longer fits into the seconds is left out and named. Exits with 1 if one failed or was left out.
+``candidates`` builds what csrc/candidates holds, ``comparison`` proves and times it beside what it would replace.
+``problems`` is what compute-sanitizer runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
+from . import candidates
 from .gpu.__main__ import PYTEST, ROOT, SANITIZER
 from .gpu.sanitize import ENVIRONMENT
+from .results import RESULTS
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
 # a command for this Python or a program, the seconds that it may take, and what its environment has beside ours
@@ -24,6 +32,9 @@ PARTS: dict[str, tuple[list[str], int, dict[str, str]]] = {
     "build": ([sys.executable, "setup.py", "build_ext", "--inplace"], 150, {"GSR_KERNELS_CUDA": "1"}),
     "tests": ([sys.executable, "-m", *PYTEST[:-1], "python_tests/gpu/test_small_svd.py"], 120, {}),
     "times": ([sys.executable, "-m", "bench", "--case", "small_svd_gpu"], 120, {}),
+    "candidates": ([sys.executable, "-m", "bench.candidates", "--sm", "HERE"], 240, {}),
+    "parity": ([sys.executable, "-m", *PYTEST[:-1], "python_tests/gpu/test_candidates.py"], 90, {}),
+    "comparison": ([sys.executable, "-m", "bench", "--case", "rescale_gpu", "second_product_gpu"], 120, {}),
     **{
         tool: (
             [SANITIZER, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "bench.csrc", "problems"],
@@ -32,10 +43,9 @@ PARTS: dict[str, tuple[list[str], int, dict[str, str]]] = {
         )
         for tool in TOOLS
     },
-    "candidates": ([sys.executable, "-m", "bench.candidates", "--sm", "HERE"], 150, {}),
-    "parity": ([sys.executable, "-m", *PYTEST[:-1], "python_tests/gpu/test_candidates.py"], 60, {}),
-    "comparison": ([sys.executable, "-m", "bench", "--case", "rescale_gpu", "second_product_gpu"], 120, {}),
 }
+# what judges the candidates, and must not pass without them
+JUDGING = ("parity", "comparison")
 
 
 def problems() -> None:
@@ -59,6 +69,8 @@ def problems() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.csrc", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--seconds", type=float, default=570, help="for all of it (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where bench/results/*.csv go after each part")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run")
     arguments = parser.parse_args(argv)
     if arguments.parts == ["problems"]:
@@ -74,25 +86,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not torch.cuda.is_available():
         parser.error("this machine has no CUDA GPU; --dry-run says what would be run")
-    return max([_run(name) for name in chosen])
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    end, outcomes = time.perf_counter() + arguments.seconds, {}
+    for name in chosen:
+        left = end - time.perf_counter()
+        outcomes[name] = _run(name, left) if left > 1 else "left out: no time was left"
+        print(f"{name}: {outcomes[name]}", flush=True)
+        for file in RESULTS.glob("*.csv") if arguments.out else ():
+            shutil.copy(file, arguments.out)
+    return int(set(outcomes.values()) != {"done"})
 
 
-def _run(name: str) -> int:
-    """Runs one part; 1 if it failed."""
+def _run(name: str, left: float) -> str:
+    """How one part ended, within the seconds that are left."""
     command, seconds, environment = PARTS[name]
-    major, minor = torch.cuda.get_device_capability()
-    suffix = "a" if major == 9 else ""
-    command = [f"{major}{minor}{suffix}" if word == "HERE" else word for word in command]
-    here = {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}{suffix}"}
+    architecture = candidates.here()
+    if name in JUDGING and (reason := candidates.lacking(architecture)):
+        return f"failed: {reason}"
+    command = [architecture if word == "HERE" else word for word in command]
+    here = {"TORCH_CUDA_ARCH_LIST": re.sub(r"(\d\D?)$", r".\1", architecture)}
     try:
-        code = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **here, **environment}, timeout=seconds, check=False
-        ).returncode
-        outcome = f"failed with {code}" if code else "done"
+        code = ended(command, {**os.environ, **here, **environment}, min(seconds, left))
     except (subprocess.TimeoutExpired, FileNotFoundError) as reason:
-        outcome = f"failed: {reason}"
-    print(f"{name}: {outcome}", flush=True)
-    return int(outcome != "done")
+        return f"failed: {reason}"
+    return f"failed with {code}" if code else "done"
+
+
+def ended(command: list[str], environment: dict[str, str], seconds: float) -> int:
+    """What a command ends with; after its time it is killed with all that it started, which would slow what follows."""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as process:
+        try:
+            return process.wait(seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 if __name__ == "__main__":

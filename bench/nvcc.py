@@ -15,11 +15,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SPILL = 64
+CUTLASS = "4.2"
 # of one kernel, as ptxas tells it, in any order
 FIGURES = {
     "registers": r"Used (\d+) registers",
@@ -30,7 +33,12 @@ FIGURES = {
 COLUMNS = {"kernel": 60, "sm": 4, "registers": 9, "stack": 5, "spilled": 7, "static shared": 13}
 
 
-SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
+@cache
+def setup() -> dict[str, Any]:
+    """What setup.py holds of compilers. RuntimeError outside of a checkout."""
+    if not (ROOT / "setup.py").is_file():
+        raise RuntimeError("the CUDA C++ is compiled in a checkout of the project alone: there is no setup.py here")
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
 
 
 def cutlass() -> Path | None:
@@ -39,7 +47,14 @@ def cutlass() -> Path | None:
     if spec := find_spec("cutlass_library"):
         folders += [Path(place, "source") for place in spec.submodule_search_locations or ()]
     found = (folder / "include" for folder in folders)
-    return next((folder for folder in found if (folder / "cutlass/cutlass.h").is_file()), None)
+    return next((folder for folder in found if version(folder)), None)
+
+
+def version(headers: Path) -> str:
+    """CUTLASS's as in "4.2"; empty where these are not its headers."""
+    file = headers / "cutlass/version.h"
+    text = file.read_text() if file.is_file() else ""
+    return ".".join(re.findall(r"#define CUTLASS_M(?:AJOR|INOR) +(\d+)", text))
 
 
 def sources() -> list[Path]:
@@ -53,7 +68,10 @@ def obstacle(source: Path, architecture: str) -> str:
         return ""
     if architecture != "90a":
         return "wgmma is Hopper's"
-    return "" if cutlass() else "CUTLASS was not found (pip install nvidia-cutlass, or CUTLASS_DIR)"
+    if not (headers := cutlass()):
+        return "CUTLASS was not found (pip install nvidia-cutlass, or CUTLASS_DIR)"
+    # hopper.cuh declares what that version defines
+    return "" if version(headers) == CUTLASS else f"CUTLASS must be {CUTLASS}, {headers} is {version(headers)}"
 
 
 def flags(source: Path) -> list[str]:
@@ -69,7 +87,7 @@ def compiled(source: Path, architecture: str, target: Path | None = None) -> tup
     with tempfile.TemporaryDirectory() as folder:
         code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
         to = ["-c", "-o", str(target)] if target else ["-cubin", "-o", f"{folder}/out.cubin"]
-        command = SETUP["compile_cuda"](["-Xptxas=-v", "-lineinfo", code, *flags(source), *to, str(source)])
+        command = setup()["compile_cuda"](["-Xptxas=-v", "-lineinfo", code, *flags(source), *to, str(source)])
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     # as ptxas warns of products that it takes one after another
@@ -120,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help="names of files; all by default")
     parser.add_argument("--sm", nargs="+", default=["90a"], help="architectures; 90a by default")
     arguments = parser.parse_args(argv)
-    if SETUP["nvcc"]() is None:
+    if setup()["nvcc"]() is None:
         parser.error("nvcc was not found: put it on PATH or set CUDA_HOME")
     chosen = [source for source in sources() if source.name in arguments.sources or not arguments.sources]
     if unknown := set(arguments.sources) - {source.name for source in chosen}:

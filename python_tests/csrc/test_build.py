@@ -12,7 +12,7 @@ import pytest
 from bench import nvcc
 
 ROOT = Path(__file__).parents[2]
-OBSTACLE = nvcc.SETUP["obstacle"]()
+OBSTACLE = nvcc.setup()["obstacle"]()
 # run in the folder of the build, in a process of its own: what was loaded stays
 LOADED = """
 import pytest

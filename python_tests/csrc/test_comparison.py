@@ -20,7 +20,7 @@ def folder(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.skipif(bool(nvcc.SETUP["obstacle"]()), reason=nvcc.SETUP["obstacle"]())
+@pytest.mark.skipif(bool(nvcc.setup()["obstacle"]()), reason=nvcc.setup()["obstacle"]())
 def test_a_build_without_cutlass_has_the_rescale_alone(folder, capsys):
     assert candidates.library("90a") is None
     assert candidates.main([]) == 0
@@ -33,33 +33,62 @@ def test_a_build_without_cutlass_has_the_rescale_alone(folder, capsys):
     torch.ops.load_library(path)
     assert candidates.has("rescale") and not candidates.has("first_product")
 
-    # what the operator checks, as if these were tensors of a GPU
+    # what it is for is looked at first, as if these were tensors of a GPU
     row, flag = torch.zeros(4), torch.zeros(1, dtype=torch.bool)
-    right = {"segments": torch.tensor([[0, 0, 1, 4]]), "longest": 4, "partials": row, "S": row, "rho": row[:1],
-             "floor": 0.0, "g": row, "delta": row, "finite": flag}  # fmt: skip
+    given = (torch.tensor([[0, 0, 1, 4]]), 4, row, row, row[:1], 0.0, row, row, flag)
     on_gpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-
-    def refused(message, **wrong):
-        with pytest.raises(RuntimeError, match=message):
-            torch.ops.gsr_candidates.rescale.default.redispatch(on_gpu, *{**right, **wrong}.values())
-
-    refused("segments must be .n, 4. on a CUDA device")
+    with pytest.raises(RuntimeError, match=r"segments must be .n, 4. on a CUDA device"):
+        torch.ops.gsr_candidates.rescale.default.redispatch(on_gpu, *given)
 
 
 def test_a_build_that_fails_leaves_nothing_behind(folder, monkeypatch, capsys):
-    monkeypatch.setitem(nvcc.SETUP, "obstacle", lambda: "")
-    monkeypatch.setitem(nvcc.SETUP, "command", lambda source: ["false"])
+    monkeypatch.setitem(nvcc.setup(), "obstacle", lambda: "")
+    monkeypatch.setitem(nvcc.setup(), "command", lambda source: ["false"])
     monkeypatch.setattr(nvcc, "compiled", lambda source, architecture, target: ("", f"{source.name}: no"))
     assert candidates.main([]) == 1
     assert "rescale.cu: no" in capsys.readouterr().out and not list(folder.iterdir())
-    monkeypatch.setitem(nvcc.SETUP, "obstacle", lambda: "nvcc was not found")
+    monkeypatch.setitem(nvcc.setup(), "obstacle", lambda: "nvcc was not found")
     assert candidates.main([]) == 1 and "cannot be built here: nvcc was not found" in capsys.readouterr().out
+
+
+def test_what_was_brought_along_is_taken_as_it_lies(folder, monkeypatch, capsys):
+    monkeypatch.setitem(nvcc.setup(), "obstacle", lambda: "nvcc was not found")
+    assert candidates.lacking("90a").startswith("the candidates were not built")
+    poor, whole = (candidates.place(products, "90a") for products in (False, True))
+    poor.write_bytes(b"")
+    # whatever could be compiled here, if anything could
+    monkeypatch.setattr(nvcc, "obstacle", lambda source, architecture: "")
+    assert candidates.build("90a") == poor
+    assert "has no products: they need CUTLASS 4.2 (pip install nvidia-cutlass" in candidates.lacking("90a")
+    whole.write_bytes(b"")
+    assert candidates.main([]) == 0 and capsys.readouterr().out.strip() == str(whole)
+    assert candidates.lacking("90a") == ""
+    candidates.place(False, "80").write_bytes(b"")
+    assert candidates.lacking("80") == ""
+
+
+def test_a_library_that_does_not_load_is_a_reason(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    path = candidates.place(True, "90a")
+    path.write_bytes(b"half of it")
+    candidates.obstacle.cache_clear()
+    assert f"{path} does not load" in candidates.obstacle()
+    candidates.obstacle.cache_clear()
+
+
+def test_outside_of_a_checkout_there_is_a_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr(candidates, "OPERATORS", tmp_path / "operators.cpp")
+    assert "checkout of the project alone" in candidates.lacking("90a")
+    nvcc.setup.cache_clear()
+    monkeypatch.setattr(nvcc, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match=r"no setup\.py here"):
+        nvcc.setup()
 
 
 def test_a_library_is_of_its_sources(folder, monkeypatch, tmp_path):
     before = candidates.place(True, "90a")
     assert before != candidates.place(False, "90a") and before != candidates.place(True, "80")
-    monkeypatch.setattr(candidates, "HEADERS", [])
+    monkeypatch.setattr(candidates, "OTHERS", [])
     assert candidates.place(True, "90a") != before
 
 

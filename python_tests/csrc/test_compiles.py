@@ -28,7 +28,7 @@ def test_every_source_is_looked_at(monkeypatch, capsys):
     assert nvcc.main([LATER, "--sm", "80"]) == 0 and "wgmma is Hopper's" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(nvcc.SETUP["nvcc"]() is None, reason="nvcc was not found (PATH, CUDA_HOME)")
+@pytest.mark.skipif(nvcc.setup()["nvcc"]() is None, reason="nvcc was not found (PATH, CUDA_HOME)")
 @pytest.mark.skipif(nvcc.cutlass() is None, reason="CUTLASS was not found (nvidia-cutlass, CUTLASS_DIR)")
 def test_the_products_compile_for_hopper_without_a_warning_or_a_spill(capsys):
     # of all sources the one that takes long: once, and for the GPU alone
@@ -41,9 +41,12 @@ def test_cutlass_is_found_where_it_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("CUTLASS_DIR", str(tmp_path))
     monkeypatch.setattr(nvcc, "find_spec", lambda name: None)
     assert nvcc.cutlass() is None
-    header = tmp_path / "include" / "cutlass" / "cutlass.h"
+    header = tmp_path / "include" / "cutlass" / "version.h"
     header.parent.mkdir(parents=True)
-    header.touch()
+    header.write_text("#define CUTLASS_MAJOR 3\n#define CUTLASS_MINOR 9\n#define CUTLASS_PATCH 1\n")
+    assert f"CUTLASS must be 4.2, {header.parents[1]} is 3.9" in nvcc.obstacle(SOURCES[LATER], "90a")
+    header.write_text("#define CUTLASS_MAJOR 4\n#define CUTLASS_MINOR 2\n")
+    assert nvcc.obstacle(SOURCES[LATER], "90a") == ""
     assert nvcc.cutlass() == tmp_path / "include"
     assert str(tmp_path / "include") in nvcc.flags(SOURCES[LATER]) and nvcc.flags(SOURCES["rescale.cu"]) == []
 

@@ -1,5 +1,9 @@
 """The session that a GPU needs, as far as it goes without one."""
 
+import subprocess
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,14 +17,49 @@ from gsr_kernels.backends import cuda
 from gsr_kernels.linalg import drivers
 
 
-def test_a_dry_run_says_what_would_be_run_in_a_quarter_of_an_hour(capsys):
+def test_a_dry_run_says_what_would_be_run(capsys):
     assert csrc.main(["--dry-run"]) == 0
     said = capsys.readouterr().out
     assert all(
         part in said
         for part in ("setup.py build_ext", "test_small_svd.py", "small_svd_gpu", "bench.candidates", *csrc.TOOLS)
     )
-    assert sum(seconds for _, seconds, _ in csrc.PARTS.values()) <= 900
+
+
+@pytest.mark.parametrize("parts", [("build", "tests", "times", *csrc.TOOLS), ("candidates", "parity", "comparison")])
+def test_the_two_sessions_take_ten_minutes_each(parts):
+    assert sum(csrc.PARTS[part][1] for part in parts) <= 570
+
+
+def test_parts_that_fail_or_are_left_out_are_named_and_rows_are_brought_back(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(csrc.candidates, "FOLDER", tmp_path)
+    monkeypatch.setattr(csrc, "RESULTS", tmp_path)
+    (tmp_path / "results.csv").write_text("case\n")
+    asked = []
+    monkeypatch.setattr(csrc, "ended", lambda command, environment, seconds: asked.append((command, environment)) or 0)
+    assert csrc.main(["candidates"]) == 0
+    command, environment = asked.pop()
+    assert command[-1] == "90a" and environment["TORCH_CUDA_ARCH_LIST"] == "9.0a"
+    assert csrc.main(["parity", "tests", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "parity: failed: the candidates were not built" in said and "tests: done" in said and len(asked) == 1
+    assert (tmp_path / "out" / "results.csv").is_file()
+    assert csrc.main(["tests", "--seconds", "0"]) == 1 and "tests: left out" in capsys.readouterr().out
+
+
+def test_a_part_that_takes_too_long_ends_with_all_that_it_started(tmp_path):
+    told = tmp_path / "told"
+    with pytest.raises(subprocess.TimeoutExpired):
+        csrc.ended(["sh", "-c", f"sleep 60 & echo $! > {told}; wait"], {}, 2)
+    # gone, or a zombie that nobody has waited for
+    status = Path(f"/proc/{told.read_text().strip()}/stat")
+    for _ in range(50):
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError("it runs on")
 
 
 @pytest.mark.parametrize("arguments, message", [(["all"], "no part all"), ([], "no CUDA GPU")])
