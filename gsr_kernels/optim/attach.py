@@ -156,19 +156,18 @@ def attach(
         raise ValueError(f"record_every measures whole gradients: {cut[0].name} is cut over ranks; leave it at 0")
     if shard_bases and not cut:
         raise ValueError("shard_bases: no weight is cut over ranks, whose bases they could share; leave it out")
-    there = False
-    if bases is not None:
-        kept = os.fspath(bases)
-        together(lambda: check_folder(kept), list(layouts.values()))
+    there, path = False, None if bases is None else os.fspath(bases)
+    if path is not None:
+        together(lambda: check_folder(path), list(layouts.values()))
         if any(layout.cuts() for layout in layouts.values()):
             common(list(layouts.values()))
-        there = agreed(is_stored(kept), list(layouts.values()))
-    file, stale = _fill(weights, [local(parameter) for parameter in matched.values()], bases, there)
+        there = agreed(is_stored(path), list(layouts.values()))
+    stored, stale = _fill(weights, [local(parameter) for parameter in matched.values()], path, there)
     trainable = sum(parameter.numel() for parameter in dict.fromkeys(parameters) if parameter.requires_grad)
     coverage = sum(parameter.numel() for parameter in matched.values()) / trainable
-    handle = Handle(optimizer, weights, found, coverage, nonfinite, record_every, file, stale)
-    if bases is not None and not there:
-        handle.save_bases(bases)
+    handle = Handle(optimizer, weights, found, coverage, nonfinite, record_every, path, stored, stale)
+    if path is not None and not there:
+        handle.save_bases(path)
     if leads(list(layouts.values())):
         tqdm.write(summary(weights, coverage), file=sys.stderr)
         advise(cut)
@@ -182,13 +181,11 @@ def attach(
     return handle
 
 
-def _fill(
-    weights: list[Weight], parameters: list[Tensor], path: str | os.PathLike[str] | None, there: bool
-) -> tuple[str | None, list[Weight]]:
+def _fill(weights: list[Weight], parameters: list[Tensor], path: str | None, there: bool) -> tuple[bool, list[Weight]]:
     """Gives the weights their bases, those of the file where it has any of their shape.
 
-    Returns the file where bases of all of them are, or will be, and the weights whose basis there was taken from other
-    values than they have.
+    Returns whether it holds, or will hold, the bases of all of them, and the weights whose basis there was taken from
+    other values than they have.
     """
     file = stored_bases(path, weights) if path is not None and there else {}
     if there and not file:
@@ -203,7 +200,7 @@ def _fill(
         weight.skipped = torch.zeros((), dtype=torch.int64, device=W.device)
     loaded = [(weight, W) for weight, W, basis in zip(weights, parameters, kept) if basis is not None]
     stale = [weight for weight, W in loaded if weight.basis.fingerprint != origin(weight, W)]
-    return None if path is None or (there and missing) else os.fspath(path), stale
+    return path is not None and not (there and missing), stale
 
 
 def _resolve_methods(

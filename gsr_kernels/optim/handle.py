@@ -46,6 +46,7 @@ class Handle:
         nonfinite: str,
         record_every: int,
         bases: str | None,
+        stored: bool,
         stale: Sequence[Weight],
     ) -> None:
         self.weights = weights
@@ -56,8 +57,9 @@ class Handle:
         self._record_every = record_every
         self._steps = 0
         self._rehearsed = False
-        # where bases are looked for; and the weights whose basis from there was taken from other values than they have
-        self._file = bases
+        # where bases are looked for, and where those of now all are; then the weights whose basis from there was taken
+        # from other values than they have
+        self._given, self._file = bases, bases if stored else None
         self._stale = list(stale)
         # whether the optimizer's state was loaded from a checkpoint that holds nothing for the method
         self._unconfirmed = False
@@ -182,10 +184,12 @@ class Handle:
         state.check_version(saved["format_version"])
         parameters = [self._parameter(weight) for weight in self.weights]
         wanted = saved["bases"] or None
-        state.load_weight_states(self.weights, parameters, saved["weights"], bases or self._file, wanted)
+        path = bases or self._file or self._given
+        read = state.load_weight_states(self.weights, parameters, saved["weights"], path, wanted)
         self._steps = saved["steps"]
         self._refresh_every = saved["refresh_every"]
-        self._file = os.fspath(bases) if bases is not None else self._file
+        if path is not None and (read or bases is not None):
+            self._file = os.fspath(path)
         # accelerate writes and reads the state of an optimizer once before training: nothing has been resumed then
         if not saved["resuming"]:
             self._stale = []
@@ -314,7 +318,7 @@ class Handle:
     def _settle(self) -> None:
         """Decomposes what the file held of other weights: no checkpoint has asked for it."""
         if self._stale:
-            warn_stale(self._stale, self._file)
+            warn_stale(self._stale, self._given)
             self._refresh(self._stale)
 
     def _refresh(self, weights: Sequence[Weight]) -> None:

@@ -45,8 +45,8 @@ def load_weight_states(
     saved: Mapping[str, Mapping[str, Any]],
     bases: str | os.PathLike[str] | None,
     wanted: str | None,
-) -> None:
-    """Gives the weights what ``weight_states`` saved; bases that differ are read from the file ``bases``.
+) -> bool:
+    """Gives the weights what ``weight_states`` saved; bases that differ are read from the file ``bases``: whether any.
 
     Raises ValueError, with nothing changed, where the names differ or a basis is neither here nor in the file; the
     message names ``wanted``, the file that the checkpoint was made with.
@@ -74,6 +74,7 @@ def load_weight_states(
         weight.steps = entry["steps"]
         if not weight.scheme.layout.dealt:
             weight.skipped = torch.full_like(weight.skipped, entry["skipped"])
+    return bool(found)
 
 
 def check_version(version: int) -> None:

@@ -63,3 +63,16 @@ def test_a_checkpoint_goes_on_with_its_sketch_alone(tmp_path):
         resumed.load_state_dict(saved)
     handle.load_state_dict(saved["gsr_kernels"], bases=path)
     assert names(handle) == set(handle.bases)
+
+
+@pytest.mark.parametrize("settings", [{"rank": 3}, {"rank": 2, "randomized": True}])
+def test_a_checkpoint_finds_its_bases_in_the_file_of_attach_whatever_else_is_asked(tmp_path, settings):
+    path = tmp_path / "bases.safetensors"
+    model, optimizer, _ = begin(rank=3, randomized=True, bases=path)
+    take_steps(model, optimizer, range(2))
+    saved = optimizer.state_dict()
+    _, resumed, handle = begin(model, bases=path, **settings)
+    assert not handle.state_dict()["bases"]
+    resumed.load_state_dict(saved)
+    assert names(handle) == set(handle.bases) and {basis.rank for basis in handle.bases.values()} == {3}
+    assert handle.state_dict()["bases"] == str(path)
