@@ -79,7 +79,9 @@ class Layout:
             return everyone
         made = _teams.setdefault(everyone, {})
         if ranks not in made:
-            made[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
+            # as patient as the user's: torch's default is half an hour
+            patience = everyone._get_backend(torch.device(self.mesh.device_type)).options._timeout
+            made[ranks] = dist.new_group(list(ranks), timeout=patience, use_local_synchronization=True)
         return made[ranks]
 
     @property

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import gsr_kernels
 from gsr_kernels.distributed import decompose
+from gsr_kernels.distributed.layout import Layout
 
 # tall, wide, square; with 2 rows or columns some ranks hold nothing
 SHAPES = {"tall": (13, 6), "wide": (6, 13), "square": (8, 8), "low": (2, 9), "thin": (9, 2)}
@@ -102,14 +103,15 @@ def layouts(world):
 
 
 def beside_others():
-    """Two meshes of 2 x 2 on 8 ranks, each with a model of its own: errors against one process."""
+    """Two meshes of 2 x 2 on 8 ranks, each with a model of its own: errors against one process, ranks, patience."""
     reference = make_model(matrices(0))
     train(reference, OPTIONS[0])
     mine = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("half", "data", "tensor"))["data", "tensor"]
     model = make_model(matrices(0))
     distribute(model, mine, (Shard(0), Shard(1)))
     train(model, OPTIONS[0])
-    return error(model, reference), sorted(mine.mesh.flatten().tolist())
+    options = Layout(torch.Size(), mine).team._get_backend(torch.device("cpu")).options
+    return error(model, reference), sorted(mine.mesh.flatten().tolist()), options._timeout.total_seconds()
 
 
 class Wire(TorchDispatchMode):
