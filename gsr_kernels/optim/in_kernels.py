@@ -83,6 +83,9 @@ def _served(weight: Weight, p: Tensor, G: Tensor, state: State) -> Moments | Non
     """What the kernels are given of a weight, or None where they do not serve it: ascent is no business of theirs."""
     from gsr_kernels.backends.triton.moments import Moments
 
+    # kernels take addresses, and a DTensor has none
+    if hasattr(p, "to_local"):
+        return None
     # a method with a step of its own is not these kernels'; nor are bases that visit
     method = weight.method
     if not isinstance(method, GSR) or type(method).transform is not GSR.transform or not by_plan(G.device):

@@ -1,11 +1,18 @@
 """GSRAdamW on weights that two ranks share: what the ranks do in the tests beside this file."""
 
+import os
+from unittest.mock import patch
+
 import torch
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import gsr_kernels
-from python_tests.distributed.matrices import distribute, error, make_model, matrices, set_gradients
+from gsr_kernels.methods import gsr
+from gsr_kernels.optim import in_kernels
+from gsr_kernels.optim.in_kernels import InKernels
+from python_tests.distributed.matrices import distribute, make_model, matrices, set_gradients, whole
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1, "rho": 0.7, "out_of_span": "keep"}
 STATES = [(torch.float64, {}), (torch.bfloat16, {}), (torch.bfloat16, {"master_weights": True})]
@@ -22,8 +29,14 @@ def train(model, dtype, options):
     return optimizer
 
 
+def error_of_move(weights, references, begun):
+    """The largest distance of two weights beside the distance that training has moved one of them."""
+    rows = [[one.detach().double() for one in row] for row in zip(weights, references, begun)]
+    return max(((W - w).norm() / (w - old).norm()).item() for W, w, old in rows)
+
+
 def gsr_adamw():
-    """Errors against one process; and the steps and skips of the weight whose gradient was once not finite."""
+    """Errors of moves against one process; and steps and skips of the weight whose gradient was once not finite."""
     mesh = init_device_mesh("cpu", (2,))
     errors, counted = [], []
     for dtype, options in STATES:
@@ -33,7 +46,43 @@ def gsr_adamw():
             model = make_model(matrices(0, dtype=dtype))
             distribute(model, mesh, (placement,))
             optimizer = train(model, dtype, options)
-            errors.append((str(dtype), error(model, reference)))
+            trained = [[whole(layer.weight) for layer in one.values()] for one in (model, reference)]
+            errors.append((str(dtype), error_of_move(*trained, matrices(0, dtype=dtype).values())))
             skipped = optimizer.handle.metrics()["tall.weight"]["skipped_nonfinite"]
             counted.append((optimizer.state[model["tall"].weight]["step"].item(), skipped))
     return errors, counted
+
+
+def beside_kernels():
+    """By placement: the error of two steps of a weight, experts and a plain weight, and how many the kernels moved.
+
+    They serve what lies on a CPU too, as they serve a GPU; the error is against torch's steps of whole weights.
+    """
+    mesh = init_device_mesh("cpu", (2,))
+    shapes = {"weight": (12, 8), "experts": (2, 6, 4), "plain": (9, 5)}
+    begun = matrices(0, shapes, torch.float32)
+    moved = []
+    run = InKernels.run
+
+    def counted(self, *arguments, **settings):
+        moved.append(len(self._taken))
+        run(self, *arguments, **settings)
+
+    def trained(place):
+        parameters = {name: nn.Parameter(place(W.clone(), name)) for name, W in begun.items()}
+        optimizer = gsr_kernels.GSRAdamW(parameters.items(), **SETTINGS)
+        for step in range(2):
+            for name, G in matrices(100 + step, shapes, torch.float32).items():
+                parameters[name].grad = place(G, name)
+            optimizer.step()
+        return [whole(W) for W in parameters.values()]
+
+    expected, found = trained(lambda tensor, name: tensor), {}
+    always = {"by_plan": lambda device: True}
+    interpreted, moving = patch.dict(os.environ, TRITON_INTERPRET="1"), patch.object(InKernels, "run", counted)
+    with interpreted, moving, patch.multiple(gsr, **always), patch.multiple(in_kernels, **always):
+        for placement in (Replicate(), Shard(0), Shard(1)):
+            moved.clear()
+            weights = trained(lambda W, name, to=placement: W if name == "plain" else distribute_tensor(W, mesh, [to]))
+            found[str(placement)] = error_of_move(weights, expected, begun.values()), list(moved)
+    return found

@@ -6,7 +6,7 @@ import pytest
 
 from gsr_kernels.estimate import Kind, share
 from python_tests.distributed import matrices, own_optimizer, training
-from python_tests.distributed.ranks import run
+from python_tests.distributed.ranks import COLLECTIVE, run
 
 
 @cache
@@ -23,7 +23,8 @@ def results(world):
             (matrices.not_finite,),
             (matrices.experts, 5),
         ]
-        checks += [(training.replicas,), (training.refusals,), (training.advice,), (own_optimizer.gsr_adamw,)]
+        checks += [(training.replicas,), (training.refusals,), (training.advice,)]
+        checks += [(own_optimizer.gsr_adamw,), (own_optimizer.beside_kernels,)]
     if world == 3:
         checks += [(matrices.at_rate_zero,), (matrices.experts, 2)]
     if world == 8:
@@ -49,8 +50,10 @@ def test_fully_shard_agrees_with_one_process(world):
 
 def test_a_mesh_of_some_of_the_ranks_works_beside_another():
     found = results(8)["beside_others"]
-    assert max(error for error, _ in found) <= 1e-12
-    assert [ranks for _, ranks in found] == [[0, 1, 2, 3]] * 4 + [[4, 5, 6, 7]] * 4
+    assert max(error for error, *_ in found) <= 1e-12
+    assert [ranks for _, ranks, _ in found] == [[0, 1, 2, 3]] * 4 + [[4, 5, 6, 7]] * 4
+    # the groups made for them wait as long as the user's
+    assert {seconds for *_, seconds in found} == {COLLECTIVE}
 
 
 def test_tensor_parallelism_under_fully_shard_agrees_with_one_process():
@@ -147,6 +150,15 @@ def test_the_other_cut_is_advised_once():
 
 def test_gsr_adamw_agrees_with_one_process_and_skips_the_same_matrix():
     for errors, counted in results(2)["gsr_adamw"]:
-        # a sum over ranks may round a bfloat16 the other way
-        assert all(error <= (1e-12 if dtype == "torch.float64" else 1e-2) for dtype, error in errors), errors
+        # a sum over ranks may round a bfloat16 the other way; rho=0.6 in place of 0.7 is 0.09 away
+        assert all(error <= (1e-12 if dtype == "torch.float64" else 0.05) for dtype, error in errors), errors
         assert counted == [(3, 1)] * len(counted)
+
+
+def test_gsr_adamw_keeps_its_kernels_from_dtensors():
+    for found in results(2)["beside_kernels"]:
+        assert len(found) == 3
+        for placement, (error, moved) in found.items():
+            assert error <= 1e-5, (placement, error)
+            # in each of two steps the weight that is no DTensor, alone
+            assert moved == [1, 1], placement
