@@ -83,7 +83,8 @@ def share(
 ) -> Share:
     """What one of ``shards`` ranks holds and exchanges: of those with most experts, which are dealt out whole.
 
-    ``cut`` is "rows", fully_shard's own, or "short side", that of ``shard_placement_fn``. The rest as in ``cost``.
+    ``cut`` is "rows", fully_shard's own, or "short side", that of ``shard_placement_fn``: rows as well where ``shards``
+    does not divide the columns. The rest as in ``cost``.
     """
     held, summed, gathered = 0.0, 0, 0
     for count, d1, d2, experts in kinds:
@@ -91,7 +92,7 @@ def share(
         if experts > 1:
             held += count * math.ceil(experts / shards) * (k * (d1 + d2) * basis_bytes + 4 * k)
             continue
-        rows = cut == "rows" or d1 <= d2
+        rows = cut == "rows" or d1 <= d2 or d2 % shards > 0
         part, other = (d1, d2) if rows else (d2, d1)
         held += count * (k * (part / shards + other / (shards if shard_bases else 1)) * basis_bytes + 4 * k)
         # a truncated basis sums its core; a whole one nothing but the diagonal where its short side is cut

@@ -65,6 +65,11 @@ def test_a_rank_of_two_holds_and_sums_what_is_said(out_of_span, rank, cut, held,
     assert (shared.held, shared.summed) == (halves + 4 * sum(ranks), summed)
 
 
+def test_columns_that_do_not_come_out_even_are_not_cut():
+    shares = [share([Kind(1, 9, 4)], None, "drop", cut, 3, 4) for cut in ("rows", "short side")]
+    assert shares == [Share(4 * (4 * (9 / 3 + 4)) + 4 * 4, 4 * 4, 0)] * 2
+
+
 @pytest.mark.parametrize(
     ("out_of_span", "rank", "cut", "numbers"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -19,14 +20,17 @@ def gathered(parts: Iterable[tuple[Scheme, SpectralBasis, bool]]) -> Iterator[Sp
 
     Nothing is kept of a basis that was given. All ranks of a weight's mesh must ask for the same bases.
     """
-    before: _Gather | None = None
+    # the one that is about to be used: it is laid out before the next has room
+    ready: list[SpectralBasis] = []
+    coming: _Gather | None = None
     for scheme, basis, asked in parts:
+        if coming is not None:
+            ready.append(coming.arrived())
         coming = _Gather(scheme if asked else None, basis)
-        if before is not None:
-            yield before.arrived()
-        before = coming
-    if before is not None:
-        yield before.arrived()
+        if ready:
+            yield ready.pop()
+    if coming is not None:
+        yield coming.arrived()
 
 
 class _Gather:
@@ -47,7 +51,7 @@ class _Gather:
 
     def arrived(self) -> SpectralBasis:
         """The basis, for use on the current stream."""
-        whole = {name: [*coming][-1] for name, coming in self._coming.items()}
+        whole = {name: deque(self._coming.pop(name), maxlen=1).pop() for name in [*self._coming]}
         return replace(self._basis, U=whole.get("U", self._basis.U), Vh=whole.get("Vh", self._basis.Vh))
 
 
@@ -72,6 +76,8 @@ def _gathering(part: Tensor, layout: Layout, dim: int) -> Iterator[Tensor]:
         work = dist.all_gather_into_tensor(held, sent, group=layout.mesh.get_group(i), async_op=True)
         yield held
         work.wait()
+        # both hold what was sent
+        del sent, work
         held = held[:size]
     # laid out as if it had never been cut: products round alike
     yield held.movedim(0, dim).contiguous().to(part.device)

@@ -39,7 +39,7 @@ def transform_shards(
     second = [[(place, step.second) for place in bucket] for bucket in step.sums.buckets]
     if check is not None:
         step.run(first)
-        check(step.sums.all())
+        check(step.sums.arrived())
         step.run(second)
     else:
         between = [tasks for pair in zip(first[1:], second) for tasks in pair]
@@ -49,10 +49,14 @@ def transform_shards(
 class _Step:
     def __init__(self, weights: Sequence[Weight], gradients: Sequence[Tensor | None]) -> None:
         self.weights, self.gradients = weights, gradients
+        schemes, ranks = [weight.scheme for weight in weights], [weight.basis.rank for weight in weights]
+        # one dtype on the wire, whatever the gradients of this rank have
+        dtypes = [weight.basis.S.dtype for weight in weights]
         # of experts no rank has more than the first
-        numbers = [prod(weight.scheme.sums_shape(weight.basis.rank, 0)) for weight in weights]
-        sizes = [number * weight.basis.S.element_size() for number, weight in zip(numbers, weights)]
-        self.sums = Sums([weight.scheme.layout for weight in weights], sizes)
+        numbers = [prod(scheme.sums_shape(k, 0)) for scheme, k in zip(schemes, ranks)]
+        sizes = [number * dtype.itemsize for number, dtype in zip(numbers, dtypes)]
+        shapes = [scheme.sums_shape(k) for scheme, k in zip(schemes, ranks)]
+        self.sums = Sums([scheme.layout for scheme in schemes], shapes, dtypes, sizes)
         # what a rank keeps of its first products for its second
         self._kept: dict[int, Sequence[Tensor]] = {}
 
@@ -80,13 +84,13 @@ class _Step:
             part = torch.zeros(scheme.sums_shape(basis.rank), dtype=basis.S.dtype, device=basis.S.device)
         else:
             part, *self._kept[place] = scheme.partial(scheme.pieces(G, basis))
-        # one dtype on the wire, whatever the gradients of this rank have
-        self.sums.add(place, part.to(basis.S.dtype))
+        self.sums.add(place, part)
 
     def second(self, place: int, basis: SpectralBasis) -> None:
         weight, G, sums = self.weights[place], self.gradients[place], self.sums.take(place)
         if G is None:
             return
+        sums = sums.to(basis.S.device)
         scheme = weight.scheme
         pieces = scheme.pieces(G, basis)
         g = scheme.diagonal(sums, pieces)

@@ -12,6 +12,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import gsr_kernels
 from gsr_kernels.distributed import step
+from gsr_kernels.distributed.gather import gathered
 from python_tests.distributed.decisions import refused
 from python_tests.distributed.matrices import (
     OFFLOADED,
@@ -26,6 +27,7 @@ from python_tests.distributed.matrices import (
     train,
     whole,
 )
+from python_tests.distributed.memory import Held
 from python_tests.distributed.steps import Order, buckets_of
 from python_tests.distributed.storage import Decomposed
 
@@ -91,6 +93,20 @@ def at_a_time():
     finally:
         step._Step.first, step._Step.second = of
     return most, len(used)
+
+
+def room(layouts):
+    """The most that gathered factors of equal weights took at once, in whole ones, by layout."""
+    most = {}
+    for sides, placements in layouts:
+        model = made(init_device_mesh("cpu", sides), placements, {f"equal{place}": (64, 64) for place in range(5)})
+        _, handle = attached(model, shard_bases=True, out_of_span="keep")
+        with Held() as held:
+            bases = gathered((weight.scheme, weight.basis, True) for weight in handle.weights)
+            for _ in handle.weights:
+                next(bases)
+        most[sides, str(placements)] = held.most / (8 * 64 * 64)
+    return most
 
 
 def products_before():

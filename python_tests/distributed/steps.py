@@ -2,13 +2,17 @@
 
 from contextlib import contextmanager
 
-from torch.distributed.device_mesh import init_device_mesh
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gsr_kernels.distributed import buckets
+from gsr_kernels.distributed.layout import Layout
 from python_tests.distributed import matrices
 from python_tests.distributed.matrices import Wire, attached, distribute, error, make_model, set_gradients, train
+from python_tests.distributed.memory import Held
 
 # sums of 36 numbers where "drop" is cut along the long side, a diagonal each where it is free
 EQUAL = {f"equal{place}": (9 + place, 6) for place in range(6)}
@@ -83,3 +87,37 @@ def one_a_weight():
     """Each weight a bucket of its own: an error against one process with gradients missing, and with a NaN in one."""
     with buckets_of(1):
         return matrices.without_a_gradient(), matrices.not_finite()
+
+
+def held(sides, placements):
+    """The most that sums held at once, in buckets, as a step of equal weights fills and empties them."""
+    mesh, numbers, shape = init_device_mesh("cpu", sides), 2**16, torch.Size((2**8, 2**8))
+    parts = [Layout(shape, mesh, placements)] * 8, [shape] * 8, [torch.float32] * 8, [4 * numbers] * 8
+    with buckets_of(8 * numbers), Held() as held:
+        sums = buckets.Sums(*parts)
+        before = []
+        for places in [*sums.buckets, []]:
+            for place in places:
+                sums.add(place, torch.ones(shape))
+            for place in before:
+                assert sums.take(place).eq(dist.get_world_size()).all()
+            before = places
+    return held.most / (8 * numbers)
+
+
+def unlike_memberships():
+    """Three ranks, of which one is in more groups than the others, a bucket a weight: its errors against one process."""
+    meshes = {"first": [0, 1], "second": [0, 2], "third": [0, 1, 2], "fourth": [0, 1, 2]}
+    meshes = {name: DeviceMesh("cpu", ranks) for name, ranks in meshes.items()}
+    here = {name: mesh for name, mesh in meshes.items() if mesh.get_coordinate() is not None}
+    shapes = {name: (9, 6) for name in meshes}
+    weights, gradients = (matrices.matrices(seed, shapes) for seed in range(2))
+    reference, mine = make_model(weights), make_model({name: weights[name] for name in here})
+    for name, mesh in here.items():
+        distribute({name: mine[name]}, mesh, [Shard(0)])
+    with buckets_of(1):
+        for model in (reference, mine):
+            optimizer, _ = attached(model, out_of_span="drop")
+            set_gradients(model, gradients)
+            optimizer.step()
+    return error(mine, reference)

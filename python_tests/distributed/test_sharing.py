@@ -12,6 +12,13 @@ from python_tests.distributed.ranks import run
 
 # what ranks share comes out even
 TALL = {"tall": (16, 8)}
+# whole factors that are held at most where 4 ranks gather them
+ROOM = {
+    ((4,), (Shard(0),)): 2,
+    # beside them the part that this rank sends
+    ((4,), (Shard(1),)): 2.25,
+    ((2, 2), (Shard(1), Shard(1))): 2.25,
+}
 
 
 @cache
@@ -21,7 +28,7 @@ def results(world):
         pairs = [(Replicate(), Shard(0)), (Shard(0), Shard(1)), (Shard(0), Shard(0))]
         layouts = [((2, 2), pair) for pair in pairs]
         hsdp = (sharing.held_and_sent, (2, 2), (Replicate(), Shard(0)), TALL)
-        return run(4, (sharing.bits, layouts), hsdp, (sharing.experts,))
+        return run(4, (sharing.bits, layouts), hsdp, (sharing.experts,), (sharing.room, list(ROOM)))
     if world == 3:
         return run(3, (sharing.bits, [((3,), (placement,)) for placement in (Shard(0), Shard(1))]))
     with TemporaryDirectory() as folder:
@@ -61,6 +68,11 @@ def test_experts_that_are_cut_share_what_is_theirs():
 def test_one_gathered_basis_is_there_at_a_time():
     # each of 5 weights twice
     assert results(2)["at_a_time"] == [(1, 10)] * 2
+
+
+def test_two_whole_factors_are_held_at_a_time():
+    expected = {(sides, str(placements)): room for (sides, placements), room in ROOM.items()}
+    assert results(4)["room"] == [expected] * 4
 
 
 def test_a_basis_is_on_its_way_while_the_one_before_it_is_used():

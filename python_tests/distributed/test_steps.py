@@ -17,8 +17,11 @@ def results(world):
     """One group of processes for all that is asked of so many ranks."""
     if world == 2:
         checks = [(steps.in_buckets, (2,), (Shard(0),), BUCKET), (steps.products_before, BUCKET)]
-        return run(2, *checks, (steps.one_a_weight,))
-    return run(world, (steps.in_buckets, (2, 2), (Shard(0), Shard(1)), BUCKET))
+        return run(2, *checks, (steps.one_a_weight,), (steps.held, (2,), (Shard(0),)))
+    if world == 3:
+        return run(3, (steps.unlike_memberships,))
+    both = (2, 2), (Shard(0), Shard(1))
+    return run(4, (steps.in_buckets, *both, BUCKET), (steps.held, *both))
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -42,6 +45,16 @@ def test_sums_that_a_bucket_holds_are_one_all_reduce(world, dimensions):
 def test_a_bucket_travels_under_the_products_of_its_neighbours():
     # of 12 products: two weights' first ones, the next two's, then second and first ones in turn
     assert results(2)["products_before"] == [[2, 4, 8]] * 2
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_two_buckets_and_a_part_are_held_at_a_time(world):
+    # a part is half of a bucket
+    assert results(world)["held"] == [2.5] * world
+
+
+def test_buckets_of_a_group_have_one_order_whatever_other_groups_its_ranks_are_in():
+    assert max(results(3)["unlike_memberships"]) <= 1e-12
 
 
 def test_buckets_count_what_one_rank_lacks_and_keep_what_is_not_finite():
