@@ -106,11 +106,11 @@ def held(sides, placements):
 
 
 def unlike_memberships():
-    """Three ranks, of which one is in more groups than the others, a bucket a weight: its errors against one process."""
+    """Three ranks, of which one is in more groups than the others, and a bucket a weight: errors of each."""
     meshes = {"first": [0, 1], "second": [0, 2], "third": [0, 1, 2], "fourth": [0, 1, 2]}
     meshes = {name: DeviceMesh("cpu", ranks) for name, ranks in meshes.items()}
     here = {name: mesh for name, mesh in meshes.items() if mesh.get_coordinate() is not None}
-    shapes = {name: (9, 6) for name in meshes}
+    shapes = dict.fromkeys(meshes, (9, 6))
     weights, gradients = (matrices.matrices(seed, shapes) for seed in range(2))
     reference, mine = make_model(weights), make_model({name: weights[name] for name in here})
     for name, mesh in here.items():

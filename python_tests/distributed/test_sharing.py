@@ -15,9 +15,9 @@ TALL = {"tall": (16, 8)}
 # whole factors that are held at most where 4 ranks gather them
 ROOM = {
     ((4,), (Shard(0),)): 2,
-    # beside them the part that this rank sends
+    # beside one that is ready: the next one, and the part that this rank sends
     ((4,), (Shard(1),)): 2.25,
-    ((2, 2), (Shard(1), Shard(1))): 2.25,
+    ((2, 2), (Shard(1), Shard(1))): 2,
 }
 
 
