@@ -27,7 +27,7 @@ from python_tests.distributed.matrices import (
     train,
     whole,
 )
-from python_tests.distributed.memory import Held
+from python_tests.distributed.memory import Held, nothing_sent
 from python_tests.distributed.steps import Order, buckets_of
 from python_tests.distributed.storage import Decomposed
 
@@ -101,7 +101,7 @@ def room(layouts):
     for sides, placements in layouts:
         model = made(init_device_mesh("cpu", sides), placements, {f"equal{place}": (64, 64) for place in range(5)})
         _, handle = attached(model, shard_bases=True, out_of_span="keep")
-        with Held() as held:
+        with nothing_sent(), Held() as held:
             bases = gathered((weight.scheme, weight.basis, True) for weight in handle.weights)
             for _ in handle.weights:
                 next(bases)
