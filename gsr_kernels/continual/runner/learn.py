@@ -64,7 +64,7 @@ def learn(
         args=arguments(settings, steps, folder, seed),
         train_dataset=Turns([kind.features(row) for row in rows], settings.batch, steps, seed),
         data_collator=kind.collator(model),
-        compute_loss_func=kind.loss(),
+        compute_loss_func=kind.loss(model),
         callbacks=[Watch(tick, settings.lr)],
     )
     # the run has a bar of its own

@@ -36,6 +36,11 @@ def open_kind(settings: RunSettings) -> Kind:
         for auto in (transformers.AutoConfig, transformers.AutoTokenizer)
     )
     kind = kind_of(config, settings.kind)
+    if kind is KINDS["seq2seq"] and getattr(config, "output_router_logits", False):
+        raise ValueError(
+            f"--model {settings.model}: the losses of an encoder–decoder's routers are not trained on: set "
+            "output_router_logits to false in its config.json"
+        )
     places = getattr(config, "max_position_embeddings", None)
     if places is not None and settings.max_tokens > places:
         raise ValueError(

@@ -5,19 +5,24 @@ import math
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM, SwitchTransformersConfig
 
 from gsr_kernels.continual.runner.examples import Example, TextTask
 from gsr_kernels.continual.runner.kinds import IGNORED
 from gsr_kernels.continual.runner.models import load, open_kind
 from gsr_kernels.continual.runner.score import check_room, score
 from gsr_kernels.continual.runner.settings import RunSettings
-from python_tests.continual.runner.tiny import save_model
+from python_tests.continual.runner.tiny import save_model, tokenizer
 
 ROWS = [
     Example("red and", " blue", options=(" blue", " green house")),
     Example("the river is a", " green house", options=(" blue", " green house")),
     Example("seven apple pear nine", " blue", options=(" blue", " green house")),
 ]
+EXPERTS = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_local_experts": 4, "router_aux_loss_coef": 0.1,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["causal", "seq2seq"])
@@ -187,8 +192,8 @@ def test_a_classifier_counts_among_the_options_of_the_task(tmp_path):
         outputs = model(**batch)
     two, three = outputs.logits[0, :2], outputs.logits[1, 2:]
     wanted = -(two.log_softmax(0)[1] + three.log_softmax(0)[0]).item()
-    assert kind.loss()(outputs, labels, 2).item() == pytest.approx(wanted / 2, rel=1e-5)
-    assert kind.loss()(outputs, labels).item() == pytest.approx(wanted / 2, rel=1e-5)
+    assert kind.loss(model)(outputs, labels, 2).item() == pytest.approx(wanted / 2, rel=1e-5)
+    assert kind.loss(model)(outputs, labels).item() == pytest.approx(wanted / 2, rel=1e-5)
     assert math.isfinite(wanted)
 
 
@@ -203,10 +208,47 @@ def test_a_new_head_is_that_of_its_seed(tmp_path):
 def test_an_encoder_decoder_learns_from_tokens_however_they_are_batched(tmp_path):
     kind = open_kind(RunSettings(model=save_model("seq2seq", tmp_path)))
     model = load(kind, tmp_path, "float32", 0)
-    features, collate, loss = [kind.features(row) for row in ROWS], kind.collator(model), kind.loss()
+    features, collate, loss = [kind.features(row) for row in ROWS], kind.collator(model), kind.loss(model)
     whole = collate(features)
     tokens = (whole["labels"] != IGNORED).sum()
     parts = [collate(features[:1]), collate(features[1:])]
     labels = [part.pop("labels") for part in parts]
     summed = sum(loss(model(**part), label, tokens) for part, label in zip(parts, labels))
     torch.testing.assert_close(summed, model(**whole).loss)
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_a_decoder_learns_from_tokens_however_they_are_batched(experts, tmp_path):
+    kind = open_kind(RunSettings(model=save_model("causal", tmp_path)))
+    model = load(kind, tmp_path, "float32", 0)
+    if experts:
+        torch.manual_seed(0)
+        model = MixtralForCausalLM(MixtralConfig(**EXPERTS, output_router_logits=True)).eval()
+    # the first row has no prompt
+    rows = [Example("", " blue house"), *ROWS]
+    features, collate, loss = [kind.features(row) for row in rows], kind.collator(model), kind.loss(model)
+    filling = {**features[0], "labels": [IGNORED] * len(features[0]["labels"])}
+    whole = collate(features)
+    counts = (whole["labels"] != IGNORED).sum(1)
+    assert counts[0] == len(features[0]["labels"]) - 1
+
+    def of(batch, items=None):
+        batch = dict(batch)
+        return loss(model(**{**batch, "labels": None}), batch["labels"], items)
+
+    # on all rows at once it is the model's own
+    torch.testing.assert_close(of(whole), model(**whole).loss)
+    parts = [collate(part) for part in (features[:1], features[1:], [filling])]
+    alone = [of(part, counts.sum()) for part in parts]
+    assert alone[2] == 0
+    shares = [counts[0] / counts.sum(), counts[1:].sum() / counts.sum()]
+    wanted = sum(share * model(**part).loss for share, part in zip(shares, parts))
+    torch.testing.assert_close(sum(alone), wanted)
+
+
+def test_losses_of_an_encoder_decoders_routers_are_refused(tmp_path):
+    config = SwitchTransformersConfig(vocab_size=300, output_router_logits=True)
+    config.save_pretrained(tmp_path)
+    tokenizer(True).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="routers are not trained on: set output_router_logits to false"):
+        open_kind(RunSettings(model=str(tmp_path)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gsr_kernels.continual.evaluators import Answer
@@ -17,6 +18,20 @@ Features = dict[str, list[int]]
 
 # a label that no loss counts
 IGNORED = -100
+
+
+def mean_loss(logits: Tensor, labels: Tensor, items: Any = None) -> Tensor:
+    """Cross entropy summed over the labels that count, divided by those of the whole step, so that the step is the same
+    however its rows are batched and shared out.
+
+    Args:
+        logits: ``[.., classes]``.
+        labels: ``[..]``, or ``IGNORED``.
+        items: labels of the step; None: these are all.
+    """
+    items = (labels != IGNORED).sum() if items is None else items
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / max(items, 1)
 
 
 @dataclass
@@ -53,9 +68,11 @@ class Kind(ABC):
     def answers(self, model: Any, rows: Sequence[Example], asked: str, new_tokens: int) -> list[Answer]:
         """What the model says to each row: ``asked`` is one of ``asks``, a text has at most so many tokens."""
 
-    def loss(self) -> Callable[..., Tensor] | None:
-        """For the Trainer's ``compute_loss_func``; None: the model's own loss."""
-        return None
+    @abstractmethod
+    def loss(self, model: Any) -> Callable[..., Tensor]:
+        """For the Trainer's ``compute_loss_func``; see ``mean_loss``. Many models' own takes the mean of every
+        micro-batch, which is NaN where it is all filling.
+        """
 
     @abstractmethod
     def collator(self, model: Any = None) -> Any:

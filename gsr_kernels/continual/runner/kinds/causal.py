@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gsr_kernels.continual.runner.examples import Example
-from gsr_kernels.continual.runner.kinds.base import IGNORED, Features
+from gsr_kernels.continual.runner.kinds.base import IGNORED, Features, mean_loss
 from gsr_kernels.continual.runner.kinds.text import Writer
 
 
@@ -26,14 +27,31 @@ class Causal(Writer):
         completion = [*self.completion_tokens(row, self.max_tokens - len(end)), *end]
         prompt = self._prompt(row, self.max_tokens - len(completion))
         tokens = prompt + completion
-        return {
-            "input_ids": tokens,
-            "attention_mask": [1] * len(tokens),
-            "labels": [IGNORED] * len(prompt) + completion,
-        }
+        labels = [IGNORED] * len(prompt) + completion
+        # nothing foretells a text's first token: it is no label, and the Trainer shall not count it
+        labels[:1] = [IGNORED]
+        return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
+
+    def loss(self, model: Any) -> Callable[..., Tensor]:
+        """See Kind.loss: of the next tokens; and the routers' of a mixture of experts, where its configuration asks for
+        it, of each micro-batch by its share of the step's labels.
+        """
+        weight = getattr(model, "router_aux_loss_coef", getattr(model, "aux_loss_coef", None))
+
+        def shifted(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            following = F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+            loss = mean_loss(outputs.logits, following, num_items_in_batch)
+            routers = getattr(outputs, "aux_loss", None)
+            if routers is None or weight is None:
+                return loss
+            count = (following != IGNORED).sum()
+            share = 1 if num_items_in_batch is None else count / max(num_items_in_batch, 1)
+            return loss + weight * share * routers.to(loss.device)
+
+        return shifted
 
     def scored(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """See Writer.scored; a text's first token has nothing before it and is no label."""
+        """See Writer.scored; a text's first token is no label."""
         # of the prompts that all rows begin with no logits are wanted, and most models can leave them out
         labelled = (batch["labels"] != IGNORED).any(0)
         first = max(1, int(labelled.int().argmax()))

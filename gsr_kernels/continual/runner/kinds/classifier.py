@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from gsr_kernels.continual.runner.examples import Example
-from gsr_kernels.continual.runner.kinds.base import IGNORED, Features, Kind
+from gsr_kernels.continual.runner.kinds.base import Features, Kind, mean_loss
 
 
 @dataclass
@@ -52,13 +51,12 @@ class Classifier(Kind):
         """See Kind.collator."""
         return DataCollatorWithPadding(self.tokenizer)
 
-    def loss(self) -> Callable[..., Tensor]:
-        """Cross entropy among the options of each row's task."""
+    def loss(self, model: Any) -> Callable[..., Tensor]:
+        """See Kind.loss: cross entropy among the options of each row's task."""
 
         def masked(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
             among = self._among(outputs.logits, labels.clamp(min=0))
-            total = F.cross_entropy(among, labels, ignore_index=IGNORED, reduction="sum")
-            return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+            return mean_loss(among, labels, num_items_in_batch)
 
         return masked
 

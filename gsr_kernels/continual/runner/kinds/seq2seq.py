@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from gsr_kernels.continual.runner.examples import Example
-from gsr_kernels.continual.runner.kinds.base import IGNORED, Features
+from gsr_kernels.continual.runner.kinds.base import Features, mean_loss
 from gsr_kernels.continual.runner.kinds.text import Writer
 
 
@@ -32,14 +31,9 @@ class Seq2Seq(Writer):
             labels = labels[:-1]
         return {"input_ids": prompt, "attention_mask": [1] * len(prompt), "labels": labels}
 
-    def loss(self) -> Callable[..., Tensor]:
-        """Cross entropy over all tokens of a step, of which the models' own takes the mean of every micro-batch."""
-
-        def weighed(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            total = F.cross_entropy(outputs.logits.float().mT, labels, ignore_index=IGNORED, reduction="sum")
-            return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
-
-        return weighed
+    def loss(self, model: Any) -> Callable[..., Tensor]:
+        """See Kind.loss: of all tokens of a step."""
+        return lambda outputs, labels, num_items_in_batch=None: mean_loss(outputs.logits, labels, num_items_in_batch)
 
     def scored(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """See Writer.scored."""
