@@ -101,6 +101,8 @@ def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
     results = tmp_path / "results"
     with pytest.raises(FileNotFoundError, match="is not prepared"):
         runs.work(tmp_path, runs.gate, results)
+    with pytest.raises(ValueError, match="runs of another --work"):
+        runs.work(work, runs.gate, runs.RESULTS)
     runs.work(work, runs.gate, results)
 
     def plan(records):

@@ -82,12 +82,16 @@ def gate(records: list[dict]) -> Iterator[Run]:
 def work(folder: Path, plan, results: Path = RESULTS) -> None:
     """Do what `plan` names and `results` lacks, one run after another; it may be stopped and started at any time.
 
-    Raises FileNotFoundError for a folder that is not prepared.
+    Raises FileNotFoundError for a folder that is not prepared, ValueError for results of another one.
     """
     if not (folder / CONDITIONS).is_file():
         raise FileNotFoundError(f"--work {folder} is not prepared: python -m bench.evidence.language prepare")
+    conditions = (folder / CONDITIONS).read_text(encoding="utf-8")
+    there = results / CONDITIONS
+    if there.exists() and there.read_text(encoding="utf-8") != conditions:
+        raise ValueError(f"--results {results} holds runs of another --work than {folder}: give another folder")
     results.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / CONDITIONS, results / CONDITIONS)
+    there.write_text(conditions, encoding="utf-8")
     with tqdm(unit="run") as bar:
         while missing := [run for run in plan(runner.read(results)) if not (results / f"{run.name}.json").exists()]:
             bar.total = bar.n + len(missing)
