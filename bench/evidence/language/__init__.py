@@ -7,6 +7,6 @@
 
 `prepare` trains a tokenizer and a model on manual pages in every language that is installed and on the Python library,
 and writes the tasks. `run` tunes by `python -m gsr_kernels continual`: rates for every method on rows of their own,
-then fresh seeds at the rate with the best AP there. `report` fills the tables of docs/evidence.md. `--results` holds the
-runs of one model.
+then fresh seeds at the rate with the best AP there. `report` fills the tables of docs/evidence.md. `--results` holds
+the runs of one model.
 """
