@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     ranks = resolve_rank(args.rank, {stored.name: (stored.shape[-2], stored.shape[-1]) for stored in matrices})
     planned = {one.name: _planned(one, ranks[one.name], args) for one in matrices}
     kept = _kept(args, planned)
-    missing = sorted((one for one in matrices if one.name not in kept), key=lambda one: -svd_cost(one.shape))
+    missing = [one for one in matrices if one.name not in kept]
     size = sum(basis.nbytes for basis in (planned | kept).values())
     print(f"{len(matrices)} weights, {len(matrices) - len(missing)} of them in {args.out}; {size / 2**20:.1f} MiB")
     if args.dry_run:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 def _write(
     args: argparse.Namespace, planned: dict[str, SpectralBasis], kept: dict[str, SpectralBasis], missing: list[Stored]
 ) -> None:
-    """Basis by basis into the file, so that none is held longer than it is written."""
+    """Basis by basis into the file."""
 
     def of(places: list[int]) -> list[SpectralBasis]:
         stored = [missing[place] for place in places]
@@ -78,18 +79,20 @@ def _write(
     costs = [svd_cost(piece.shape) for piece in pieces]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     with writing_bases(args.out, planned | kept) as add, progress("singular bases", sum(costs)) as bar:
-        for place, basis in decomposed(pieces, of):
-            add(missing[place].name, basis)
-            bar.update(costs[place])
-            # not to stand beside the next one
-            del basis
+        with closing(decomposed(pieces, of)) as found:
+            for place, basis in found:
+                add(missing[place].name, basis)
+                bar.update(costs[place])
+                # not to stand beside the next one
+                del basis
         for name, basis in kept.items():
             add(name, basis)
 
 
 def _piece(stored: Stored, rank: int, args: argparse.Namespace) -> Piece:
     alike = (stored.shape, stored.dtype, rank) if len(stored.shape) == 2 else None
-    return Piece(stored.shape, torch.device(args.device), rank if args.randomized else None, alike)
+    wide = torch.float64 if stored.dtype == "F64" else torch.float32
+    return Piece(stored.shape, torch.device(args.device), wide, rank if args.randomized else None, alike)
 
 
 def _planned(stored: Stored, rank: int | None, args: argparse.Namespace) -> SpectralBasis:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, fingerprint
 from gsr_kernels.linalg.cost import svd_bytes, svd_cost
-from gsr_kernels.linalg.drivers import fastest, power_of_two
+from gsr_kernels.linalg.drivers import candidates, chosen, fastest, power_of_two
 
 # so many at once, or as a batch
-ARRANGEMENTS = ("1", "2", "4", "8", "batch")
+ARRANGEMENTS = ("1", "4", "batch")
 
 # matrices of a probe, and of a batch at most
-TIMED = 8
+TIMED = 4
+
+# times what a probe decomposes, from which on it is worth its while
+WORTH = 3
 
 # what a batch may take: a constant, since the bits of its results depend on what is in it
 BATCH_BYTES = 1 << 31
@@ -29,22 +33,42 @@ BATCH_BYTES = 1 << 31
 SHARE = 0.5
 
 
+class Kind(NamedTuple):
+    """What is arranged alike: one device, one decision about drivers (its key, the size that is timed), one rank."""
+
+    device: torch.device
+    key: str
+    size: int
+    dtype: torch.dtype
+    sketch: int | None
+
+
 @dataclass(frozen=True)
 class Piece:
-    """One weight as it is decomposed, ``shape [.., d1, d2]``.
+    """One weight as it is decomposed, ``shape [.., d1, d2]``, in ``dtype``.
 
-    ``sketch``: the rank, where it is found by a sketch. Pieces with the same ``alike``, not None, may be a batch.
+    ``sketch``: the rank, where it is found by a sketch. ``alike`` is of one matrix, decomposed as ``SpectralBasis.of``
+    does: those with the same may be a batch. None is of all others, which are done one by one.
     """
 
     shape: tuple[int, ...]
     device: torch.device
+    dtype: torch.dtype = torch.float32
     sketch: int | None = None
     alike: Hashable = None
 
     @property
-    def kind(self) -> tuple[torch.device, int, int | None]:
-        """What decides how it is best arranged with others."""
-        return self.device, power_of_two(min(self.shape[-2:])), self.sketch and power_of_two(self.sketch)
+    def kind(self) -> Kind | None:
+        """What decides how it is best arranged with others; None where nothing is to decide."""
+        if self.alike is None:
+            return None
+        _, key, size = candidates(self.device, min(self.shape[-2:]), self.dtype)
+        return Kind(self.device, key, size, self.dtype, self.sketch and power_of_two(self.sketch))
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds at most while it is decomposed."""
+        return svd_bytes(self.shape, self.dtype.itemsize)
 
 
 # the bases of the pieces at these places, which are alike if they are several; ValueError where one has none
@@ -53,29 +77,32 @@ Decompose = Callable[[list[int]], list[SpectralBasis]]
 
 def decomposed(
     pieces: Sequence[Piece], of: Decompose, arrangement: str | None = None
-) -> Iterator[tuple[int, SpectralBasis]]:
+) -> Generator[tuple[int, SpectralBasis], None, None]:
     """Each piece's place and basis, as they come; of those of a kind the most costly first.
 
-    On a GPU what is fastest for a kind is timed once on the machine (see ``drivers``); elsewhere, and for a few pieces,
-    one comes after another. Several at once are decomposed by threads with a stream each, since an eigenproblem keeps
-    its caller waiting and leaves most of a GPU idle. What they hold stays below a share of the free memory; what does
-    not fit all the same is done once more, alone. A basis has the same bits however many there are at once.
+    On a GPU what is fastest for a kind is timed once on the machine (see ``drivers``), where it has many pieces;
+    elsewhere, and for a few, one comes after another. Several at once are decomposed by threads with a stream each,
+    since an eigenproblem keeps its caller waiting and leaves most of a GPU idle. One begins beside others only where
+    all hold less than a share of the memory that is free then; what does not fit all the same is done once more,
+    alone. How many are at once is not to change a bit of a basis; in a batch the bits depend on what else is in it, and
+    there is none where torch is to use deterministic algorithms alone.
 
-    An exception of ``of`` is raised when those that have begun are done; none begins after it.
+    An exception of ``of`` is raised when those that have begun are done; none begins after it. Who may leave early
+    closes it, which waits for them as well.
     """
-    kinds: dict[tuple[torch.device, int, int | None], list[int]] = {}
+    kinds: dict[Kind | None, list[int]] = {}
     for place in sorted(range(len(pieces)), key=lambda place: -svd_cost(pieces[place].shape)):
         kinds.setdefault(pieces[place].kind, []).append(place)
     for kind, places in kinds.items():
-        chosen = arrangement or arranged(*kind, len(places))
-        if chosen == "batch":
-            yield from _one_by_one(_batches(pieces, places), of)
-        elif chosen == "1":
-            yield from _one_by_one([[place] for place in places], of)
+        how = "1" if kind is None else arrangement or arranged(kind, len(places))
+        if how == "batch":
+            yield from _one_by_one(pieces, _batches(pieces, places), of)
+        elif how == "1":
+            yield from _one_by_one(pieces, [[place] for place in places], of)
         else:
             # what one meets first, a driver to be timed or a library to be loaded, it meets undisturbed
-            yield from _one_by_one([places[:1]], of)
-            yield from _at_once(pieces, places[1:], of, int(chosen), _room(kind[0]))
+            yield from _one_by_one(pieces, [places[:1]], of)
+            yield from _at_once(pieces, places[1:], of, int(how))
 
 
 def of_several(weights: Sequence[Tensor], of: Callable[[Tensor], SpectralBasis]) -> list[SpectralBasis]:
@@ -95,7 +122,10 @@ def bases_of(
     weights: Sequence[Tensor], sketch: int | None = None, arrangement: str | None = None
 ) -> list[SpectralBasis]:
     """The bases of matrices, whole or, found by a sketch, of that rank where they have as much."""
-    pieces = [Piece(tuple(W.shape), W.device, sketch, (W.shape, W.dtype)) for W in weights]
+    pieces = [
+        Piece(tuple(W.shape), W.device, torch.promote_types(W.dtype, torch.float32), sketch, (W.shape, W.dtype))
+        for W in weights
+    ]
 
     def of(places: list[int]) -> list[SpectralBasis]:
         rank = sketch and min(sketch, *pieces[places[0]].shape)
@@ -107,25 +137,39 @@ def bases_of(
     return [found[place] for place in range(len(weights))]
 
 
-def arranged(device: torch.device, size: int, sketch: int | None, count: int) -> str:
-    """The fastest of ``ARRANGEMENTS`` for ``count`` pieces of a kind."""
-    if device.type != "cuda" or count < TIMED:
+def arranged(kind: Kind, count: int) -> str:
+    """The fastest of ``ARRANGEMENTS`` for ``count`` pieces of a kind, timed where they are many times a probe's own."""
+    if kind.device.type != "cuda":
         return "1"
-    key = f"{size} by a sketch of {sketch}, side by side" if sketch else f"{size}, side by side"
-    return fastest(device, key, ARRANGEMENTS, partial(_seconds, device, size, sketch))
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    names = tuple(name for name in ARRANGEMENTS if not (deterministic and name == "batch"))
+    found = f"{kind.key} by a sketch of {kind.sketch}" if kind.sketch else kind.key
+    key = f"{found} in {str(kind.dtype).removeprefix('torch.')}, side by side{', deterministic' * deterministic}"
+    known = chosen(kind.device, key)
+    if known in names:
+        return known
+    # a probe without room would time how pieces that did not fit are done again
+    needed = TIMED * svd_bytes((kind.size, kind.size), kind.dtype.itemsize)
+    if count < WORTH * 2 * TIMED * len(names) or needed > _room(kind.device):
+        return "1"
+    return fastest(kind.device, key, names, partial(_seconds, kind))
 
 
-def _seconds(device: torch.device, size: int, sketch: int | None, arrangement: str) -> float:
-    """What random square matrices take."""
-    generator = torch.Generator(device).manual_seed(0)
-    weights = torch.randn(TIMED, size, size, device=device, generator=generator).unbind()
-    # the first run loads libraries and allocates
-    for _ in range(2):
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        bases_of(weights, sketch, arrangement)
-        torch.cuda.synchronize(device)
-        taken = time.perf_counter() - start
+def _seconds(kind: Kind, arrangement: str) -> float:
+    """What random square matrices take; for ever where that fails."""
+    device, size = kind.device, kind.size
+    try:
+        generator = torch.Generator(device).manual_seed(0)
+        weights = torch.randn(TIMED, size, size, dtype=kind.dtype, device=device, generator=generator).unbind()
+        # the first run loads libraries and allocates
+        for _ in range(2):
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            bases_of(weights, kind.sketch, arrangement)
+            torch.cuda.synchronize(device)
+            taken = time.perf_counter() - start
+    except (RuntimeError, ValueError):
+        return math.inf
     return taken
 
 
@@ -136,16 +180,22 @@ def _batches(pieces: Sequence[Piece], places: Sequence[int]) -> list[list[int]]:
     for place in places:
         piece = pieces[place]
         batch = last.get(piece.alike) if piece.alike is not None else None
-        if batch is None or len(batch) == TIMED or (len(batch) + 1) * svd_bytes(piece.shape) > BATCH_BYTES:
+        if batch is None or len(batch) == TIMED or (len(batch) + 1) * piece.nbytes > BATCH_BYTES:
             batch = last[piece.alike] = []
             batches.append(batch)
         batch.append(place)
     return batches
 
 
-def _one_by_one(jobs: Sequence[list[int]], of: Decompose) -> Iterator[tuple[int, SpectralBasis]]:
+def _one_by_one(
+    pieces: Sequence[Piece], jobs: Sequence[list[int]], of: Decompose
+) -> Iterator[tuple[int, SpectralBasis]]:
     for places in jobs:
-        yield from zip(places, _together(places, of))
+        if len(places) > 1 and sum(pieces[place].nbytes for place in places) > _room(pieces[places[0]].device):
+            for place in places:
+                yield place, of([place])[0]
+        else:
+            yield from zip(places, _together(places, of))
 
 
 def _together(places: list[int], of: Decompose) -> list[SpectralBasis]:
@@ -159,50 +209,71 @@ def _together(places: list[int], of: Decompose) -> list[SpectralBasis]:
 
 
 def _at_once(
-    pieces: Sequence[Piece], places: Sequence[int], of: Decompose, workers: int, room: float
+    pieces: Sequence[Piece], places: Sequence[int], of: Decompose, workers: int
 ) -> Iterator[tuple[int, SpectralBasis]]:
-    """By so many threads, which hold no more than ``room`` bytes unless one alone does."""
+    """By so many threads; one begins beside others only where there is room."""
     if not places:
         return
     device = pieces[places[0]].device
     caller = torch.cuda.current_stream(device) if device.type == "cuda" else None
     waiting, again = list(reversed(places)), []
-    running: dict[Future[SpectralBasis], int] = {}
-    # leaving it waits for those that have begun
-    with ThreadPoolExecutor(workers, "decomposition", _on_a_stream, (caller,)) as pool:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                held = sum(svd_bytes(pieces[place].shape) for place in (*running.values(), waiting[-1]))
-                if running and held > room:
-                    break
-                place = waiting.pop()
-                running[pool.submit(_in_a_thread, of, place, caller)] = place
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                place = running.pop(future)
-                try:
-                    basis = future.result()
-                except torch.OutOfMemoryError:
-                    again.append(place)
-                else:
-                    yield place, basis
-    yield from _one_by_one([[place] for place in again], of)
+    streams = iter(_streams(caller.device, workers) if caller is not None else ())
+    running: dict[Future[SpectralBasis | None], int] = {}
+    try:
+        # leaving it waits for those that have begun
+        with ThreadPoolExecutor(workers, "decomposition", lambda: _on_a_stream(caller, streams)) as pool:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    held = sum(pieces[place].nbytes for place in (*running.values(), waiting[-1]))
+                    if running and held > _room(device):
+                        break
+                    place = waiting.pop()
+                    running[pool.submit(_in_a_thread, of, place, caller)] = place
+                done = list(wait(running, return_when=FIRST_COMPLETED).done)
+                while done:
+                    # nothing but the caller keeps a basis beside the next one
+                    place, basis = running.pop(done[-1]), done.pop().result()
+                    if basis is None:
+                        again.append(place)
+                    else:
+                        yield place, basis
+                    del basis
+    finally:
+        if caller is not None:
+            # free blocks belong to the streams that they were allocated for, which nobody else uses
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()
+    yield from _one_by_one(pieces, [[place] for place in again], of)
 
 
-def _on_a_stream(caller: torch.cuda.Stream | None) -> None:
+@cache
+def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
+    """The same ones for the life of the process: cuBLAS keeps a workspace for each that has multiplied."""
+    return tuple(torch.cuda.Stream(device) for _ in range(count))
+
+
+def _on_a_stream(caller: torch.cuda.Stream | None, streams: Iterator[torch.cuda.Stream]) -> None:
     if caller is not None:
-        stream = torch.cuda.Stream(caller.device)
+        stream = next(streams)
         # the weights are as the caller left them
         stream.wait_stream(caller)
         torch.cuda.set_stream(stream)
 
 
 @torch.no_grad()
-def _in_a_thread(of: Decompose, place: int, caller: torch.cuda.Stream | None) -> SpectralBasis:
-    (basis,) = of([place])
-    if caller is not None:
-        torch.cuda.current_stream(caller.device).synchronize()
+def _in_a_thread(of: Decompose, place: int, caller: torch.cuda.Stream | None) -> SpectralBasis | None:
+    """The basis, or None where it does not fit: an exception would keep what its frames hold."""
+    try:
+        (basis,) = of([place])
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        # whether it failed or not, its kernels read what the caller may free then
+        if caller is not None:
+            torch.cuda.current_stream(caller.device).synchronize()
+    for factor in (basis.U, basis.S, basis.Vh):
         # the caller goes on to use what was allocated for this stream
-        for factor in (basis.U, basis.S, basis.Vh):
+        if caller is not None and factor.is_cuda:
             factor.record_stream(caller)
     return basis
 

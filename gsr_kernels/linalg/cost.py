@@ -11,11 +11,11 @@ def svd_cost(shape: Sequence[int]) -> int:
     return math.prod(shape) * min(shape[-2:])
 
 
-def svd_bytes(shape: Sequence[int]) -> int:
-    """What an exact SVD of ``shape [.., m, n]`` holds at most beside W, in float32, counted in tensors of the polar
-    driver: five of W's size, sixteen of the short side's."""
+def svd_bytes(shape: Sequence[int], itemsize: int = 4) -> int:
+    """What an exact SVD of ``shape [.., m, n]`` holds at most, counted in tensors of the polar driver: seven of W's,
+    itself and its copy in that precision among them, sixteen of the short side's."""
     *batch, m, n = shape
-    return 4 * math.prod(batch) * (5 * m * n + 16 * min(m, n) ** 2)
+    return itemsize * math.prod(batch) * (7 * m * n + 16 * min(m, n) ** 2)
 
 
 def progress(title: str, cost: int, shown: bool = True) -> "tqdm[None]":

@@ -38,21 +38,25 @@ def chain(
     device: torch.device, size: int, driver: str | None, clock: Clock, dtype: torch.dtype = torch.float32
 ) -> tuple[str, ...]:
     """The drivers for matrices with ``size`` = min(m, n), the first to try first; ValueError for an unknown driver."""
-    names = CHAINS.get(device.type, ("float64",))
-    rotated = device.type == "cuda" and dtype == torch.float32 and size <= SMALL
-    small = small_svd_limit(device) if rotated else 0
-    if size > small:
-        names = tuple(name for name in names if name != "jacobi")
+    names, key, timed = candidates(device, size, dtype)
     if driver is None:
-        shared = power_of_two(size, small or LARGEST)
-        # the candidates are not the same for all dtypes
-        key = f"{shared} with jacobi" if "jacobi" in names else str(shared)
-        timed = partial(clock, size=shared)
-        driver = fastest(device, key, names[:-2], timed) if device.type == "cuda" else names[0]
+        driver = fastest(device, key, names[:-2], partial(clock, size=timed)) if device.type == "cuda" else names[0]
     known = dict.fromkeys((*names, "polar"))
     if driver not in known:
         raise ValueError(f"driver must be None or one of {', '.join(known)} on {device.type}, got {driver!r}")
     return driver, *(other for other in names if other != driver)
+
+
+def candidates(device: torch.device, size: int, dtype: torch.dtype) -> tuple[tuple[str, ...], str, int]:
+    """The drivers for matrices with ``size`` = min(m, n), the key of their decision, the size that is timed."""
+    names = CHAINS.get(device.type, ("float64",))
+    rotated = device.type == "cuda" and dtype == torch.float32 and size <= SMALL
+    small = small_svd_limit(device) if rotated else 0
+    if size <= small:
+        timed = power_of_two(size, small)
+        return names, f"{timed} with jacobi", timed
+    timed = power_of_two(size)
+    return tuple(name for name in names if name != "jacobi"), str(timed), timed
 
 
 def power_of_two(size: int, largest: int = LARGEST) -> int:
@@ -60,20 +64,25 @@ def power_of_two(size: int, largest: int = LARGEST) -> int:
     return min(1 << (size - 1).bit_length(), largest)
 
 
+def chosen(device: torch.device, key: str) -> str | None:
+    """What was decided by ``key`` on this machine, if anything was."""
+    return _known(machine(device)).get(key)
+
+
 def fastest(device: torch.device, key: str, names: Sequence[str], clock: Callable[[str], float]) -> str:
     """The one of these names that takes the fewest seconds; what is decided by ``key`` is timed once on a machine."""
-    known = _known(kind(device))
+    known = _known(machine(device))
     with _probing.setdefault(key, threading.Lock()):
         # what is kept may be damaged, or be no candidate any more
         if known.get(key) not in names:
             seconds = {name: clock(name) for name in names}
             with _keeping:
                 known[key] = min(seconds, key=lambda name: seconds[name])
-                _keep(kind(device), known)
+                _keep(machine(device), known)
         return known[key]
 
 
-def kind(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
     """What decides how fast a GPU is, but for its name: its make, and the versions of what runs on it."""
     found = torch.cuda.get_device_properties(device)
     parts = (found.major, found.minor, found.multi_processor_count, found.total_memory)
@@ -93,12 +102,14 @@ def _known(device: str) -> dict[str, str]:
     return dict(_read().get(device, {}))
 
 
-def _keep(device: str, chosen: dict[str, str]) -> None:
+def _keep(device: str, decided: dict[str, str]) -> None:
     # a home that cannot be written to costs the next process a probe, no more
     try:
         file().parent.mkdir(parents=True, exist_ok=True)
         with replacing(file()) as partial:
-            partial.write_text(json.dumps({**_read(), device: chosen}, indent=1))
+            # other processes, ranks among them, decide too
+            there = _read()
+            partial.write_text(json.dumps({**there, device: {**there.get(device, {}), **decided}}, indent=1))
     except (OSError, RuntimeError):
         return
 

@@ -49,7 +49,10 @@ class Method:
         return type(self).constrain is not Method.constrain
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
-        """The basis of one weight, taken when a task begins; ``name`` is the parameter's."""
+        """The basis of one weight, taken when a task begins; ``name`` is the parameter's.
+
+        An override is called for one weight after another; this one also from several threads.
+        """
         return SpectralBasis.of(W, rank=rank, heads=heads)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -85,8 +86,9 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
 
     first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
     costs = [svd_cost(piece.shape) for piece in pieces]
-    with progress("singular bases", sum(costs), shown=bool(alone) and first) as bar:
-        for place, basis in decomposed(pieces, of):
+    bar = progress("singular bases", sum(costs), shown=bool(alone) and first)
+    with bar, closing(decomposed(pieces, of)) as found:
+        for place, basis in found:
             bases[alone[place]] = basis
             bar.update(costs[place])
     return [bases[place] for place in range(len(weights))]
@@ -111,10 +113,11 @@ def _decomposed(weight: Weight, W: Tensor) -> SpectralBasis:
 
 def _piece(weight: Weight, W: Tensor) -> Piece:
     shape = split_heads(W, weight.heads)[0].shape
-    # a basis that the weight and the rank alone decide
-    plain = type(weight.method).decompose is Method.decompose and len(shape) == 2
+    # a basis that the weight and the rank alone decide; what a method does instead is no other thread's
+    plain = weight.randomized or type(weight.method).decompose is Method.decompose
+    wide = torch.promote_types(W.dtype, torch.float32)
     sketch = weight.rank if weight.randomized else None
-    return Piece(shape, W.device, sketch, alike=(shape, W.dtype, weight.rank) if plain else None)
+    return Piece(shape, W.device, wide, sketch, (shape, W.dtype, weight.rank) if plain and len(shape) == 2 else None)
 
 
 def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:

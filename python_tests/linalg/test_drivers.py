@@ -13,7 +13,7 @@ GPU = torch.device("cuda")
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(drivers, "kind", lambda device: "some GPU")
+    monkeypatch.setattr(drivers, "machine", lambda device: "some GPU")
     drivers._known.cache_clear()
     yield tmp_path / "cache" / "gsr_kernels" / "svd_drivers.json"
     drivers._known.cache_clear()
@@ -55,7 +55,7 @@ def test_a_size_is_timed_once_on_a_machine(machine, monkeypatch):
     assert [path.name for path in machine.parent.iterdir()] == [machine.name]
 
     # another kind of GPU, or another torch, has answers of its own
-    monkeypatch.setattr(drivers, "kind", lambda device: "another")
+    monkeypatch.setattr(drivers, "machine", lambda device: "another")
     assert drivers.chain(GPU, 1000, None, Clock("polar"))[0] == "polar"
     assert json.loads(machine.read_text()).keys() == {"some GPU", "another"}
 
@@ -96,3 +96,13 @@ def test_a_named_driver_is_not_timed():
     assert not clock.timed
     with pytest.raises(ValueError, match="driver must be None or one of polar, gesvdj, gesvd, float64 on cuda"):
         drivers.chain(GPU, 64, "gesdd", clock)
+
+
+def test_what_other_processes_decided_meanwhile_stays(machine):
+    drivers.chain(GPU, 64, None, Clock("polar"))
+    stored = json.loads(machine.read_text())
+    stored["some GPU"]["1024"] = "gesvdj"
+    machine.write_text(json.dumps({**stored, "another": {"64": "polar"}}))
+    drivers.chain(GPU, 128, None, Clock("polar"))
+    kept = {"64": "polar", "128": "polar", "1024": "gesvdj"}
+    assert json.loads(machine.read_text()) == {"some GPU": kept, "another": {"64": "polar"}}

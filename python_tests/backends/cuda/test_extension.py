@@ -127,7 +127,7 @@ def test_importing_the_package_loads_nothing():
 
 def test_jacobi_is_a_driver_where_the_extension_serves(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(drivers, "kind", lambda device: "some GPU")
+    monkeypatch.setattr(drivers, "machine", lambda device: "some GPU")
     monkeypatch.setattr(drivers, "small_svd_limit", lambda device: 100)
     drivers._known.cache_clear()
     timed = []
