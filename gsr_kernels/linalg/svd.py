@@ -185,7 +185,8 @@ def _sound(W: Tensor, result: SVD) -> Tensor:
 
     Random vectors x estimate norms, ‖E x‖² has the mean ‖E‖²: of QᵀQ − I for the factor Q of the short side, which is
     square, of PᵀP − I for the other, and, since Q x is as random as x, of W − P diag(S) Qᵀ. The order of σ and their
-    signs, which none of these sees, are looked at.
+    signs, which none of these sees, are looked at. The vectors are the same for every matrix of a size: an error in one
+    σ_i always weighs ‖x_i‖, more or less than another's.
     """
     U, S, Vh = result
     W, P, Q = (W, U, Vh.mT) if W.shape[-2] >= W.shape[-1] else (W.mT, Vh.mT, U)
