@@ -42,12 +42,14 @@ class Cost:
 class Share:
     """Of one of several ranks: bytes of the bases that it holds, and in a step numbers that it sums, bytes it gathers.
 
-    What each gathers is counted whole, its own part included.
+    What each gathers is counted whole, its own part included. ``kept`` are bytes, in float32, that it keeps of the
+    products before the sum for those after it, all weights together.
     """
 
     held: float
     summed: int
     gathered: int
+    kept: float = 0.0
 
 
 def cost(kinds: Sequence[Kind], rank: int | None, out_of_span: str, basis_bytes: int, gradient_bytes: int) -> Cost:
@@ -86,7 +88,7 @@ def share(
     ``cut`` is "rows", fully_shard's own, or "short side", that of ``shard_placement_fn``: rows as well where ``shards``
     does not divide the columns. The rest as in ``cost``.
     """
-    held, summed, gathered = 0.0, 0, 0
+    held, summed, gathered, kept = 0.0, 0, 0, 0.0
     for count, d1, d2, experts in kinds:
         k = min(d1, d2, rank or d1)
         if experts > 1:
@@ -100,9 +102,11 @@ def share(
         long = whole and part > other and out_of_span == "drop"
         free = out_of_span == "keep" or k == d1 == d2 or (whole and not long)
         summed += count * (k if free else k * k)
+        if out_of_span == "drop" and whole and part < other:
+            kept += 4 * count * k * part / shards
         # before the sum and after it, but where the sum comes before all that is gathered
         gathered += count * shard_bases * (1 if long else 2) * k * other * basis_bytes
-    return Share(held, summed, gathered)
+    return Share(held, summed, gathered, kept)
 
 
 def model_kinds(folder: Path) -> tuple[list[Kind], int]:
@@ -178,16 +182,21 @@ def run(args: argparse.Namespace) -> None:
 
 def _print_shares(kinds: Sequence[Kind], options: Sequence[tuple[int | None, str]], shards: int) -> None:
     print(f"\nof {shards} ranks that share each weight, one:")
-    heads = f"{'holds GB':>9} {'sums MB a step':>15} {'or with shard_bases holds GB':>29} {'gathers MB a step':>18}"
+    heads = f"{'holds GB':>9} {'sums MB a step':>15} {'keeps GB':>9}"
+    heads += f" {'or with shard_bases holds GB':>29} {'gathers MB a step':>18}"
     print(f"{'rank':>6} {'outside':>8} {'bases in':>9} {'cut along':>11} {heads}")
     for rank, out_of_span in options:
         for name, size in BASIS_BYTES.items():
             for cut in ("rows", "short side"):
                 whole, shared = (share(kinds, rank, out_of_span, cut, shards, size, each) for each in (False, True))
                 line = f"{rank or 'all':>6} {out_of_span:>8} {name:>9} {cut:>11} {whole.held / 1e9:>9.2f}"
-                line += f" {4 * whole.summed / 1e6:>15.2f} {shared.held / 1e9:>29.2f} {shared.gathered / 1e6:>18.2f}"
+                line += f" {4 * whole.summed / 1e6:>15.2f} {whole.kept / 1e9:>9.2f}"
+                line += f" {shared.held / 1e9:>29.2f} {shared.gathered / 1e6:>18.2f}"
                 print(line)
     print("rows is fully_shard's own choice, short side that of shard_placement_fn=gsr_kernels.shard_placement_fn")
+    print(
+        "keeps is what the products before the sum leave to those after it, in float32, until the step has passed them"
+    )
     if any(kind.experts > 1 for kind in kinds):
         print("experts in one parameter are dealt out whole: they sum and gather nothing, a rank with most is counted")
 

@@ -59,10 +59,26 @@ def test_the_products_are_counted(rank, out_of_span, flop):
 def test_a_rank_of_two_holds_and_sums_what_is_said(out_of_span, rank, cut, held, summed):
     kinds = [Kind(1, 12, 6), Kind(1, 6, 12), Kind(1, 8, 8)]
     ranks = [min(d1, d2, rank or d1) for _, d1, d2, _ in kinds]
-    assert share(kinds, rank, out_of_span, cut, 2, 2) == Share(2 * held + 4 * sum(ranks), summed, 0)
+    one = share(kinds, rank, out_of_span, cut, 2, 2)
+    assert (one.held, one.summed, one.gathered) == (2 * held + 4 * sum(ranks), summed, 0)
     shared = share(kinds, rank, out_of_span, cut, 2, 2, shard_bases=True)
     halves = sum(k * (kind.d1 + kind.d2) for k, kind in zip(ranks, kinds))
     assert (shared.held, shared.summed) == (halves + 4 * sum(ranks), summed)
+
+
+@pytest.mark.parametrize(
+    ("out_of_span", "rank", "cut", "numbers"),
+    # half of Uᵀ G of the wide weight, and of the tall one
+    [
+        ("drop", None, "rows", 6 * 3),
+        ("drop", None, "short side", 2 * 6 * 3),
+        ("drop", 3, "rows", 0),
+        ("keep", None, "rows", 0),
+    ],
+)
+def test_what_is_kept_for_the_second_products_is_said(out_of_span, rank, cut, numbers):
+    kinds = [Kind(1, 12, 6), Kind(1, 6, 12), Kind(1, 8, 8)]
+    assert share(kinds, rank, out_of_span, cut, 2, 2).kept == 4 * numbers
 
 
 def test_columns_that_do_not_come_out_even_are_not_cut():
@@ -104,7 +120,7 @@ def test_experts_of_a_model_are_told_from_matrices(tmp_path):
 def test_the_command_says_what_a_rank_holds(folder, capsys):
     assert main(["estimate", str(folder), "--rank", "4", "--shards", "8"]) == 0
     lines = capsys.readouterr().out.split("\n\n")[1].splitlines()
-    assert lines[0] == "of 8 ranks that share each weight, one:" and len(lines) == 2 + 4 * 2 * 2 + 1
+    assert lines[0] == "of 8 ranks that share each weight, one:" and len(lines) == 2 + 4 * 2 * 2 + 2
 
 
 def test_shapes_without_weights(folder):

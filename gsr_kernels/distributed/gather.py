@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import Layout
-from gsr_kernels.distributed.schemes import Scheme
+from gsr_kernels.distributed.schemes import Scheme, factor_shapes
 
 
 def gathered(parts: Iterable[tuple[Scheme, SpectralBasis, bool]]) -> Iterator[SpectralBasis]:
@@ -40,10 +40,7 @@ class _Gather:
         self._basis, self._coming = basis, dict[str, Iterator[Tensor]]()
         if scheme is None:
             return
-        *batch, d1, d2 = basis.shape
-        shapes = {"U": torch.Size((*batch, d1, basis.rank)), "Vh": torch.Size((*batch, basis.rank, d2))}
-        shapes["S"] = torch.Size((*batch, basis.rank))
-        layouts = scheme.factors(shapes)
+        layouts = scheme.factors(factor_shapes(basis.shape, basis.rank))
         for name, dim in (("U", -1), ("Vh", -2)):
             if layouts[name].cuts(dim):
                 self._coming[name] = _gathering(getattr(basis, name), layouts[name], dim)

@@ -16,6 +16,7 @@ from torch import Tensor
 from gsr_kernels.backends.torch.sketch import omega_rows
 from gsr_kernels.basis import SpectralBasis, storage_dtype
 from gsr_kernels.distributed.layout import Layout, sides, together
+from gsr_kernels.distributed.schemes import factor_shapes
 from gsr_kernels.distributed.shard import as_shard
 from gsr_kernels.linalg import svd
 from gsr_kernels.linalg.cholesky_qr import QR, cholesky_qr, householder, normalized
@@ -62,10 +63,8 @@ def basis_from_pieces(weight: Weight, part: Tensor) -> SpectralBasis:
     except (ValueError, torch.linalg.LinAlgError) as error:
         raise ValueError(f"{weight.name}: {error}") from error
     storage = storage_dtype(None, wide, part.device)
-    *batch, d1, d2 = layout.shape
-    shapes = {"U": torch.Size((*batch, d1, S.shape[-1])), "S": S.shape, "Vh": torch.Size((*batch, S.shape[-1], d2))}
     # what the ranks share of factors that are whole here
-    places = weight.scheme.factors(shapes)
+    places = weight.scheme.factors(factor_shapes(layout.shape, S.shape[-1]))
     U, Vh = U[..., slice(*places["U"].block()[-1])], Vh[..., slice(*places["Vh"].block()[-2]), :]
     factors = {"U": U.to(storage).contiguous(), "S": S.contiguous(), "Vh": Vh.to(storage).contiguous()}
     return as_shard(layout, factors, origin(weight, part), None, True)
@@ -123,6 +122,7 @@ class _Side:
         groups = [(i in cuts, layout.mesh.get_group(i)) for i in range(layout.mesh.ndim) if layout.mesh.size(i) > 1]
         self._cut = [group for cut, group in groups if cut]
         self._copied = [group for cut, group in groups if not cut]
+        self._several = [layout.team] if len(groups) > 1 else []
 
     def summed(self, term: Tensor) -> Tensor:
         """The sum of the terms that the pieces of this side have."""
@@ -133,8 +133,8 @@ class _Side:
         return _through(self._copied, piece, self._layout, _from_first)
 
     def gram(self, Y: Tensor) -> Tensor:
-        """``YᵀY``."""
-        return self.alike(self.summed(product(Y.mT, Y)))
+        """``YᵀY``, the first rank's: groups may round a sum each in its own way, and what follows branches by it."""
+        return _through(self._several, self.summed(product(Y.mT, Y)), self._layout, _from_first)
 
     def qr(self, Y: Tensor) -> QR:
         """This rank's rows of Q, and R."""
@@ -150,10 +150,11 @@ class _Side:
         heights = [min(stop - start, Y.shape[-1]) for start, stop in self._pieces]
         mine = self._pieces.index((self.start, self.stop))
         rows = slice(sum(heights[:mine]), sum(heights[: mine + 1]))
-        Q, R = householder(Y)
+        Q, R = householder(self.alike(Y))
         stack = Y.new_zeros(*Y.shape[:-2], sum(heights), Y.shape[-1])
         stack[..., rows, :] = R
-        above, R = householder(self.alike(self.summed(stack)))
+        # to zeros all groups add alike
+        above, R = householder(self.summed(stack))
         return QR(Q @ above[..., rows, :], R)
 
 

@@ -22,6 +22,12 @@ from gsr_kernels.methods.projections import operands
 Pieces = tuple[Tensor, Tensor, Tensor]
 
 
+def factor_shapes(shape: Sequence[int], k: int) -> dict[str, torch.Size]:
+    """Of whole U, S and Vh with k directions of matrices ``[.., d1, d2]``."""
+    *batch, d1, d2 = shape
+    return {"U": torch.Size((*batch, d1, k)), "S": torch.Size((*batch, k)), "Vh": torch.Size((*batch, k, d2))}
+
+
 @dataclass(frozen=True, eq=False)
 class Scheme:
     """A weight's layout, and what its pieces share.

@@ -21,6 +21,7 @@ from torch import Tensor
 from gsr_kernels.bases_file import FACTORS, FORMAT, FORMAT_VERSION, file_entries
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.distributed.layout import Layout, at, common, led, local, sides, together
+from gsr_kernels.distributed.schemes import factor_shapes
 from gsr_kernels.distributed.shard import as_shard, origin_of
 from gsr_kernels.files import locked
 from gsr_kernels.optim.weights import Weight, before, check_folder
@@ -55,7 +56,7 @@ def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settin
     for weight in weights:
         basis = weight.basis
         entries[weight.name] = origin_of(basis)
-        shapes = _factor_shapes(weight, basis)
+        shapes = factor_shapes(_matrices(weight)[0].shape, basis.rank)
         for factor, layout in weight.scheme.factors(shapes).items():
             state[f"{weight.name}.{factor}"] = _spread(getattr(basis, factor), layout)
     text = json.dumps(
@@ -145,7 +146,7 @@ def _read_file(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[
 
 def _fits(weight: Weight, shapes: Mapping[str, torch.Size], head_dim: int | None) -> bool:
     """Whether factors of these shapes are those of a weight's matrices, of whatever rank."""
-    matrices, expected = split_heads(torch.empty(weight.scheme.layout.shape, device="meta"), weight.heads)
+    matrices, expected = _matrices(weight)
     return (*shapes["U"][:-1], shapes["Vh"][-1]) == tuple(matrices.shape) and head_dim == expected
 
 
@@ -156,11 +157,9 @@ def _basis(weight: Weight, parts: Mapping[str, Tensor], entries: Mapping[str, Ma
     return as_shard(weight.scheme.layout, parts, entry["fingerprint"], entry["head_dim"], found)
 
 
-def _factor_shapes(weight: Weight, basis: SpectralBasis) -> dict[str, torch.Size]:
-    """The whole shapes of a basis of which this rank has parts."""
-    *batch, d1, d2 = split_heads(torch.empty(weight.scheme.layout.shape, device="meta"), weight.heads)[0].shape
-    k = basis.rank
-    return {"U": torch.Size((*batch, d1, k)), "S": torch.Size((*batch, k)), "Vh": torch.Size((*batch, k, d2))}
+def _matrices(weight: Weight) -> tuple[Tensor, int | None]:
+    """The matrices of a whole weight, without numbers, and their ``head_dim``."""
+    return split_heads(torch.empty(weight.scheme.layout.shape, device="meta"), weight.heads)
 
 
 def _spread(part: Tensor, layout: Layout) -> Tensor:

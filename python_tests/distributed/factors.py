@@ -4,13 +4,13 @@ import torch
 import torch.distributed as dist
 
 from gsr_kernels.distributed.layout import at
+from gsr_kernels.distributed.schemes import factor_shapes
 
 
 def wholes(weight):
     """U, S and Vh of a weight, whole, by name; and whether all ranks that hold the same part have the same bits."""
     basis, same, factors = weight.basis, True, {}
-    d1, d2 = basis.shape
-    shapes = {"U": torch.Size((d1, basis.rank)), "S": torch.Size((basis.rank,)), "Vh": torch.Size((basis.rank, d2))}
+    shapes = factor_shapes(basis.shape, basis.rank)
     for name, layout in weight.scheme.factors(shapes).items():
         part = getattr(basis, name)
         held = [None] * dist.get_world_size()

@@ -85,6 +85,31 @@ def degenerate():
     return found
 
 
+def rounded_otherwise(layouts):
+    """Whether all ranks have the same squares and factors where every group of them rounds its sums in its own way."""
+    add, gram, same = randomized_svd._add, randomized_svd._Side.gram, []
+
+    def rounding(tensor, group):
+        add(tensor, group)
+        tensor.mul_(1 + 1e-14 * sum(dist.get_process_group_ranks(group)))
+
+    def seen(side, Y):
+        square = gram(side, Y)
+        first = square.clone()
+        dist.broadcast(first, 0)
+        same.append(torch.equal(first, square))
+        return square
+
+    randomized_svd._add, randomized_svd._Side.gram = rounding, seen
+    try:
+        for sides, placements in layouts:
+            handle = decomposed(matrices(0, SHAPES), init_device_mesh("cpu", sides), placements, rank=SHARE)
+            same += [bits for _, bits in bases(handle).values()]
+    finally:
+        randomized_svd._add, randomized_svd._Side.gram = add, gram
+    return len(same) > 0 and all(same)
+
+
 def broken():
     """What attach() raised where a rank's piece holds NaN."""
     weights = {"good": torch.randn(20, 20), "bad": torch.randn(20, 20)}
@@ -95,23 +120,24 @@ def broken():
 
 
 def memory(layouts):
-    """The most that a rank held beside its share while a basis was found, and the largest tensor, in weights."""
+    """The most numbers that a rank held beside its part while a basis of 48 directions was found, the largest tensor's,
+    and the part's sides."""
     weights = {"layer": torch.randn(1024, 768)}
     found, by_rank = {}, randomized_svd.basis_from_pieces
     # the int64 copies of a fingerprint are as large as they are for any weight
     origin, randomized_svd.origin = randomized_svd.origin, lambda weight, part: ""
 
     def counted(weight, part):
+        sides_of_part.append(part.shape)
         with held:
             return by_rank(weight, part)
 
     decompose.basis_from_pieces = counted
     try:
         for sides, placements in layouts:
-            held = Held()
+            held, sides_of_part = Held(), []
             decomposed(weights, init_device_mesh("cpu", sides), placements, rank=48)
-            size = weights["layer"].numel()
-            found[sides, str(placements)] = held.most / (4 * size), held.largest / size
+            found[sides, str(placements)] = held.most // 4, held.largest, *sides_of_part
     finally:
         decompose.basis_from_pieces, randomized_svd.origin = by_rank, origin
     return found

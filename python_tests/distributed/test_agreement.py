@@ -146,6 +146,8 @@ def test_the_other_cut_is_advised_once():
     assert "1 weights (0.weight)" in first[0] and "sums 512 bytes a step" in first[0]
     # 8 directions of 8 numbers more, on the half that the other rank held
     assert "and sums 64;" in first[0] and "256 bytes more" in first[0]
+    # half of 8 directions of 8 numbers, until the sum has come
+    assert "keeps 256 between the products" in first[0]
 
 
 def test_gsr_adamw_agrees_with_one_process_and_skips_the_same_matrix():

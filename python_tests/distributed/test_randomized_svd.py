@@ -4,7 +4,7 @@ from functools import cache
 from tempfile import TemporaryDirectory
 
 import pytest
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Replicate, Shard
 
 from python_tests.distributed import matrices, sketches
 from python_tests.distributed.ranks import run
@@ -21,6 +21,7 @@ def results():
     with TemporaryDirectory() as folder:
         checks = [(sketches.agreement, CASES), (sketches.spectra, (2, 2), (Shard(0), Shard(1)))]
         checks += [(sketches.degenerate,), (sketches.broken,), (sketches.memory, FEW), (sketches.kept, folder)]
+        checks += [(sketches.rounded_otherwise, [((2, 2), (one, Shard(0))) for one in (Shard(0), Replicate())])]
         return run(4, *checks)
 
 
@@ -39,6 +40,10 @@ def test_the_error_is_near_the_best(check, cases, bound):
             assert error <= bound and defect <= 1e-5 and same_bits, found
 
 
+def test_ranks_agree_to_the_bit_where_groups_round_otherwise():
+    assert results()["rounded_otherwise"] == [True] * 4
+
+
 def test_nan_in_one_piece_is_named_by_every_rank():
     assert len(set(results()["broken"])) == 1
     assert results()["broken"][0].startswith("ValueError: bad.weight: weight holds NaN or Inf")
@@ -47,8 +52,10 @@ def test_nan_in_one_piece_is_named_by_every_rank():
 def test_no_rank_holds_a_whole_weight():
     for found in results()["memory"]:
         assert len(found) == len(FEW)
-        for held, largest in found.values():
-            assert held < 1 and largest <= 0.5, found
+        for held, largest, (rows, columns) in found.values():
+            # the part once more, and four tall matrices a side, as wide as the sketch
+            assert held <= rows * columns + 4 * 96 * (rows + columns), found
+            assert largest <= max(rows * columns, 96 * max(rows, columns)), found
 
 
 def test_a_sketch_that_is_kept_serves_no_run_that_wants_exact_bases():
