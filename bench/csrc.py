@@ -62,8 +62,28 @@ def problems() -> None:
         A[1], A[2, 0, 0] = 0, torch.nan
         *_, sweeps = small_svd.small_svd(A)
         assert sweeps[2] == -1
+    if not candidates.obstacle():
+        candidates_problems()
     torch.cuda.synchronize()
     print("done")
+
+
+def candidates_problems() -> None:
+    """Every kernel of csrc/candidates; several ragged matrices, G kept and not, right operands of either layout."""
+    from .cases.rescale_gpu import Drawn, by_candidate
+
+    for k in (1, 33, 2049, 4097, 16384):
+        by_candidate(Drawn([(k, 3), (5, 1)], torch.device("cuda")))()
+    if not candidates.has("first_product"):
+        return
+    rows, columns, depth = 130, 264, 72
+    left, lying = (torch.randn(3, side, depth, device="cuda").bfloat16() for side in (rows, columns))
+    torch.ops.gsr_candidates.first_product(left, lying, left.new_empty(3, rows, columns))
+    G, W, m, v = torch.rand(4, 3, rows, columns, device="cuda")
+    given = torch.ones(3, 9, device="cuda"), torch.tensor([True, False, True], device="cuda"), W, m, v
+    for lies, kept in ((False, False), (True, True)):
+        right = lying if lies else lying.mT.contiguous()
+        torch.ops.gsr_candidates.second_product_adamw(left, right, lies, G, kept, *given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SPILL = 64
 CUTLASS = "4.2"
+# as it wants to be compiled, kernels that may be set up early waiting by themselves; roots and quotients as Triton's
+ITS_WAY = ["--expt-relaxed-constexpr", "-DCUTLASS_ENABLE_GDC_FOR_SM90", "-prec-div=false", "-prec-sqrt=false"]
 # of one kernel, as ptxas tells it, in any order
 FIGURES = {
     "registers": r"Used (\d+) registers",
@@ -75,10 +77,10 @@ def obstacle(source: Path, architecture: str) -> str:
 
 
 def flags(source: Path) -> list[str]:
-    """What nvcc is told of one source alone: CUTLASS as it wants to be compiled, roots and quotients as Triton's."""
+    """What nvcc is told of one source alone."""
     if source.stem != "products":
         return []
-    return ["-isystem", str(cutlass()), "--expt-relaxed-constexpr", "-DNDEBUG", "-prec-div=false", "-prec-sqrt=false"]
+    return ["-isystem", str(cutlass()), *ITS_WAY]
 
 
 def compiled(source: Path, architecture: str, target: Path | None = None) -> tuple[str, str]:

@@ -1,4 +1,8 @@
-"""The rescale of a whole model in one launch: Triton's beside the candidate in CUDA C++. The faster stays."""
+"""The rescale of a whole model in one launch: Triton's beside the candidate in CUDA C++.
+
+The candidate stays if it is faster by 5 %, which no noise makes up, and for bf16 bases alone: it leaves out the scale
+that fp16 ones need, as Triton's kernel does here.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from gsr_kernels.backends.triton.configurations import BLOCK, device_properties,
 from gsr_kernels.backends.triton.step_kernels import PIECES, rescale_all
 from gsr_kernels.floors import Work
 
-from ..run import RHO, Makers, Run, Target, Trial
+from ..run import ABSENT, RHO, Makers, Run, Target, Trial
 
 TRITON, CANDIDATE = "triton", "CUDA C++"
 # rows of a tile of the first product, each of which leaves a partial sum
@@ -29,7 +33,8 @@ def rows(run: Run) -> Iterator[dict]:
         from ..candidates import obstacle
 
         if reason := obstacle():
-            raise RuntimeError(reason)
+            yield {"variant": CANDIDATE, "failed": f"{ABSENT}: {reason}"}
+            return
     elif not run.dry:
         raise RuntimeError("rescale_gpu needs a CUDA device: run `python -m bench.csrc` on a machine with one")
     shapes = run.setting.model.matrices
@@ -37,7 +42,7 @@ def rows(run: Run) -> Iterator[dict]:
     # partial sums and S in, g and δ out
     sizes = [(min(shape), -(-min(shape) // TILE)) for shape in shapes]
     work = [Work(20 * sum(k for k, _ in sizes), 4 * sum(k * (parts + 3) for k, parts in sizes), "fp32")]
-    targets = {CANDIDATE: [Target(1.0, TRITON)]}
+    targets = {CANDIDATE: [Target(0.95, TRITON)]}
     variants = dict.fromkeys((TRITON, CANDIDATE), work)
     yield from run.compare(labels, variants, lambda: makers(run, sizes), TRITON, targets)
 

@@ -40,42 +40,48 @@ void aligned(const char* what, const Tensor& tensor, const char* name) {
                   " must begin at a multiple of 16 bytes");
 }
 
-// left [rows, depth] and right, both bf16; right is [columns, depth] if lying, else [depth, columns]
+// left [count, rows, depth] and right, both bf16: [count, columns, depth] if lying, else [count, depth, columns]
 gsr::Product product_of(const char* what, const Tensor& left, const Tensor& right, bool lying) {
-  STD_TORCH_CHECK(left.dim() == 2 && right.dim() == 2 && left.is_cuda(), what,
-                  ": left and right must be matrices on a CUDA device");
-  const int64_t rows = left.size(0), depth = left.size(1), columns = right.size(lying ? 0 : 1);
-  STD_TORCH_CHECK(rows > 0 && columns > 0 && depth > 0 && columns % 8 == 0 && depth % 8 == 0, what,
+  STD_TORCH_CHECK(left.dim() == 3 && right.dim() == 3 && left.is_cuda(), what,
+                  ": left and right must be [count, rows, columns] on a CUDA device");
+  const int64_t count = left.size(0), rows = left.size(1), depth = left.size(2), columns = right.size(lying ? 1 : 2);
+  STD_TORCH_CHECK(count > 0 && rows > 0 && columns > 0 && depth > 0 && columns % 8 == 0 && depth % 8 == 0, what,
                   ": columns and depth must be multiples of 8, got ", columns, " and ", depth);
-  check(what, left, "left", aoti_torch_dtype_bfloat16(), left, {rows, depth});
+  check(what, left, "left", aoti_torch_dtype_bfloat16(), left, {count, rows, depth});
   check(what, right, "right", aoti_torch_dtype_bfloat16(), left,
-        lying ? std::vector{columns, depth} : std::vector{depth, columns});
+        lying ? std::vector{count, columns, depth} : std::vector{count, depth, columns});
   aligned(what, left, "left");
   aligned(what, right, "right");
-  return {left.data_ptr(), right.data_ptr(), narrow(rows, "rows"), narrow(columns, "columns"), narrow(depth, "depth")};
+  return {left.data_ptr(),
+          right.data_ptr(),
+          narrow(count, "count"),
+          narrow(rows, "rows"),
+          narrow(columns, "columns"),
+          narrow(depth, "depth"),
+          lying};
 }
 
 void first_product(Tensor left, Tensor right, Tensor out) {
   const gsr::Product product = product_of("first_product", left, right, true);
-  check("first_product", out, "out", aoti_torch_dtype_bfloat16(), left, {product.rows, product.columns});
+  check("first_product", out, "out", aoti_torch_dtype_bfloat16(), left, {product.count, product.rows, product.columns});
   aligned("first_product", out, "out");
   const int32_t device = left.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   check(gsr::first_product(product, out.data_ptr(), device, stream_of(device)), "first_product");
 }
 
-// W, m, v and G [rows, columns], coefficients [9], all float32, finite [1]; G is added if it is kept
-void second_product_adamw(Tensor left, Tensor right, Tensor G, bool kept, Tensor coefficients, Tensor finite, Tensor W,
-                          Tensor m, Tensor v) {
+// W, m, v and G [count, rows, columns], coefficients [count, 9], all float32, finite [count]; G is added if it is kept
+void second_product_adamw(Tensor left, Tensor right, bool lying, Tensor G, bool kept, Tensor coefficients,
+                          Tensor finite, Tensor W, Tensor m, Tensor v) {
   const char* what = "second_product_adamw";
-  const gsr::Product product = product_of(what, left, right, false);
+  const gsr::Product product = product_of(what, left, right, lying);
   const auto fp32 = aoti_torch_dtype_float32();
   for (const auto& [tensor, name] : {std::pair{G, "G"}, {W, "W"}, {m, "m"}, {v, "v"}}) {
-    check(what, tensor, name, fp32, left, {product.rows, product.columns});
+    check(what, tensor, name, fp32, left, {product.count, product.rows, product.columns});
     aligned(what, tensor, name);
   }
-  check(what, coefficients, "coefficients", fp32, left, {9});
-  check(what, finite, "finite", aoti_torch_dtype_bool(), left, {1});
+  check(what, coefficients, "coefficients", fp32, left, {product.count, 9});
+  check(what, finite, "finite", aoti_torch_dtype_bool(), left, {product.count});
   const gsr::Weight weight{static_cast<float*>(W.data_ptr()),
                            static_cast<float*>(m.data_ptr()),
                            static_cast<float*>(v.data_ptr()),
@@ -97,8 +103,8 @@ STABLE_TORCH_LIBRARY(gsr_candidates, m) {
 #ifdef PRODUCTS
   m.def("first_product(Tensor left, Tensor right, Tensor(a!) out) -> ()");
   m.def(
-      "second_product_adamw(Tensor left, Tensor right, Tensor G, bool kept, Tensor coefficients, Tensor finite, "
-      "Tensor(a!) W, Tensor(b!) m, Tensor(c!) v) -> ()");
+      "second_product_adamw(Tensor left, Tensor right, bool lying, Tensor G, bool kept, Tensor coefficients, "
+      "Tensor finite, Tensor(a!) W, Tensor(b!) m, Tensor(c!) v) -> ()");
 #endif
 }
 

@@ -40,12 +40,13 @@ using Updated = cutlass::epilogue::collective::CollectiveEpilogue<
     cutlass::epilogue::Sm90TmaWarpSpecialized<IN, OUT, 16, false, false>, Tile, Strip, float, Stride, float, Stride,
     Update, cute::SM90_TMA_LOAD, Lies, Copy, cute::SM90_TMA_STORE, Lies, Copy,
     cute::Copy_Atom<cute::SM90_U32x4_STSM_N, cutlass::half_t>, void>;
-using Second = Kernel<Row, Tile, cutlass::gemm::KernelTmaWarpSpecializedPingpong, Updated>;
+template <class Right>
+using Second = Kernel<Right, Tile, cutlass::gemm::KernelTmaWarpSpecializedPingpong, Updated>;
 
 template <class Kernel>
 cudaError_t multiply(const Product& p, const typename Kernel::EpilogueArguments& epilogue, int device,
                      cudaStream_t stream) {
-  // from one row of an operand to the next; the other strides are known
+  // from one row of an operand to the next, and from one matrix; the third stride is known
   typename Kernel::StrideA left{};
   typename Kernel::StrideB right{};
   cute::get<0>(left) = p.depth;
@@ -53,9 +54,11 @@ cudaError_t multiply(const Product& p, const typename Kernel::EpilogueArguments&
     cute::get<0>(right) = p.depth;
   else
     cute::get<1>(right) = p.columns;
+  cute::get<2>(left) = int64_t{p.rows} * p.depth;
+  cute::get<2>(right) = int64_t{p.columns} * p.depth;
   const auto bf16 = [](const void* operand) { return static_cast<const bfloat16_t*>(operand); };
   typename Kernel::Arguments arguments{cutlass::gemm::GemmUniversalMode::kGemm,
-                                       {p.rows, p.columns, p.depth, 1},
+                                       {p.rows, p.columns, p.depth, p.count},
                                        {bf16(p.left), left, bf16(p.right), right},
                                        epilogue,
                                        {},
@@ -67,12 +70,14 @@ cudaError_t multiply(const Product& p, const typename Kernel::EpilogueArguments&
 Stride rows_of(const Product& p) {
   Stride stride{};
   cute::get<0>(stride) = p.columns;
+  cute::get<2>(stride) = int64_t{p.rows} * p.columns;
   return stride;
 }
 
 }  // namespace
 
 cudaError_t first_product(const Product& product, void* out, int device, cudaStream_t stream) {
+  if (!product.lying) return cudaErrorInvalidValue;
   const auto row = rows_of(product);
   return multiply<First>(product, {{}, nullptr, row, static_cast<bfloat16_t*>(out), row}, device, stream);
 }
@@ -80,10 +85,10 @@ cudaError_t first_product(const Product& product, void* out, int device, cudaStr
 cudaError_t second_product_adamw(const Product& product, const Weight& weight, int device, cudaStream_t stream) {
   const auto [W, m, v, G, coefficients, finite] = weight;
   const auto row = rows_of(product);
-  return multiply<Second>(
-      product,
-      {{{coefficients, finite}, {G, W, row}, {m, 0, row}, {v, 0, row}, {}, {m, row}, {v, row}}, W, row, W, row}, device,
-      stream);
+  const Second<Row>::EpilogueArguments update{
+      {{coefficients, finite}, {G, W, row}, {m, 0, row}, {v, 0, row}, {}, {m, row}, {v, row}}, W, row, W, row};
+  return product.lying ? multiply<Second<Column>>(product, update, device, stream)
+                       : multiply<Second<Row>>(product, update, device, stream);
 }
 
 }  // namespace gsr

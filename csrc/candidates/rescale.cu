@@ -64,8 +64,8 @@ __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < EACH; ++i)
       if (thread + i * THREADS < k) g[i] += p[i * THREADS];
 
-  // largest |g|, largest sigma, and 1 for what is not finite
-  float most[3] = {};
+  // largest |g|, largest sigma, and 1 for what is not finite or longer than the threads reach
+  float most[3] = {0, 0, k > EACH * THREADS ? 1.0f : 0.0f};
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     const int at = thread + i * THREADS;

@@ -53,7 +53,7 @@ struct LoadGradient : Load {
   using Load::Load;
 };
 
-// the coefficients, read once a tile, and whether anything moves
+// the coefficients of a tile's matrix, and whether anything of it moves
 struct Scalars : fusion::Sm90VisitorImpl<> {
   struct Arguments {
     const float* coefficients;
@@ -92,11 +92,12 @@ struct Scalars : fusion::Sm90VisitorImpl<> {
   };
 
   template <bool ReferenceSrc, class... Args>
-  CUTLASS_DEVICE auto get_consumer_store_callbacks(const fusion::ConsumerStoreArgs<Args...>&) {
-    const float* c = params->coefficients;
+  CUTLASS_DEVICE auto get_consumer_store_callbacks(const fusion::ConsumerStoreArgs<Args...>& args) {
+    const int matrix = cute::get<3>(args.tile_coord_mnkl);
+    const float* c = params->coefficients + 9 * matrix;
     ConsumerStoreCallbacks callbacks{};
     callbacks.coefficients = {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8]};
-    callbacks.moving = *params->finite && c[0] != 0;
+    callbacks.moving = params->finite[matrix] && c[0] != 0;
     return callbacks;
   }
 

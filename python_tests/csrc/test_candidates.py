@@ -86,6 +86,12 @@ def test_what_no_kernel_takes_is_refused(rescale, longest):
         rescale([partials], [S], 0.5, longest=longest or -1)
 
 
+def test_one_that_is_longer_than_was_promised_is_flagged_and_moves_nothing(rescale):
+    partials, S = zip(draw(2049), draw(3))
+    _, delta, finite = rescale(partials, S, 0.5, longest=2048)
+    assert finite == [0, 1] and not delta[0][:2048].any() and delta[1].any()
+
+
 def test_degenerate_matrices(rescale):
     g = torch.randn(40)
     S = draw(40)[1]

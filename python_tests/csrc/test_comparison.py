@@ -112,9 +112,10 @@ def test_tritons_side_of_the_rescale_is_right():
 def test_the_second_products_operands_are_the_plans(monkeypatch):
     """The plan interpreted, and torch in the place of CUTLASS."""
 
-    def multiplied(left, right, G, kept, coefficients, finite, W, m, v):
-        _, unscale, fresh1, beta, fresh2, rate, root, floor, decay = coefficients.tolist()
-        product = unscale * (left.float() @ right.float() + (G if kept else 0))
+    def multiplied(left, right, lying, G, kept, coefficients, finite, W, m, v):
+        assert finite.all() and coefficients.is_contiguous()
+        _, unscale, fresh1, beta, fresh2, rate, root, floor, decay = coefficients.T.unsqueeze(-1).unsqueeze(-1)
+        product = unscale * (left.float() @ (right.mT if lying else right).float() + (G if kept else 0))
         m.add_(fresh1 * (product - m))
         v.copy_(beta * v + fresh2 * product**2)
         W.copy_(W * decay - rate * m / (v.sqrt() * root + floor))
@@ -126,6 +127,24 @@ def test_the_second_products_operands_are_the_plans(monkeypatch):
     for shape in ((48, 48), (32, 64), (64, 32)):
         setting = Setting(second_product_gpu.Model("tiny", {shape: 2}, {}), None, "bf16", "fp32")
         makers = second_product_gpu.Second(Run(setting, H200, CPU), setting).makers()
-        for name in (second_product_gpu.TRITON, second_product_gpu.CUTLASS):
+        for name in makers.keys() - {second_product_gpu.BARE, second_product_gpu.APART}:
             trial = makers[name]()
+            assert not trial.error() <= trial.tolerance
+            trial.run()
             assert trial.error() <= trial.tolerance, (shape, name)
+
+
+def test_the_verdict_is_of_a_whole_model():
+    case = second_product_gpu
+    names = (case.TRITON, case.CUTLASS, *case.FIRST.values())
+    taken = {name: dict.fromkeys(case.SHAPES, 1.0) for name in names}
+    # faster on all but one shape, of which there are few
+    taken[case.CUTLASS] = {shape: 1.1 if shape == (2048, 8192) else 0.9 for shape in case.SHAPES}
+    second, gate, first = case.verdicts(taken, True)
+    assert second["shape"] == "126 matrices" and second["ratio"] == round((108 * 0.9 + 18 * 1.1) / 126, 3)
+    assert [row["verdict"].split(": ")[1] for row in (second, gate, first)] == ["met", "met", "missed by 5.3%"]
+    assert gate["shape"] == first["shape"] == "90 matrices"
+    assert all("takes an H200" in row["verdict"] for row in case.verdicts(taken, False))
+    del taken[case.TRITON][2048, 2048]
+    second, gate, _ = case.verdicts(taken, True)
+    assert "no verdict" in second["failed"] and "verdict" in gate
