@@ -93,12 +93,15 @@ def agreement(layouts):
 
 
 def layouts(world):
-    """Every way to place a matrix on one mesh dimension, and, where there are two, on both."""
+    """Every way to place a matrix on one mesh dimension and, where there are two, on both; of 8 ranks some."""
     rows, columns, replicas = Shard(0), Shard(1), Replicate()
+    if world == 8:
+        # what sides that differ may change
+        return [((8,), (rows,)), *(((2, 4), pair) for pair in ((replicas, columns), (columns, rows), (rows, rows)))]
     chosen = [((world,), (placement,)) for placement in (rows, columns, replicas)]
-    if world in (4, 8):
+    if world == 4:
         pairs = [(replicas, rows), (replicas, columns), (rows, columns), (columns, rows), (rows, rows)]
-        chosen += [((2, world // 2), pair) for pair in pairs]
+        chosen += [((2, 2), pair) for pair in pairs]
     return chosen
 
 
