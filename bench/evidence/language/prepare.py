@@ -63,12 +63,14 @@ def prepare(work: Path, size: Size, manuals: Path = MANUALS) -> None:
 
 
 def described(found: Text) -> dict[str, dict[str, int]]:
-    """Characters learned, and characters and pages kept apart, by language."""
+    """By language characters learned, characters and pages kept apart, and how many of those characters are learned."""
+    told = found.told()
     return {
         language: {
             "learned": len(learned),
             "held out": sum(map(len, found.held_out.get(language, ()))),
             "pages": len(found.held_out.get(language, ())),
+            "told": told.get(language, 0),
         }
         for language, learned in found.training.items()
     }

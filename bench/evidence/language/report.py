@@ -44,10 +44,10 @@ def text_table(results: Path) -> str:
     found = json.loads((results / CONDITIONS).read_text(encoding="utf-8"))["text"]
     total = sum(each["learned"] for each in found.values())
     rows = [
-        [language, each["learned"], f"{each['learned'] / total:.1%}", each["held out"], each["pages"]]
+        [language, each["learned"], f"{each['learned'] / total:.1%}", each["held out"], each["pages"], each["told"]]
         for language, each in found.items()
     ]
-    header = ["", "characters learned", "share", "characters held out", "pages held out"]
+    header = ["", "characters learned", "share", "characters held out", "pages held out", "in lines that are learned"]
     return tables.table(header, rows)
 
 

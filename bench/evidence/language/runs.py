@@ -97,12 +97,18 @@ def work(folder: Path, plan, results: Path = RESULTS) -> None:
             bar.total = bar.n + len(missing)
             bar.set_description(missing[0].name)
             runner.write(results / f"{missing[0].name}.json", execute(missing[0], folder))
+            shutil.rmtree(out_of(missing[0], folder))
             bar.update()
 
 
+def out_of(run: Run, folder: Path) -> Path:
+    """Where a run works until its record is kept."""
+    return folder / "runs" / run.name
+
+
 def execute(run: Run, folder: Path) -> dict:
-    """One run by the command, from where it was stopped; its folder is removed when its record is complete."""
-    out = folder / "runs" / run.name
+    """One run by the command, from where it was stopped."""
+    out = out_of(run, folder)
     size = json.loads((folder / CONDITIONS).read_text(encoding="utf-8"))["size"]
     lr = "--adapter-lr" if run.method in ADAPTERS else "--lr"
     settings = {
@@ -129,9 +135,7 @@ def execute(run: Run, folder: Path) -> dict:
         raise SystemExit(f"{out} did not finish")
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))
     (matrix,) = found["matrices"][TITLES[run.method]]
-    record = asdict(run) | measured(ResultMatrix.from_json(json.dumps(matrix)))
-    shutil.rmtree(out)
-    return record
+    return asdict(run) | measured(ResultMatrix.from_json(json.dumps(matrix)))
 
 
 def measured(matrix: ResultMatrix) -> dict:

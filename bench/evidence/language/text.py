@@ -22,6 +22,8 @@ LEAST = 140_000
 # a page that is kept apart has so many characters, and of its long lines at most this share in the training text
 PAGE = (700, 5000)
 LONG_LINE, KNOWN_LINES = 40, 0.2
+# shorter lines are a word that many pages have
+LINE = 10
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class Text:
 
     training: dict[str, str]
     held_out: dict[str, list[str]]
+
+    def told(self) -> dict[str, int]:
+        """Of the characters kept apart, by language, those in lines that stand in the training text."""
+        known = {line for text in self.training.values() for line in _lines(text, LINE)}
+        lines = {language: _lines("\n".join(pages), LINE) for language, pages in self.held_out.items()}
+        return {language: sum(len(line) for line in found if line in known) for language, found in lines.items()}
 
 
 def gather(quota: int, held_out: int, manuals: Path = MANUALS) -> Text:
@@ -45,7 +53,7 @@ def gather(quota: int, held_out: int, manuals: Path = MANUALS) -> Text:
         if len(text) >= LEAST:
             training[language] = text
             apart[language] = [page for page in pages if zlib.crc32(page[0].encode()) % APART == 0]
-    known = {line for text in training.values() for line in _long_lines(text)}
+    known = {line for text in training.values() for line in _lines(text, LONG_LINE)}
     return Text(training, {language: _choose(pages, held_out, known) for language, pages in apart.items()})
 
 
@@ -80,15 +88,15 @@ def _choose(pages: Iterable[tuple[str, str]], wanted: int, known: set[str]) -> l
     for family, text in sorted(pages, key=lambda page: len(page[1])):
         if sum(map(len, chosen.values())) >= wanted:
             break
-        lines = _long_lines(text)
+        lines = _lines(text, LONG_LINE)
         told = sum(line in known for line in lines)
         if family not in chosen and PAGE[0] <= len(text) <= PAGE[1] and told <= KNOWN_LINES * len(lines):
             chosen[family] = text
     return list(chosen.values())
 
 
-def _long_lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if len(line.strip()) >= LONG_LINE]
+def _lines(text: str, least: int) -> list[str]:
+    return [line.strip() for line in text.splitlines() if len(line.strip()) >= least]
 
 
 def _sources() -> Iterator[str]:
