@@ -336,21 +336,24 @@ def test_a_consumer_that_fails_ends_them(arranged, tmp_path, monkeypatch):
 
     save_file({f"layers.{i}.weight": torch.randn(12, 10) for i in range(40)}, tmp_path / "model.safetensors")
     arranged("4")
-    of, begun, full = SpectralBasis.of, [], OSError("disk full")
+    of, begun, added, full = SpectralBasis.of, [], [], OSError("disk full")
 
     def slow(*args):
         begun.append(args)
         time.sleep(0.01)
         return of(*args)
 
-    def fails(*args):
-        raise full
+    def fails(cost):
+        added.append(cost)
+        # the first comes before there are threads
+        if len(added) == 3:
+            raise full
 
     monkeypatch.setattr(SpectralBasis, "of", slow)
     monkeypatch.setattr("gsr_kernels.bases.progress", lambda *args: nullcontext(SimpleNamespace(update=fails)))
     # the error is kept, and its frames with it
     assert main(["bases", str(tmp_path), "--out", str(tmp_path / "model.bases"), "--rank", "3"]) != 0
-    assert full.__traceback__ and len(begun) < 10
+    assert full.__traceback__ and len(begun) < 12
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decomposition")]
 
 
