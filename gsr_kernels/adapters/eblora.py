@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class EBLoRA:
         """Starts the adapter at ``s = 0`` with the top r singular pairs of ``(I − F Fᵀ) Gᵀ``.
 
         G is the mean over batches of the frozen weights' gradients; the model is as it was before. What F grows by
-        follows from G too, and counts from ``end()`` on.
+        follows from G too, and counts from ``end()`` on. In the processes of a default group, which are replicas of one
+        model, G is the mean over the batches of all, and the first one's directions are everyone's.
 
         Args:
             model: with a fresh LoRA adapter on linear layers in float32.
@@ -101,8 +103,11 @@ class EBLoRA:
             count = int((sigma > ROUNDING * torch.linalg.matrix_norm(G)).sum())
             U, sigma, Vh = _free(U[:, :count], F), sigma[:count], Vh[:count]
             start = _filled(U[:, : one.rank], F, one.rank), _filled(Vh[: one.rank].mT, G.new_zeros(len(G), 0), one.rank)
-            starts[one.name] = start[0].to(one.A.dtype), start[1].to(one.B.dtype)
-            grown[one.name] = torch.cat([F, U[:, : self._missing(G, sigma, F, one.rank)]], 1)
+            more = U[:, : self._missing(G, sigma, F, one.rank)]
+            # the signs of singular vectors are nobody's, and replicas must agree
+            A, Q, more = map(_of_first_rank, (*start, more))
+            starts[one.name] = A.to(one.A.dtype), Q.to(one.B.dtype)
+            grown[one.name] = torch.cat([F, more], 1)
         optimizer = RiemannianAdamW(factors, self.protected, {name: Q for name, (_, Q) in starts.items()}, **settings)
         with torch.no_grad():
             for one in factors:
@@ -146,6 +151,17 @@ class EBLoRA:
         return min(count, len(squares), max(0, G.shape[1] - rank - F.shape[1]))
 
 
+def _of_first_rank(X: Tensor) -> Tensor:
+    """The first rank's, which rounding may have given other columns."""
+    if not dist.is_initialized():
+        return X
+    columns = torch.tensor(X.shape[1], device=X.device)
+    dist.broadcast(columns, 0)
+    sent = X.contiguous() if dist.get_rank() == 0 else X.new_empty(len(X), int(columns))
+    dist.broadcast(sent, 0)
+    return sent
+
+
 def _free(U: Tensor, F: Tensor) -> Tensor:
     """The nearest orthonormal columns to those of U that are orthogonal to F; U nearly is.
 
@@ -172,7 +188,9 @@ def average_gradients(
 ) -> dict[str, Tensor]:
     """The mean over batches of the gradient ``[d_out, d_in]`` of every module's frozen weight, float32 or better.
 
-    Raises ValueError where batches is empty or a gradient is not finite.
+    In the processes of a default group it is the mean over the batches of all, some of which may have none.
+
+    Raises ValueError where batches is empty, or a gradient is not finite: on every rank.
     """
     weights: list[Any] = [one.layer.get_base_layer().weight for one in factors]
     required = [weight.requires_grad for weight in weights]
@@ -191,6 +209,11 @@ def average_gradients(
     finally:
         for weight, before in zip(weights, required):
             weight.requires_grad_(before)
+    if dist.is_initialized():
+        counted = torch.tensor(count, device=next(iter(totals.values())).device)
+        for total in (counted, *totals.values()):
+            dist.all_reduce(total)
+        count = int(counted)
     if not count:
         raise ValueError("batches is empty: give some of the task that is to be learned")
     for name, total in totals.items():

@@ -4,14 +4,18 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from gsr_kernels.adapters import eblora
 from gsr_kernels.adapters.eblora import EBLoRA, average_gradients
 from gsr_kernels.adapters.factors import find_factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
 from gsr_kernels.adapters.stiefel import retract, tangent
+from gsr_kernels.linalg import svd
+from python_tests.distributed.ranks import run
 from python_tests.oracle import error
 
 
@@ -337,3 +341,26 @@ def test_what_rounding_lets_into_the_protected_inputs_leaves_again():
     loss(model, draw(1)[0]).backward()
     optimizer.step()
     assert (one.A @ F[one.name]).abs().max() < 1e-12
+
+
+def begun(shares):
+    """What a rank's adapter begins with; the second one's singular vectors have other signs, and it protects more."""
+    torch.manual_seed(0)
+    model, rank = make_model(), dist.get_rank() if dist.is_initialized() else 0
+    balanced = EBLoRA(0.9 + 0.05 * rank)
+    if rank:
+        eblora.svd = lambda W: [sign * part for sign, part in zip((-1, 1, -1), svd(W))]
+    optimizer = balanced.begin(model, shares[rank], loss)
+    balanced.end()
+    factors = find_factors(model, "default")
+    return [(one.A.detach(), optimizer.state[one.B]["Q"], balanced.protected[one.name]) for one in factors]
+
+
+@pytest.mark.parametrize("split", [2, 3])
+def test_replicas_begin_alike_with_the_gradient_of_all_their_batches(split):
+    batches = draw(3)
+    ranks = run(2, (begun, [batches[:split], batches[split:]]))["begun"]
+    for first, second, alone in zip(*ranks, begun([batches])):
+        assert all(map(torch.equal, first, second))
+        assert error(first[1] @ first[0], alone[1] @ alone[0]) < 1e-9
+        assert error(first[2] @ first[2].mT, alone[2] @ alone[2].mT) < 1e-9

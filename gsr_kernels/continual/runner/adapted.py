@@ -16,9 +16,9 @@ from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.adapters.factors import find_factors
 from gsr_kernels.adapters.merge_model import merge_and_unload
 from gsr_kernels.continual.adapting import ADAPTING, GRADIENT_ROWS, Adapting
-from gsr_kernels.continual.runner.kinds import Kind
+from gsr_kernels.continual.runner.kinds import IGNORED, Kind
 from gsr_kernels.continual.runner.models import load
-from gsr_kernels.continual.runner.ranks import led
+from gsr_kernels.continual.runner.ranks import led, rank, world
 from gsr_kernels.continual.runner.settings import RunSettings
 from gsr_kernels.continual.runner.way import Way
 from gsr_kernels.integrations.adapters import TermCallback
@@ -105,7 +105,9 @@ class Balanced(Adapted):
         self._eblora = EBLoRA() if folder is None else EBLoRA.load(folder / PROTECTED)
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
-        """See Way.prepare: the adapter begins with the mean gradient of rows that the Trainer's seed chooses.
+        """See Way.prepare: the adapter begins with the gradient of rows that the Trainer's seed chooses.
+
+        Each rank takes its share of them, and of the mean over all their labels, whose parts ``begin`` takes the mean of.
 
         A task that is resumed takes the same gradient again, since what is protected after it follows from that.
         """
@@ -113,20 +115,28 @@ class Balanced(Adapted):
         turns: Any = trainer.train_dataset
         rows = random.Random(settings.seed).sample(turns.rows, min(len(turns.rows), GRADIENT_ROWS))
         size = settings.per_device_train_batch_size
-        batches = [trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
+        parts = [
+            [share[start : start + size] for start in range(0, len(share), size)]
+            for share in (rows[each :: world()] for each in range(world()))
+        ]
+        labels = sum(label != IGNORED for row in rows for label in row["labels"])
+        mean, items = self._kind.loss(self.model), labels / sum(map(len, parts))
 
-        def loss(model: Any, batch: Any) -> Tensor:
+        def loss(model: Any, part: Any) -> Tensor:
+            batch = trainer.data_collator(part).to(model.device)
+            labels = batch.pop("labels")
             with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
-                return model(**batch.to(model.device)).loss
+                return mean(model(**batch), labels, items)
 
-        width, rank = find_factors(self.model, self._names[-1])[0].A.shape[1], self._settings.method.adapter_rank
+        adapter_rank = self._settings.method.adapter_rank
+        width = find_factors(self.model, self._names[-1])[0].A.shape[1]
         trainer.optimizer = self._eblora.begin(
             self.model.train(),
-            batches,
+            parts[rank()],
             loss,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            scale=(width / rank) ** 0.5,
+            scale=(width / adapter_rank) ** 0.5,
         )
 
     def save(self, folder: Path) -> None:

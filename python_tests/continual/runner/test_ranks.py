@@ -103,6 +103,20 @@ def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(arguments, tmp
         assert measured(tmp_path / f"{name}-cut") == measured(tmp_path / name)
 
 
+def test_two_processes_learn_by_eblora_and_with_an_encoder_decoder_what_one_does(arguments, tmp_path):
+    seq2seq = [*arguments[:2], save_model("seq2seq", tmp_path / "model"), *arguments[3:5], *QUICK[:6]]
+    runs = {
+        "causal": [*arguments[:5], *QUICK[:6], "--method", "eblora", "--adapter-lr", "1e-3"],
+        "seq2seq": [*seq2seq, "--method", "seqft,eblora", "--adapter-lr", "1e-3", "--steps", "4"],
+    }
+    for name, flags in runs.items():
+        assert main([*flags, "--micro-batch", "2", "--out", str(tmp_path / f"{name}-alone")]) == 0
+    run(2, (learned, *([*flags, "--out", str(tmp_path / name)] for name, flags in runs.items())))
+    for name in runs:
+        alone = flat(measured(tmp_path / f"{name}-alone"))
+        assert flat(measured(tmp_path / name)) == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
 def test_an_error_on_one_rank_or_on_all_is_said_once(arguments, tmp_path):
     known = [*arguments, "--known", "LACKING" + str(tmp_path / "text.txt")]
     (tmp_path / "text.txt").write_text("the river and the stone " * 9)
