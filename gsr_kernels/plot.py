@@ -1,5 +1,5 @@
 """Pictures of what a method does. Each function returns ``(figure, axis)``; with ``path`` it writes the picture there
-and the numbers in it to a CSV file of the same name beside it. Needs matplotlib: ``pip install 'gsr-kernels[plot]'``.
+and the numbers in it to a CSV file of the same name beside it. Needs matplotlib: ``pip install '.[plot]'``.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from gsr_kernels.arguments import device_of
 from gsr_kernels.bases_file import load_bases
 from gsr_kernels.checkpoint import stored_matrices
+from gsr_kernels.extras import install
 from gsr_kernels.reference import FLOOR
 
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints a row a weight; of experts and heads, medians over them."""
     if args.plot and find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install 'gsr-kernels[plot]'")
+        raise ValueError(f"--plot needs matplotlib: {install('plot')}")
     spectra = _spectra(args)
     width = max(map(len, spectra))
     print(

@@ -22,6 +22,7 @@ from gsr_kernels.continual.results import Results
 from gsr_kernels.continual.runner import ranks
 from gsr_kernels.continual.runner import settings as runner_settings
 from gsr_kernels.continual.settings import Settings
+from gsr_kernels.extras import install
 from gsr_kernels.optim.rank import RANK
 
 # the flags that mean nothing without --model, and with it
@@ -129,7 +130,7 @@ def _run(given: argparse.Namespace) -> None:
         return
     print(f"\n{report(results, job.conditions(results), *job.notes)}")
     _draw(args.out, results)
-    print(f"{results.seconds:.0f} s; see {args.out}: {', '.join(sorted(file.name for file in args.out.iterdir()))}")
+    print(f"{results.seconds:.0f} s; see {args.out}: {', '.join(sorted(path.name for path in args.out.glob('[!.]*')))}")
 
 
 def _prepared(args: argparse.Namespace) -> tuple[argparse.Namespace, Job]:
@@ -213,7 +214,7 @@ def _draw(folder: Path, results: Results) -> None:
         print("no pictures of bounds alone: they learn no task after another", file=sys.stderr)
         return
     if find_spec("matplotlib") is None:
-        print("no pictures without matplotlib: pip install 'gsr-kernels[plot]'", file=sys.stderr)
+        print(f"no pictures without matplotlib: {install('plot')}", file=sys.stderr)
         return
     from gsr_kernels.continual.plots import draw_forgetting, draw_spectra
 

@@ -19,6 +19,9 @@ import gsr_kernels
 from gsr_kernels.continual.results import Results
 from gsr_kernels.files import replacing
 
+# the file that a run holds
+LOCK = ".lock"
+
 
 def environment() -> dict[str, Any]:
     """Where a run is made, for config.json."""
@@ -37,14 +40,23 @@ def environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """A run's alone, while it lasts. Raises BlockingIOError where another run writes into the folder."""
-    handle = os.open(folder, os.O_RDONLY)
+    """A run's alone, while it lasts.
+
+    Raises BlockingIOError where another run writes into the folder, OSError where no file in it can be locked.
+    """
+    # on network file systems a lock wants a file that can be written
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
         raise BlockingIOError(
             f"--out {folder}: another run writes into it: wait for its end, or give another"
+        ) from error
+    except OSError as error:
+        os.close(handle)
+        raise OSError(
+            f"--out {folder}: its file system takes no locks ({error.strerror}): give a folder on another"
         ) from error
     try:
         yield

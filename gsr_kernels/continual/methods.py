@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from gsr_kernels.continual.library import Row
 from gsr_kernels.continual.model import ByteDecoder
 from gsr_kernels.continual.train import loss
+from gsr_kernels.extras import install
 from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, GSRFull, Method
 from gsr_kernels.ops import check_rho
 from gsr_kernels.optim import attach
@@ -116,7 +117,7 @@ def adapters(title: str, name: str, reads: tuple[str, ...] = ("adapter_lr", "ada
     @contextmanager
     def begin(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> Iterator[AtWork]:
         if find_spec("peft") is None:
-            raise ValueError(f"method {name} needs the package peft: pip install 'gsr-kernels[adapters]'")
+            raise ValueError(f"method {name} needs the package peft: {install('adapters')}")
         from gsr_kernels.continual.adapters import Learner
         from gsr_kernels.continual.adapting import ADAPTING
 

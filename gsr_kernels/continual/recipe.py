@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gsr_kernels.extras import install
+
 SHIPPED = Path(__file__).with_name("recipes")
 
 
@@ -48,7 +50,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise FileNotFoundError(f"--recipe {name} is no file, nor one of {shipped}")
     if find_spec("yaml") is None:
-        raise ValueError("--recipe needs the package pyyaml: pip install 'gsr-kernels[runner]'")
+        raise ValueError(f"--recipe needs the package pyyaml: {install('runner')}")
     import yaml
 
     try:

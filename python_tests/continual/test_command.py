@@ -52,7 +52,7 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
     assert main(["continual", "--data", data, "--out", str(out), "--seeds", "2", "--bounds", *TINY]) == 0
     printed = capsys.readouterr().out
     assert {file.name for file in out.iterdir()} == {
-        "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt"
+        ".lock", "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt"
     }  # fmt: skip
     assert (out / "table.txt").read_text() in printed
     assert "GSR" in printed and "Seed by seed, + is better" in printed
@@ -114,7 +114,7 @@ def test_finished_seeds_survive_what_ends_the_run(error, data, tmp_path, monkeyp
     monkeypatch.setattr(Course, "in_turn", ends)
     with suppress(KeyboardInterrupt):
         main([*arguments, "--out", str(cut), "--seeds", "3"])
-    assert {file.name for file in cut.iterdir()} == {"config.json", "results.json", "table.txt"}
+    assert {file.name for file in cut.iterdir()} == {".lock", "config.json", "results.json", "table.txt"}
     assert measured(cut) == measured(whole)
     assert "Seeds: 1 of 3, unfinished;" in (cut / "table.txt").read_text()
 

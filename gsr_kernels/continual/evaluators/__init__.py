@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from gsr_kernels.continual.evaluators.program import check_programs, passes
 from gsr_kernels.continual.evaluators.sari import sari
 from gsr_kernels.continual.runner.examples import Example
+from gsr_kernels.extras import install
 
 # an answer of a model: a text, or of a held-out text its loss a token and how many tokens it has
 Answer = Any
-INSTALL = "pip install 'gsr-kernels[runner]'"
 
 
 class Evaluator(NamedTuple):
@@ -103,7 +103,7 @@ def check_metrics(names: Iterable[str]) -> None:
             raise ValueError(f"--metric {name!r} is unknown; there are {', '.join(EVALUATORS)}")
         needs = EVALUATORS[name].needs
         if needs is not None and find_spec(needs) is None:
-            raise ValueError(f"--metric {name} needs the package {needs.replace('_', '-')}: {INSTALL}")
+            raise ValueError(f"--metric {name} needs the package {needs.replace('_', '-')}: {install('runner')}")
         if name == "pass@1":
             check_programs()
 

@@ -107,7 +107,7 @@ class Balanced(Adapted):
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Way.prepare: the adapter begins with the gradient of rows that the Trainer's seed chooses.
 
-        Each rank takes its share of them, and of the mean over all their labels, whose parts ``begin`` takes the mean of.
+        It is the mean over all labels of these rows, of which each rank takes its share.
 
         A task that is resumed takes the same gradient again, since what is protected after it follows from that.
         """
@@ -123,7 +123,8 @@ class Balanced(Adapted):
         mean, items = self._kind.loss(self.model), labels / sum(map(len, parts))
 
         def loss(model: Any, part: Any) -> Tensor:
-            batch = trainer.data_collator(part).to(model.device)
+            batch: Any = trainer.data_collator(part)
+            batch = batch.to(model.device)
             labels = batch.pop("labels")
             with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
                 return mean(model(**batch), labels, items)

@@ -107,10 +107,15 @@ class Course:
             if chained or settings.keep_models or settings.fsdp:
                 journal.keep(stage, way.save)
             if settings.fsdp:
+                # not beside the parts
+                way.model = None
                 way.open(journal.model(stage))
             learned = way.whole()
             scores = self._scores(learned, journal.folder / "answers" / stage)
             journal.finish(stage, scores, self._spectra(learned), log)
+            del learned
+            if not chained:
+                way.model = None
             if first():
                 told = "  ".join(f"{task} {value:.1f}" for task, value in scores.items())
                 self._bar.write(f"seed {self._seed}  {TITLES[name]:<8} after {stage}: {told}")
@@ -146,7 +151,7 @@ class Course:
         return scores
 
     def _scores(self, model: Any, folder: Path) -> dict[str, float]:
-        # in the precision of the training
+        # as autocast trains; FSDP2's layers are wholly in bfloat16
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self._settings.bf16):
             return {
                 task.name: score(self._kind, model, task, self._settings.new_tokens, folder / f"{task.name}.jsonl")

@@ -16,9 +16,9 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 from gsr_kernels.continual.runner.cut import CutTrainer, cut
 from gsr_kernels.continual.runner.examples import Example
 from gsr_kernels.continual.runner.kinds import Kind
-from gsr_kernels.continual.runner.ranks import led, world
+from gsr_kernels.continual.runner.ranks import led, rank, world
 from gsr_kernels.continual.runner.settings import RunSettings
-from gsr_kernels.continual.runner.trainer import TaskTrainer, Watch
+from gsr_kernels.continual.runner.trainer import TaskTrainer, Watch, check_weights
 from gsr_kernels.continual.runner.turns import Turns
 
 # what the Trainer writes last into a checkpoint
@@ -51,12 +51,13 @@ def learn(
         The Trainer's log.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: the loss is no longer finite, or a weight at the end.
     """
     steps = steps_of(len(rows), settings)
     if settings.gradient_checkpointing:
         # the newer of its two names in transformers
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        newer = hasattr(model, "activation_checkpointing_enable")
+        (model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable)()
     if settings.fsdp:
         cut(model, settings.bf16)
     trainer = (CutTrainer if settings.fsdp else TaskTrainer)(
@@ -79,7 +80,15 @@ def learn(
             trainer._load_from_checkpoint(checkpoint)
             tick(steps, True)
             return _log(before)
+    # what all begin with is drawn; dropout's masks are each rank's own
+    torch.manual_seed(seed + rank())
     trainer.train(resume_from_checkpoint=checkpoint)
+    check_weights(model, settings.lr)
+    # gradients, moments and wrappers, which the scores of the task do not want beside them
+    model.zero_grad()
+    for name in ("model_wrapped", "optimizer", "lr_scheduler"):
+        setattr(trainer, name, None)
+    trainer.accelerator.free_memory()
     return _log(trainer.state)
 
 
@@ -108,6 +117,7 @@ def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> Tra
         warmup_steps=math.floor(settings.warmup * steps),
         lr_scheduler_type=settings.schedule,
         weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
         # by the policy of what is cut, there
         bf16=settings.bf16 and not settings.fsdp,
         seed=seed,

@@ -8,13 +8,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from gsr_kernels.continual.evaluators import EVALUATORS, INSTALL, check_metrics
+from gsr_kernels.continual.evaluators import EVALUATORS, check_metrics
 from gsr_kernels.continual.folder import environment
 from gsr_kernels.continual.methods import ADAPTERS, BOUNDS, METHODS, TITLES, MethodSettings, adapter_rates
 from gsr_kernels.continual.results import Results
@@ -23,6 +24,7 @@ from gsr_kernels.continual.runner.known import read_known
 from gsr_kernels.continual.runner.ranks import first, world
 from gsr_kernels.continual.runner.readers import read
 from gsr_kernels.continual.runner.settings import FLAGS, RunSettings
+from gsr_kernels.extras import install
 
 # the methods that --fsdp has, and the bounds: a matrix is nowhere whole there
 CUT = ("seqft", "gsr", *BOUNDS)
@@ -47,7 +49,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, names: tuple[str, ...], method: MethodSettings) -> None:
         for package in ("transformers", "accelerate"):
             if find_spec(package) is None:
-                raise ValueError(f"--model needs the package {package}: {INSTALL}")
+                raise ValueError(f"--model needs the package {package}: {install('runner')}")
         given = {each.name: getattr(args, each.name) for each in FLAGS} | {
             key: getattr(args, key) for key in ("model", "seeds", "steps", "lr")
         }
@@ -98,10 +100,9 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """All that decides the numbers, for config.json."""
-        import transformers
-
         here = environment()
-        here["versions"]["transformers"] = transformers.__version__
+        for package in ("transformers", "accelerate", "peft", "tokenizers"):
+            here["versions"][package] = version(package) if find_spec(package) else None
         return {
             "settings": dataclasses.asdict(self.settings) | {"kind": self.kind.name, "processes": world()},
             "methods": self._described,
@@ -114,6 +115,9 @@ class Run:
     def check_same(self, before: Mapping[str, Any]) -> None:
         """Raises ValueError, naming what differs, where a folder's configuration is not this run's."""
         now = json.loads(json.dumps(self.config))
+        # a folder of before a setting came was made as its default says
+        were = {"processes": 1} | {each.name: each.default for each in FLAGS}
+        before = {**before, "settings": were | before.get("settings", {})}
         for part in SAME:
             for key in {**before.get(part, {}), **now[part]}:
                 old, new = before.get(part, {}).get(key), now[part].get(key)
@@ -159,6 +163,7 @@ class Run:
         done = results.seeds() if len(results.matrices) == len(settings.methods) else 0
         seeds = str(settings.seeds) if done == settings.seeds else f"{done} of {settings.seeds}, unfinished"
         by = f", by {world()} processes, {'FSDP2' if settings.fsdp else 'DDP'}" if world() > 1 else ""
+        clipped = f"cut to norm {settings.max_grad_norm:g}" if settings.max_grad_norm else "not cut"
         width = max(len(source.name) for source in (*self.known, *self.tasks))
         lines = [
             f"{settings.model} ({self.kind.name}) learns {len(self.tasks)} tasks in turn, {length} of {settings.batch} "
@@ -166,7 +171,7 @@ class Run:
             f"Seeds: {seeds}; each with an order of the rows, and where a task has no test rows of its own a split of "
             "them, the same for every method.",
             f"AdamW, lr {settings.lr:g} for every method{adapter_rates(settings.methods, settings.method)}, warm-up "
-            f"{settings.warmup:.0%}, then {settings.schedule}; "
+            f"{settings.warmup:.0%}, then {settings.schedule}; gradients {clipped}; "
             f"rho {settings.method.rho:g}, rank {settings.method.rank or 'full'}.",
             "",
         ]
@@ -208,7 +213,7 @@ def _describe(names: Sequence[str], settings: RunSettings) -> dict[str, str]:
             having = [other for other, entry in METHODS.items() if entry.act is not None or entry.adapts]
             raise ValueError(f"method {name} is not to be had with --model; there are {', '.join(having)}")
         elif find_spec("peft") is None:
-            raise ValueError(f"method {name} needs the package peft: {INSTALL}")
+            raise ValueError(f"method {name} needs the package peft: {install('runner')}")
         else:
             from gsr_kernels.continual.adapting import ADAPTING
 

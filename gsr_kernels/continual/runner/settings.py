@@ -38,6 +38,7 @@ class RunSettings:
     warmup: float = option(0.05, "share of the steps of a task in which the rate rises", float)
     schedule: str = option("linear", "of the rate after that", str, choices=SCHEDULES)
     weight_decay: float = option(0.0, "of AdamW", float)
+    max_grad_norm: float = option(1.0, "to which the gradient of all that is trained is cut; 0: it is not", float)
     head_lr: float | None = option(None, "of a new classification head; default: --lr", float)
     adapter_dropout: float = option(0.0, "of adapters", float)
     adapter_lam: float | None = option(None, "strength of o-lora (default: 0.5) or ps-lora (default: 0.1)", float)
@@ -75,8 +76,9 @@ class RunSettings:
         for name in ("warmup", "adapter_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a share in [0, 1), got {getattr(self, name)}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be finite and at least 0, got {self.weight_decay}")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         if self.batch % (self.micro_batch or self.batch):
             raise ValueError(f"micro_batch {self.micro_batch} must divide batch {self.batch}")
 

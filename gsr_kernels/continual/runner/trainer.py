@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gsr_kernels.continual.runner.ranks import FailedElsewhere, first
+from gsr_kernels.continual.runner.ranks import FailedElsewhere, first, gathered, world
 
 
 class TaskTrainer(Trainer):
@@ -23,6 +25,12 @@ class TaskTrainer(Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
         turns: Any = self.train_dataset
         return SequentialSampler(turns)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every rank's, before the first one removes the older checkpoint."""
+        super()._save_rng_state(output_dir)
+        if world() > 1:
+            dist.barrier()
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """The Trainer's own, with the head in groups of its own, decayed or not as they were."""
@@ -61,9 +69,18 @@ class Watch(TrainerCallback):
     ) -> None:
         """The loss since the last record."""
         if not math.isfinite(logs.get("loss", 0.0)):
-            # all ranks have the same
-            if not first():
-                raise FailedElsewhere(2)
-            raise FloatingPointError(
-                f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high"
-            )
+            raise _diverged(f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high")
+
+
+def check_weights(model: nn.Module, lr: float) -> None:
+    """Raises FloatingPointError where training has left a weight NaN or Inf, which the last losses need not tell."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # of weights that are cut each rank has its parts
+    parts = [getattr(parameter, "_local_tensor", parameter) for parameter in trained]
+    if not all(gathered(all(bool(part.isfinite().all()) for part in parts))):
+        raise _diverged(f"weights are not finite at the end of a task: lr {lr} is too high")
+
+
+def _diverged(message: str) -> BaseException:
+    # all ranks see the same
+    return FloatingPointError(message) if first() else FailedElsewhere(2)

@@ -1,10 +1,13 @@
 """Real architectures, random and tiny, from the flags to the folder; and what a kill leaves."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +59,7 @@ def test_a_kind_of_model_from_the_flags_to_the_folder(kind, models, data, tmp_pa
     arguments = ["continual", "--model", models[kind], "--data", data, "--out", str(out), *QUICK, *map(str, more)]
     assert main(arguments) == 0
     assert {file.name for file in out.iterdir()} == {
-        "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt", "work"
+        ".lock", "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt", "work"
     }  # fmt: skip
     assert (out / "table.txt").read_text() in capsys.readouterr().out
 
@@ -119,10 +122,16 @@ def test_a_run_killed_in_the_third_task_ends_with_the_same_numbers(models, data,
     assert main([*arguments, "--out", str(cut), "--resume"]) == 0
     assert measured(cut) == measured(whole)
     config = json.loads((cut / "config.json").read_text())
+    assert config["settings"]["max_grad_norm"] == 1.0 and "gradients cut to norm 1;" in (cut / "table.txt").read_text()
+    assert all(config["versions"][package] for package in ("transformers", "accelerate", "peft", "tokenizers"))
     assert config["arguments"][-1] == str(cut) and [run["arguments"][-1] for run in config["resumed"]] == ["--resume"]
     with claimed(cut):
         assert main([*arguments, "--out", str(cut), "--resume"]) == 2
     assert "another run writes into it" in capsys.readouterr().err
+    # a folder of before these were settings
+    for name in ("max_grad_norm", "fsdp", "processes"):
+        del config["settings"][name]
+    (cut / "config.json").write_text(json.dumps(config))
     # nothing is left to do, and nothing is done
     assert main([*arguments, "--out", str(cut), "--resume"]) == 0
     assert measured(cut) == measured(whole)
@@ -255,6 +264,35 @@ def test_a_rate_that_diverges_ends_the_run(models, data, tmp_path, capsys):
     assert "lr 1e+30 is too high" in capsys.readouterr().err
 
 
+def test_a_last_step_that_diverges_ends_the_run(models, data, tmp_path, capsys, monkeypatch):
+    on_step_end = Watch.on_step_end
+
+    def breaks(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == state.max_steps:
+            next(kwargs["model"].parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(Watch, "on_step_end", breaks)
+    arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out"), *QUICK]
+    assert main([*arguments, "--method", "seqft"]) == 2
+    assert "weights are not finite at the end of a task: lr 0.001 is too high" in capsys.readouterr().err
+    assert not (tmp_path / "out/work/seed-0/seqft/models").exists()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    # what network file systems ask of a lock
+    with claimed(tmp_path):
+        [handle] = [each for each in Path("/proc/self/fd").iterdir() if each.resolve() == tmp_path / ".lock"]
+        flags = Path("/proc/self/fdinfo", handle.name).read_text().split("flags:")[1].split()[0]
+        assert int(flags, 8) & os.O_RDWR
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=r"takes no locks \(not supported\): give a folder on another"), claimed(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(
     ("kind", "flags", "message"),
     [
@@ -275,6 +313,7 @@ def test_a_rate_that_diverges_ends_the_run(models, data, tmp_path, capsys):
         ("causal", ["--order", "first"], "--data holds one task alone"),
         ("causal", ["--known", "absent.jsonl"], "--known absent.jsonl is no file"),
         ("causal", ["--batch", "8", "--micro-batch", "3"], "--micro-batch 3 must divide batch 8"),
+        ("causal", ["--max-grad-norm", "-1"], "--max-grad-norm must be finite and at least 0, got -1"),
         ("causal", ["--epochs", "nan"], "--epochs must be positive and finite"),
         ("causal", ["--warmup", "1"], "--warmup must be a share"),
         ("causal", ["--max-tokens", "0"], "--max-tokens must be at least 1"),
@@ -334,6 +373,5 @@ def test_what_is_not_installed_is_named(models, data, tmp_path, capsys, monkeypa
     monkeypatch.setattr(evaluators, "find_spec", lambda name: None)
     arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out")]
     assert main([*arguments, "--metric", "rouge-l"]) == 2
-    assert (
-        "--metric rouge-l needs the package rouge-score: pip install 'gsr-kernels[runner]'" in capsys.readouterr().err
-    )
+    message = "--metric rouge-l needs the package rouge-score: pip install '.[runner]' in a checkout"
+    assert message in capsys.readouterr().err
