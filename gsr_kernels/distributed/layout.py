@@ -199,6 +199,17 @@ def agreed(flag: bool, layouts: Sequence[Layout]) -> bool:
     return flag
 
 
+def alike(told: object, layouts: Sequence[Layout]) -> bool:
+    """Whether all ranks of these layouts tell the same; all of them must ask."""
+    same = True
+    # in one order on all ranks, since groups may overlap
+    for layout in sorted(teams(layouts), key=lambda layout: sorted(layout.ranks)):
+        each: list[object] = [None] * len(layout.ranks)
+        dist.all_gather_object(each, told, group=layout.team)
+        same = same and all(one == told for one in each)
+    return agreed(same, layouts)
+
+
 def leads(layouts: Sequence[Layout]) -> bool:
     """Whether this rank is the one that speaks and writes for all."""
     return all(layout.place == 0 for layout in layouts)

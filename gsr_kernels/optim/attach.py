@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gsr_kernels.basis import split_heads
 from gsr_kernels.distributed.advice import advise
-from gsr_kernels.distributed.layout import agreed, common, leads, local, together
+from gsr_kernels.distributed.layout import agreed, alike, common, leads, local, together
 from gsr_kernels.distributed.placements import read_layouts
 from gsr_kernels.distributed.schemes import choose_scheme
 from gsr_kernels.methods import GSR, Chain, Method
@@ -156,6 +156,11 @@ def attach(
         raise ValueError(f"record_every measures whole gradients: {cut[0].name} is cut over ranks; leave it at 0")
     if shard_bases and not cut:
         raise ValueError("shard_bases: no weight is cut over ranks, whose bases they could share; leave it out")
+    if shard_bases and not alike([weight.name for weight in cut], [weight.scheme.layout for weight in cut]):
+        raise ValueError(
+            "shard_bases: ranks that cut a weight among them hold other cut weights beside it than each other, and "
+            "would gather in different orders; place the weights on one mesh, or leave it out"
+        )
     there, path = False, None if bases is None else os.fspath(bases)
     if path is not None:
         together(lambda: check_folder(path), list(layouts.values()))

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gsr_kernels.distributed import buckets
 from gsr_kernels.distributed.layout import Layout
 from python_tests.distributed import matrices
+from python_tests.distributed.decisions import refused
 from python_tests.distributed.matrices import Wire, attached, distribute, error, make_model, set_gradients, train
 from python_tests.distributed.memory import Held, nothing_sent
 
@@ -105,7 +106,10 @@ def held(sides, placements):
 
 
 def unlike_memberships():
-    """Three ranks, of which one is in more groups than the others, and a bucket a weight: errors of each."""
+    """Three ranks, of which one is in more groups than the others, and a bucket a weight: errors of each.
+
+    And what attach() says where such ranks are to share their bases.
+    """
     meshes = {"first": [0, 1], "second": [0, 2], "third": [0, 1, 2], "fourth": [0, 1, 2]}
     meshes = {name: DeviceMesh("cpu", ranks) for name, ranks in meshes.items()}
     here = {name: mesh for name, mesh in meshes.items() if mesh.get_coordinate() is not None}
@@ -119,4 +123,4 @@ def unlike_memberships():
             optimizer, _ = attached(model, out_of_span="drop")
             set_gradients(model, gradients)
             optimizer.step()
-    return error(mine, reference)
+    return error(mine, reference), refused(attached, mine, shard_bases=True)

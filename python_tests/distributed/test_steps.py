@@ -54,7 +54,12 @@ def test_two_buckets_and_a_part_are_held_at_a_time(world):
 
 
 def test_buckets_of_a_group_have_one_order_whatever_other_groups_its_ranks_are_in():
-    assert max(results(3)["unlike_memberships"]) <= 1e-12
+    assert max(error for error, _ in results(3)["unlike_memberships"]) <= 1e-12
+
+
+def test_ranks_of_unlike_groups_are_refused_to_share_bases():
+    messages = [message for _, message in results(3)["unlike_memberships"]]
+    assert all(one.startswith("ValueError: shard_bases: ranks that cut a weight") for one in messages), messages
 
 
 def test_buckets_count_what_one_rank_lacks_and_keep_what_is_not_finite():
