@@ -115,8 +115,8 @@ def test_the_papers_recipe_from_json_lines_to_the_table(tmp_path):
 def test_ps_loras_recipes_on_a_partial_copy(name, kind, tmp_path):
     for task in ("TC/dbpedia", "SC/amazon", "TC/agnews"):
         (tmp_path / "data" / task).mkdir(parents=True)
-        rows = [{"label": ("Good", "Bad")[i % 2], "sentence": f"{WORDS[i % 10]} {i}"} for i in range(12)]
-        for file, content in (("train", rows), ("test", rows[:4]), ("labels", ["Good", "Bad"])):
+        rows = [{"label": ("Good", "Bad")[i % 2], "sentence": f"{WORDS[i % 10]} {i}"} for i in range(16)]
+        for file, content in (("train", rows[:12]), ("test", rows[12:]), ("labels", ["Good", "Bad"])):
             (tmp_path / "data" / task / f"{file}.json").write_text(json.dumps(content))
     out = tmp_path / "out"
     flags = ["--recipe", name, "--model", save_model(kind, tmp_path / "model"), "--data", str(tmp_path / "data")]
