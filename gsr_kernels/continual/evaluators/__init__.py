@@ -21,13 +21,15 @@ Answer = Any
 class Evaluator(NamedTuple):
     """``asks``: what the model is asked for, "choice" (of a row's options), "text" or "loss".
 
-    ``total``: of rows and answers, in percent. ``needs``: a package, by the name it is imported by.
+    ``total``: of rows and answers, in percent. ``needs``: a package, by the name it is imported by. ``slow``: a row may
+    take seconds, and the total is the mean over rows.
     """
 
     about: str
     asks: str
     total: Callable[[Sequence[Example], Sequence[Answer]], float]
     needs: str | None = None
+    slow: bool = False
 
 
 def mean(each: Callable[[Example, str], float]) -> Callable[[Sequence[Example], Sequence[str]], float]:
@@ -91,7 +93,7 @@ EVALUATORS = {
     "rouge-l": Evaluator("ROUGE-L, F1", "text", mean(rouge_l), "rouge_score"),
     "sari": Evaluator("SARI", "text", mean(simpler)),
     "edit": Evaluator("edit similarity", "text", mean(edit), "rapidfuzz"),
-    "pass@1": Evaluator("programs that pass their tests", "text", mean(passes)),
+    "pass@1": Evaluator("programs that pass their tests", "text", mean(passes), slow=True),
     "loss": Evaluator("100 exp(-loss), the geometric mean of the probability of each next token", "loss", likely),
 }
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-# for a rank that is gone unnoticed: torchrun ends the others at once. The first one scores programs meanwhile
+# for a rank that is gone unnoticed: torchrun ends the others at once. Others may score programs meanwhile
 TIMEOUT = timedelta(hours=2)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from gsr_kernels.continual.evaluators import EVALUATORS, Answer
 from gsr_kernels.continual.runner.examples import TextTask
 from gsr_kernels.continual.runner.kinds import Kind, Writer
-from gsr_kernels.continual.runner.ranks import first, gathered, rank, told, world
+from gsr_kernels.continual.runner.ranks import first, gathered, led, rank, together, world
 from gsr_kernels.files import replacing
 
 
@@ -30,18 +30,23 @@ def score(kind: Kind, model: Any, task: TextTask, new_tokens: int | None, file: 
     rows = len(own) * (len(task.test[0].options) if evaluator.asks == "choice" and "text" in kind.asks else 1)
     with tqdm(desc=f"scores on {task.name}", total=rows, unit="row", leave=False, disable=not first() or None) as bar:
         kind.tick = bar.update
-        shares = gathered(kind.answers(model, own, evaluator.asks, new_tokens or 1))
-    if not first():
-        return told(0.0)
+        mine = kind.answers(model, own, evaluator.asks, new_tokens or 1)
     answers: list[Answer] = [None] * len(task.test)
-    for start, share in enumerate(shares):
+    for start, share in enumerate(gathered(mine)):
         answers[start :: world()] = share
+    led(lambda: _write(task, answers, file))
+    if evaluator.slow and world() > 1:
+        sums = gathered(together(lambda: evaluator.total(own, mine) * len(own) if own else 0.0))
+        return sum(sums) / len(answers)
+    return led(lambda: evaluator.total(task.test, answers))
+
+
+def _write(task: TextTask, answers: list[Answer], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as path, path.open("w", encoding="utf-8") as lines:
         for row, answer in zip(task.test, answers):
             line = {"prompt": row.prompt, "completion": row.completion, "answer": answer}
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return told(evaluator.total(task.test, answers))
 
 
 def longest(kind: Kind, task: TextTask) -> int:

@@ -5,13 +5,20 @@ import io
 import json
 import os
 import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
+from transformers import Trainer, trainer
 
 from gsr_kernels.__main__ import main
+from gsr_kernels.continual.evaluators import EVALUATORS
+from gsr_kernels.continual.runner.examples import Example, TextTask
 from gsr_kernels.continual.runner.ranks import FailedElsewhere
+from gsr_kernels.continual.runner.score import score
 from gsr_kernels.continual.runner.trainer import Watch
 from python_tests.continual.runner.tiny import save_model, save_tasks
 from python_tests.distributed.ranks import run, start
@@ -39,6 +46,39 @@ def learned(*runs):
     with contextlib.redirect_stdout(printed):
         assert [main(arguments) for arguments in runs] == [0] * len(runs)
     return printed.getvalue()
+
+
+def drawn(*runs):
+    """What each step draws here, as dropout would, in runs of these arguments; and what is not in the checkpoints when
+    the first rank removes older ones, though the other takes its time.
+    """
+    numbers, lacking = [], []
+    on_step_end, save, rotate = Watch.on_step_end, Trainer._save_rng_state, trainer.rotate_checkpoints
+
+    def draws(self, *given, **named):
+        numbers.append(torch.rand(()).item())
+        on_step_end(self, *given, **named)
+
+    def slowly(self, folder):
+        time.sleep(0.1 * dist.get_rank())
+        save(self, folder)
+
+    def looks(output_dir, **named):
+        lacking.extend(path for path in Path(output_dir).iterdir() if len(list(path.glob("rng_state_*.pth"))) < 2)
+        rotate(output_dir=output_dir, **named)
+
+    Watch.on_step_end, Trainer._save_rng_state, trainer.rotate_checkpoints = draws, slowly, looks
+    learned(*runs)
+    return numbers, lacking
+
+
+def scored(folder):
+    """The score of programs, and how many are run here."""
+    rows = tuple(Example(f"{number}", "", prefix="", test=f"assert {number}") for number in range(3))
+    kind = SimpleNamespace(asks=("text",), answers=lambda model, own, asked, new_tokens: ["x = 1"] * len(own))
+    seen, programs = [], EVALUATORS["pass@1"]
+    EVALUATORS["pass@1"] = programs._replace(total=lambda *given: seen.append(len(given[0])) or programs.total(*given))
+    return score(kind, None, TextTask("code", "pass@1", (), rows), 4, Path(folder) / "code.jsonl"), seen
 
 
 def killed(arguments):
@@ -111,10 +151,19 @@ def test_two_processes_learn_by_eblora_and_with_an_encoder_decoder_what_one_does
     }
     for name, flags in runs.items():
         assert main([*flags, "--micro-batch", "2", "--out", str(tmp_path / f"{name}-alone")]) == 0
-    run(2, (learned, *([*flags, "--out", str(tmp_path / name)] for name, flags in runs.items())))
+    saving = ["--save-every", "3", "--out"]
+    both = run(2, (drawn, *([*flags, *saving, str(tmp_path / name)] for name, flags in runs.items())))["drawn"]
+    (first, lacking), (second, _) = both
+    assert len(first) == len(second) and not set(first) & set(second) and not lacking
     for name in runs:
         alone = flat(measured(tmp_path / f"{name}-alone"))
         assert flat(measured(tmp_path / name)) == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+def test_each_process_runs_the_programs_of_its_own_rows(tmp_path):
+    for (value, seen), count in zip(run(2, (scored, tmp_path))["scored"], (2, 1)):
+        assert value == pytest.approx(200 / 3) and seen == [count]
+    assert len((tmp_path / "code.jsonl").read_text().splitlines()) == 3
 
 
 def test_an_error_on_one_rank_or_on_all_is_said_once(arguments, tmp_path):
