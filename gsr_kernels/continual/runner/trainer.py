@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gsr_kernels.continual.runner.kinds import IGNORED
 from gsr_kernels.continual.runner.ranks import FailedElsewhere, first, gathered, world
 
 
@@ -25,6 +27,13 @@ class TaskTrainer(Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
         turns: Any = self.train_dataset
         return SequentialSampler(turns)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Of filling alone nothing is learned; one process among several takes it, since the others wait for it."""
+        labels = inputs["labels"]
+        if world() == 1 and not (labels != IGNORED).any():
+            return torch.zeros((), device=labels.device)
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Every rank's, before the first one removes the older checkpoint."""

@@ -1,6 +1,9 @@
 """The rows of each step."""
 
+import torch
+
 from gsr_kernels.continual.runner.kinds import IGNORED
+from gsr_kernels.continual.runner.trainer import TaskTrainer
 from gsr_kernels.continual.runner.turns import Turns
 
 ROWS = [{"input_ids": [number] * (number + 1), "labels": [number] * (number + 1)} for number in range(5)]
@@ -25,3 +28,9 @@ def test_a_seed_has_an_order_of_its_own():
 def test_a_label_may_be_one_number():
     turns = Turns([{"input_ids": [1], "labels": 3}], batch=2, steps=1, seed=0)
     assert [turns[0]["labels"], turns[1]["labels"]] == [3, IGNORED]
+
+
+def test_a_batch_of_filling_alone_costs_nothing():
+    trainer = object.__new__(TaskTrainer)
+    # a model would fail at once
+    assert trainer.training_step(None, {"labels": torch.full((2, 3), IGNORED)}) == 0
