@@ -19,8 +19,30 @@ using Copy = cute::AutoVectorizingCopyWithAssumedAlignment<128>;
 using Load = fusion::Sm90AuxLoad<IN, Strip, float, Stride, Lies, Copy>;
 using Store = fusion::Sm90AuxStore<OUT, Strip, float, cutlass::FloatRoundStyle::round_to_nearest, Stride, Lies, Copy>;
 
+// a node with arguments of its own, which asks for no workspace
+template <class Base>
+struct Node : Base {
+  template <class Problem, class Arguments>
+  static bool can_implement(const Problem&, const Arguments&) {
+    return true;
+  }
+
+  template <class Problem, class Arguments>
+  static size_t get_workspace_size(const Problem&, const Arguments&) {
+    return 0;
+  }
+
+  template <class Problem, class Arguments>
+  static cutlass::Status initialize_workspace(const Problem&, const Arguments&, void*, cudaStream_t,
+                                              cutlass::CudaHostAdapter* = nullptr) {
+    return cutlass::Status::kSuccess;
+  }
+
+  using Base::Base;
+};
+
 // zeros where it is not kept; its descriptor is made of some address in any case
-struct LoadGradient : Load {
+struct LoadGradient : Node<Load> {
   struct Arguments {
     const float *G, *other;
     Stride stride;
@@ -34,27 +56,11 @@ struct LoadGradient : Load {
     return params;
   }
 
-  template <class Problem>
-  static bool can_implement(const Problem&, const Arguments&) {
-    return true;
-  }
-
-  template <class Problem>
-  static size_t get_workspace_size(const Problem&, const Arguments&) {
-    return 0;
-  }
-
-  template <class Problem>
-  static cutlass::Status initialize_workspace(const Problem&, const Arguments&, void*, cudaStream_t,
-                                              cutlass::CudaHostAdapter* = nullptr) {
-    return cutlass::Status::kSuccess;
-  }
-
-  using Load::Load;
+  using Node<Load>::Node;
 };
 
 // the coefficients of a tile's matrix, and whether anything of it moves
-struct Scalars : fusion::Sm90VisitorImpl<> {
+struct Scalars : Node<fusion::Sm90VisitorImpl<>> {
   struct Arguments {
     const float* coefficients;
     const bool* finite;
@@ -65,22 +71,6 @@ struct Scalars : fusion::Sm90VisitorImpl<> {
   template <class Problem>
   static Params to_underlying_arguments(const Problem&, const Arguments& arguments, void*) {
     return arguments;
-  }
-
-  template <class Problem>
-  static bool can_implement(const Problem&, const Arguments&) {
-    return true;
-  }
-
-  template <class Problem>
-  static size_t get_workspace_size(const Problem&, const Arguments&) {
-    return 0;
-  }
-
-  template <class Problem>
-  static cutlass::Status initialize_workspace(const Problem&, const Arguments&, void*, cudaStream_t,
-                                              cutlass::CudaHostAdapter* = nullptr) {
-    return cutlass::Status::kSuccess;
   }
 
   CUTLASS_HOST_DEVICE Scalars() {}
