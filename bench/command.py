@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gsr_kernels.floors import Rates
+from gsr_kernels.cli.floors import Rates
 
 from .cases import FIXED, OF_A_MODEL, SECONDS
 from .models import CONFIGURATIONS, model

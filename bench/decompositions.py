@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.backends.torch.sketch import omega
-from gsr_kernels.floors import Work
+from gsr_kernels.cli.floors import Work
 from gsr_kernels.linalg.randomized_svd import defaults
-from gsr_kernels.side_by_side import ARRANGEMENTS
+from gsr_kernels.linalg.side_by_side import ARRANGEMENTS
 
 from .run import Run
 

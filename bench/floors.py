@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gsr_kernels.floors import STATES, Work, adamw, transform
+from gsr_kernels.cli.floors import STATES, Work, adamw, transform
 
 from .forms import literal_work
 from .models import Model, model

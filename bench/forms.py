@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gsr_kernels import SpectralBasis
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient as by_torch
-from gsr_kernels.floors import Work
+from gsr_kernels.cli.floors import Work
 from gsr_kernels.reference import rescale, skew
 
 from .run import RHO

@@ -76,7 +76,7 @@ def _from_file(path: Path, layers: int | None) -> Model:
         raise ValueError(f"--model: {path} names no model_type: give the config.json of a transformers model")
     from transformers import AutoConfig
 
-    from gsr_kernels.estimate import kinds_of
+    from gsr_kernels.cli.estimate import kinds_of
 
     if layers is not None:
         config["num_hidden_layers"] = min(layers, config.get("num_hidden_layers", layers))

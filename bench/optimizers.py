@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gsr_kernels import GSRAdamW, attach
-from gsr_kernels.floors import STATES, Work, adamw, transform
+from gsr_kernels.cli.floors import STATES, Work, adamw, transform
 from gsr_kernels.optim import Handle
 from gsr_kernels.optim.targets import find_targets
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from gsr_kernels.floors import Work
+from gsr_kernels.cli.floors import Work
 
 from .draw import orthonormal
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from gsr_kernels.floors import Rates
+from gsr_kernels.cli.floors import Rates
 
 from .timing import on_device
 

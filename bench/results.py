@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 
 RESULTS = Path(__file__).parent / "results"
 FILE = RESULTS / "results.csv"

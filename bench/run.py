@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gsr_kernels.floors import Rates, Work
+from gsr_kernels.cli.floors import Rates, Work
 
 from .models import Model
 from .timing import captured, on_device, percentiles

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import gsr_kernels
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--folder", type=Path, required=True)

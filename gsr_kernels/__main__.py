@@ -11,15 +11,15 @@ import gsr_kernels
 
 # a command is a module with add_arguments(parser) and run(args), imported when it is called
 COMMANDS = {
-    "bases": ("gsr_kernels.bases", "the singular bases of a model, from its safetensors, ahead of training"),
-    "inspect": ("gsr_kernels.spectra", "spectra, effective ranks and condition numbers of a model's weights"),
-    "continual": ("gsr_kernels.continual.command", "learn tasks one after another and see what is forgotten"),
-    "estimate": ("gsr_kernels.estimate", "what the method costs on a model, from its config.json"),
+    "bases": ("gsr_kernels.cli.bases", "the singular bases of a model, from its safetensors, ahead of training"),
+    "inspect": ("gsr_kernels.cli.inspect", "spectra, effective ranks and condition numbers of a model's weights"),
+    "continual": ("gsr_kernels.cli.continual", "learn tasks one after another and see what is forgotten"),
+    "estimate": ("gsr_kernels.cli.estimate", "what the method costs on a model, from its config.json"),
     "bench": (
-        "gsr_kernels.benchmarks",
+        "gsr_kernels.cli.bench",
         "time on this machine, beside the floor and what one might use instead",
     ),
-    "info": ("gsr_kernels.info", "versions, the GPU, what was built, and which backend serves each operator"),
+    "info": ("gsr_kernels.cli.info", "versions, the GPU, what was built, and which backend serves each operator"),
 }
 
 

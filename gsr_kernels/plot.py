@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 
 Path_ = str | os.PathLike[str] | None
 Bases = Mapping[str, SpectralBasis]

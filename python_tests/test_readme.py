@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from bench import readme
-from bench.readme import README, TABLES, filled
+from bench.docs import readme
+from bench.docs.readme import README, TABLES, filled
 from bench.results import COLUMNS
 
 

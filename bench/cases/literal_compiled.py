@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gsr_kernels.floors import transform
+from gsr_kernels.cli.floors import transform
 
 from ..draw import draw, error, truth
 from ..forms import literal, literal_work, planned, two_products

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.optim import Optimizer
 
-from gsr_kernels.estimate import Kind, cost
+from gsr_kernels.cli.estimate import Kind, cost
 from gsr_kernels.optim import Handle
 
 from ..optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gsr_kernels.floors import Work
+from gsr_kernels.cli.floors import Work
 
 from ..bare import CUTS, LAYOUTS, Grouped
 from ..draw import error

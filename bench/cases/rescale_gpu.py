@@ -18,7 +18,7 @@ from gsr_kernels import reference
 from gsr_kernels.backends.triton import fields
 from gsr_kernels.backends.triton.configurations import BLOCK, device_properties, options
 from gsr_kernels.backends.triton.step_kernels import PIECES, rescale_all
-from gsr_kernels.floors import Work
+from gsr_kernels.cli.floors import Work
 
 from ..run import ABSENT, RHO, Makers, Run, Target, Trial
 

@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from gsr_kernels import SpectralBasis, reference, rescale_gradient
-from gsr_kernels.floors import transform
+from gsr_kernels.cli.floors import transform
 
 from ..run import Run
 from ..timing import interleaved, peak_extra_bytes, percentiles

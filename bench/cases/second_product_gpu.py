@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from gsr_kernels.floors import STATES, Work, transform
+from gsr_kernels.cli.floors import STATES, Work, transform
 
 from ..draw import draw, error, truth
 from ..models import Model, model

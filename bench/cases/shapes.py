@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels import ops, reference
-from gsr_kernels.floors import Work, transform
+from gsr_kernels.cli.floors import Work, transform
 
 from ..draw import draw, draw_bases, error, truth
 from ..forms import planned, two_products

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.backends import cuda
-from gsr_kernels.floors import Work
+from gsr_kernels.cli.floors import Work
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.drivers import chain
 from gsr_kernels.ops import implementation

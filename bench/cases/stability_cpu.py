@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from gsr_kernels.adapters import reference
 from gsr_kernels.adapters.stability import stability_loss
-from gsr_kernels.floors import Work
+from gsr_kernels.cli.floors import Work
 
 from ..run import Run
 from ..timing import interleaved, peak_extra_bytes, percentiles

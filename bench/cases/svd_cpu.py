@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
-from gsr_kernels.side_by_side import bases_of
+from gsr_kernels.linalg.side_by_side import bases_of
 
 from ..decompositions import ARRANGED, DRIVEN, peer, predicted
 from ..run import Run

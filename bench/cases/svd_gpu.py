@@ -19,7 +19,7 @@ from gsr_kernels import SpectralBasis, load_bases, save_bases
 from gsr_kernels.backends.cuda import SMALL, refusal
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
-from gsr_kernels.side_by_side import bases_of
+from gsr_kernels.linalg.side_by_side import bases_of
 
 from ..decompositions import ARRANGED, DRIVEN, peer, predicted, remainder, target
 from ..models import model

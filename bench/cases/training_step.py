@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsr_kernels.floors import Work
+from gsr_kernels.cli.floors import Work
 
 from ..optimizers import ADAMW, MUON, OURS, makers, work
 from ..run import DTYPES, Makers, Run, Target, Trial

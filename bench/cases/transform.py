@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels import SpectralBasis, rescale_gradient
-from gsr_kernels.floors import Work, transform
+from gsr_kernels.cli.floors import Work, transform
 
 from ..draw import draw, error, truth
 from ..forms import literal, literal_work, planned, two_products

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gsr_kernels.adapters.factors import Factors, adapter_names, find_factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
 from gsr_kernels.adapters.stiefel import away
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 from gsr_kernels.linalg import svd
 from gsr_kernels.linalg.polar import polar_factor
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsr_kernels.adapters.merging import DENSITY, check_finite, check_how, merge
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 
 WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."
 # in a shard's metadata: what was merged into it, oldest first, each with the names of all shards of that merge

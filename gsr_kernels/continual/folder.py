@@ -17,7 +17,7 @@ import torch
 
 import gsr_kernels
 from gsr_kernels.continual.results import Results
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 
 # the file that a run holds
 LOCK = ".lock"

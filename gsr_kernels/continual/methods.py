@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 from gsr_kernels.continual.library import Row
 from gsr_kernels.continual.model import ByteDecoder
 from gsr_kernels.continual.train import loss
-from gsr_kernels.extras import install
+from gsr_kernels.messages import install
 from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, GSRFull, Method
 from gsr_kernels.ops import check_rho
 from gsr_kernels.optim import attach
-from gsr_kernels.optim.rank import RANK
+from gsr_kernels.options import RANK
 
 # how firmly EWC holds (of 1e2, 1e3, 1e4 and 1e5 the best AP of a smaller model with a seed of its own), and how many
 # rows of a task say where

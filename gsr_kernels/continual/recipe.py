@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gsr_kernels.extras import install
+from gsr_kernels.messages import install
 
 SHIPPED = Path(__file__).with_name("recipes")
 

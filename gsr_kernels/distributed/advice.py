@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from math import prod
 
 from gsr_kernels.distributed.schemes import LongSide
-from gsr_kernels.optim.names import some
-from gsr_kernels.optim.weights import Weight
+from gsr_kernels.messages import some
+from gsr_kernels.weight import Weight
 
 
 def advise(weights: Sequence[Weight]) -> None:

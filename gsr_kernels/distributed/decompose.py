@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 import torch.distributed as dist
 from torch import Tensor
 
-from gsr_kernels.bases_file import FACTORS
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.experts import basis_of_experts, whole_experts
 from gsr_kernels.distributed.layout import agreed
-from gsr_kernels.distributed.randomized_svd import basis_from_pieces, from_pieces
 from gsr_kernels.distributed.shard import as_shard
+from gsr_kernels.distributed.sharded_sketch import basis_from_pieces, from_pieces
 from gsr_kernels.distributed.transfers import gather, met, scatter
+from gsr_kernels.io.bases_file import FACTORS
 from gsr_kernels.linalg.cost import progress, svd_cost
-from gsr_kernels.optim.weights import Weight, decompose_one
+from gsr_kernels.weight import Weight, decompose_one
 
 
 def decompose_shared(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gsr_kernels.bases_file import FACTORS
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.distributed.shard import as_shard
 from gsr_kernels.distributed.transfers import Transfers, met
-from gsr_kernels.optim.weights import Weight, decompose_one, origin
+from gsr_kernels.io.bases_file import FACTORS
+from gsr_kernels.weight import Weight, decompose_one, origin
 
 
 def whole_experts(weight: Weight) -> bool:

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gsr_kernels.bases_file import FACTORS
 from gsr_kernels.basis import SpectralBasis, bit_sum, fingerprint, label
 from gsr_kernels.distributed.layout import Layout
+from gsr_kernels.io.bases_file import FACTORS
 
 
 @dataclass(frozen=True, eq=False)

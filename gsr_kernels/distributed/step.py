@@ -13,9 +13,9 @@ from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.buckets import Sums
 from gsr_kernels.distributed.gather import gathered
 from gsr_kernels.methods import GSR
+from gsr_kernels.offload import visits
 from gsr_kernels.ops import implementation
-from gsr_kernels.optim.offload import visits
-from gsr_kernels.optim.weights import Weight
+from gsr_kernels.weight import Weight
 
 # the products of one weight before the sum, or those after it
 Task = tuple[int, Callable[[int, SpectralBasis], None]]

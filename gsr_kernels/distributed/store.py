@@ -18,13 +18,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gsr_kernels.bases_file import FACTORS, FORMAT, FORMAT_VERSION, file_entries
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.distributed.layout import Layout, at, common, led, local, sides, together
 from gsr_kernels.distributed.schemes import factor_shapes
 from gsr_kernels.distributed.shard import as_shard, origin_of
-from gsr_kernels.files import locked
-from gsr_kernels.optim.weights import Weight, before, check_folder
+from gsr_kernels.io.atomic import locked
+from gsr_kernels.io.bases_file import FACTORS, FORMAT, FORMAT_VERSION, before, check_folder, file_entries
+from gsr_kernels.weight import Weight
 
 ENTRIES = "entries"
 

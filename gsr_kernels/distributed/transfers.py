@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gsr_kernels.bases_file import FACTORS
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import Layout, at, count, sides
 from gsr_kernels.distributed.shard import origin_of
+from gsr_kernels.io.bases_file import FACTORS
 
 # of a basis: the shape and dtype of each factor, and its origin; empty where a rank has none
 Note = dict[str, Any]

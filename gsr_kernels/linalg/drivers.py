@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from gsr_kernels.backends.cuda import SMALL, refusal, small_svd_limit
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 
 # in the order in which they take over from each other; a device that is not listed has its matrices done on the CPU
 CHAINS = {"cpu": ("gesdd", "float64"), "cuda": ("jacobi", "polar", "gesvdj", "gesvd", "float64")}

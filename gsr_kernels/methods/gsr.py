@@ -15,7 +15,7 @@ from gsr_kernels.methods.base import Method, State
 from gsr_kernels.ops import check_out_of_span, check_rho, implementation
 
 if TYPE_CHECKING:
-    from gsr_kernels.backends.triton.model import Steps
+    from gsr_kernels.backends.triton.plan_cache import Steps
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def by_plan(device: torch.device) -> bool:
 
 def steps(method: GSR) -> Steps:
     """The kernels' steps of a method, made when they are first wanted: Triton is imported with them."""
-    from gsr_kernels.backends.triton.model import Steps
+    from gsr_kernels.backends.triton.plan_cache import Steps
 
     if method not in _steps:
         _steps[method] = Steps(method.rho, method.out_of_span or "drop")

@@ -19,25 +19,16 @@ from gsr_kernels.distributed.advice import advise
 from gsr_kernels.distributed.layout import agreed, alike, common, leads, local, together
 from gsr_kernels.distributed.placements import read_layouts
 from gsr_kernels.distributed.schemes import choose_scheme
+from gsr_kernels.io.bases_file import check_folder, is_stored
 from gsr_kernels.methods import GSR, Chain, Method
+from gsr_kernels.offload import BASIS_DEVICES
+from gsr_kernels.optim.bases import decompose, prepare, stored_bases, stored_basis
 from gsr_kernels.optim.handle import Handle, attached
-from gsr_kernels.optim.heads import resolve_heads
-from gsr_kernels.optim.offload import BASIS_DEVICES
-from gsr_kernels.optim.rank import Rank, clamped_from, resolve_rank
 from gsr_kernels.optim.report import summary
-from gsr_kernels.optim.rho import Rho, resolve_rho
 from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets
-from gsr_kernels.optim.weights import (
-    Weight,
-    check_folder,
-    decompose,
-    is_stored,
-    origin,
-    prepare,
-    stored_bases,
-    stored_basis,
-)
+from gsr_kernels.options import Rank, Rho, clamped_from, resolve_heads, resolve_rank, resolve_rho
+from gsr_kernels.weight import Weight, origin
 
 
 def attach(

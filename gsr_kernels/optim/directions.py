@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.methods.projections import operands
-from gsr_kernels.optim.weights import Weight
 from gsr_kernels.reference import project, skew
+from gsr_kernels.weight import Weight
 
 
 @torch.no_grad()

@@ -16,10 +16,9 @@ from gsr_kernels.optim.attach import attach
 from gsr_kernels.optim.groups import named_groups
 from gsr_kernels.optim.handle import Handle
 from gsr_kernels.optim.in_kernels import InKernels
-from gsr_kernels.optim.rank import Rank
-from gsr_kernels.optim.rho import Rho
 from gsr_kernels.optim.transform import Live
-from gsr_kernels.optim.weights import Weight
+from gsr_kernels.options import Rank, Rho
+from gsr_kernels.weight import Weight
 
 AMSGRAD = "amsgrad: GSRAdamW keeps no maximum of v; use torch.optim.AdamW(amsgrad=True) and attach()"
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gsr_kernels.distributed.layout import Layout, agreed
-from gsr_kernels.optim.names import some
-from gsr_kernels.optim.weights import Weight, origin
+from gsr_kernels.messages import some
+from gsr_kernels.weight import Weight, origin
 
 
 def is_rehearsal(optimizer: Optimizer, gradients: Sequence[Tensor], layouts: Sequence[Layout] = ()) -> bool:

@@ -13,22 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsr_kernels.bases_file import save_bases
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import Layout, led, local
 from gsr_kernels.distributed.placements import check_gradient
 from gsr_kernels.distributed.step import transform_shards
+from gsr_kernels.io.bases_file import save_bases
+from gsr_kernels.messages import some
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
+from gsr_kernels.optim.bases import decompose, prepare
 from gsr_kernels.optim.directions import directions
 from gsr_kernels.optim.guards import is_rehearsal, warn_changed, warn_stale, warn_unconfirmed
 from gsr_kernels.optim.metrics import overview, summarize
-from gsr_kernels.optim.names import some
 from gsr_kernels.optim.report import describe, findings
 from gsr_kernels.optim.supported import innermost
 from gsr_kernels.optim.targets import Target
 from gsr_kernels.optim.transform import check_finite, transform
-from gsr_kernels.optim.weights import Weight, decompose, prepare
+from gsr_kernels.weight import Weight
 
 # the handle of an optimizer by its id, so that none is given two; a handle lives as long as its optimizer
 attached: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()

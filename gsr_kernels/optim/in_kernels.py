@@ -11,7 +11,7 @@ from torch import Tensor
 from gsr_kernels.methods import GSR
 from gsr_kernels.methods.gsr import by_plan, steps
 from gsr_kernels.optim.transform import Live
-from gsr_kernels.optim.weights import Weight
+from gsr_kernels.weight import Weight
 
 if TYPE_CHECKING:
     from gsr_kernels.backends.triton.moments import Moments, Settings

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gsr_kernels.optim.names import some
+from gsr_kernels.messages import some
 from gsr_kernels.optim.targets import Target
-from gsr_kernels.optim.weights import Weight
+from gsr_kernels.weight import Weight
 
 
 def summary(weights: Sequence[Weight], coverage: float) -> str:

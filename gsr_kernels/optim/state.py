@@ -12,9 +12,11 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import agreed
+from gsr_kernels.io.bases_file import is_stored
+from gsr_kernels.messages import some
 from gsr_kernels.methods.base import State
-from gsr_kernels.optim.names import some
-from gsr_kernels.optim.weights import Weight, is_stored, prepare, stored_bases
+from gsr_kernels.optim.bases import prepare, stored_bases
+from gsr_kernels.weight import Weight
 
 FORMAT_VERSION = 1
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from gsr_kernels.optim.names import some
+from gsr_kernels.messages import some
 
 # where nothing but a name tells: embed_tokens, tok_embeddings, word_embeddings, wte, wpe, T5's shared
 EMBEDDING_NAMES = re.compile(r"(^|[._])(emb|embed|embeddings?|embedder|wte|wpe|shared|relative_attention_bias)([._]|$)")

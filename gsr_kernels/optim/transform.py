@@ -10,9 +10,9 @@ from torch import Tensor
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.layout import Layout, agreed
 from gsr_kernels.methods import Method
+from gsr_kernels.offload import visits
 from gsr_kernels.optim.metrics import measure_after, measure_before
-from gsr_kernels.optim.offload import visits
-from gsr_kernels.optim.weights import Weight
+from gsr_kernels.weight import Weight
 
 # weights with their parameters and gradients
 Live = Sequence[tuple[Weight, Tensor, Tensor]]

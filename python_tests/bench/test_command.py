@@ -8,8 +8,8 @@ from bench import results
 from bench.cases import FIXED, OF_A_MODEL, SECONDS
 from bench.rates import H200
 from bench.results import LABELS, Table
-from gsr_kernels import benchmarks
 from gsr_kernels.__main__ import main
+from gsr_kernels.cli import bench as benchmarks
 
 FOLDER = Path(results.__file__).parent
 CONFIG = {

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from bench.cases import svd_accuracy, svd_cpu, svd_gpu
+from bench.docs.svd_docs import PAGE, accuracy, arrangements, filled, randomized
 from bench.models import Model
 from bench.rates import H200
 from bench.results import read
 from bench.run import Run, Setting
-from bench.svd_docs import PAGE, accuracy, arrangements, filled, randomized
-from gsr_kernels.side_by_side import ARRANGEMENTS
+from gsr_kernels.linalg.side_by_side import ARRANGEMENTS
 
 CPU = torch.device("cpu")
 

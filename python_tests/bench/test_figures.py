@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.figures import PICTURES, draw
+from bench.docs.figures import PICTURES, draw
 from bench.results import COLUMNS
 
 BLANK = dict.fromkeys(COLUMNS, "")

@@ -5,7 +5,7 @@ import pytest
 from bench.forms import literal_work
 from bench.models import model
 from bench.rates import H200
-from gsr_kernels.floors import STATES, Rates, Work, adamw, transform
+from gsr_kernels.cli.floors import STATES, Rates, Work, adamw, transform
 
 H800 = Rates(H200.products, 3.35 * 4.3 / 4.8)
 

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from torch.distributed.tensor import Replicate, Shard
 
-from gsr_kernels.estimate import Kind, share
+from gsr_kernels.cli.estimate import Kind, share
 from python_tests.distributed import sharing
 from python_tests.distributed.ranks import run
 

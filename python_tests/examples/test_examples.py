@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bench.resharding import LOSSES
+from bench.docs.resharding import LOSSES
 from gsr_kernels.__main__ import main
 from python_tests.distributed.ranks import launch
 

@@ -5,7 +5,7 @@ from bench.decompositions import exact_errors, matrix, peer, remainder, spectrum
 from gsr_kernels.backends.torch import sketch as plain
 from gsr_kernels.backends.triton import sketch as kernel
 from gsr_kernels.linalg import randomized_svd, svd
-from gsr_kernels.side_by_side import ARRANGEMENTS, bases_of
+from gsr_kernels.linalg.side_by_side import ARRANGEMENTS, bases_of
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sparse"])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gsr_kernels import GSRAdamW, attach
-from gsr_kernels.backends.triton.model import Steps
+from gsr_kernels.backends.triton.plan_cache import Steps
 from python_tests.gpu.weights import BF16, FP32
 from python_tests.oracle import error
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gsr_kernels import attach, load_bases
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 from python_tests.optim.toy import OPTIMIZERS, assert_same_weights, make_model, take_steps
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from gsr_kernels.optim.rank import resolve_rank
 from gsr_kernels.optim.targets import find_targets
+from gsr_kernels.options import resolve_rank
 
 
 class Conv1D(nn.Module):

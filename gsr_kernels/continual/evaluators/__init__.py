@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from gsr_kernels.continual.evaluators.program import check_programs, passes
 from gsr_kernels.continual.evaluators.sari import sari
 from gsr_kernels.continual.runner.examples import Example
-from gsr_kernels.extras import install
+from gsr_kernels.messages import install
 
 # an answer of a model: a text, or of a held-out text its loss a token and how many tokens it has
 Answer = Any

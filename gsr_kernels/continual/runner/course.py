@@ -25,7 +25,7 @@ from gsr_kernels.continual.runner.ranks import first, led
 from gsr_kernels.continual.runner.score import score
 from gsr_kernels.continual.runner.settings import RunSettings
 from gsr_kernels.continual.runner.way import Way
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 
 # a stage of a way: the name of the row that it fills, and what is learned in it
 Stage = tuple[str, Sequence[Example]]

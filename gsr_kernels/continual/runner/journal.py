@@ -11,7 +11,7 @@ from typing import Any
 from gsr_kernels.continual.metrics import ResultMatrix
 from gsr_kernels.continual.results import Spectra
 from gsr_kernels.continual.runner.ranks import led
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 
 
 class Journal:

@@ -14,8 +14,8 @@ from gsr_kernels.continual.methods import ADAPTERS, METHODS
 from gsr_kernels.continual.results import Spectra
 from gsr_kernels.continual.runner.kinds import KINDS, Classifier, Kind, kind_of
 from gsr_kernels.continual.runner.settings import RunSettings
-from gsr_kernels.optim.rank import resolve_rank
 from gsr_kernels.optim.targets import find_targets
+from gsr_kernels.options import resolve_rank
 
 # weights whose spectra are kept, of the middle layer
 SPECTRA = 8

@@ -24,7 +24,7 @@ from gsr_kernels.continual.runner.known import read_known
 from gsr_kernels.continual.runner.ranks import first, world
 from gsr_kernels.continual.runner.readers import read
 from gsr_kernels.continual.runner.settings import FLAGS, RunSettings
-from gsr_kernels.extras import install
+from gsr_kernels.messages import install
 
 # the methods that --fsdp has, and the bounds: a matrix is nowhere whole there
 CUT = ("seqft", "gsr", *BOUNDS)

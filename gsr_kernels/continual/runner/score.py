@@ -12,7 +12,7 @@ from gsr_kernels.continual.evaluators import EVALUATORS, Answer
 from gsr_kernels.continual.runner.examples import TextTask
 from gsr_kernels.continual.runner.kinds import Kind, Writer
 from gsr_kernels.continual.runner.ranks import first, gathered, led, rank, together, world
-from gsr_kernels.files import replacing
+from gsr_kernels.io.atomic import replacing
 
 
 def score(kind: Kind, model: Any, task: TextTask, new_tokens: int | None, file: Path) -> float:

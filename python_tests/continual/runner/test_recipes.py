@@ -6,7 +6,7 @@ import json
 import pytest
 
 from gsr_kernels.__main__ import main
-from gsr_kernels.continual.command import add_arguments
+from gsr_kernels.cli.continual import add_arguments
 from gsr_kernels.continual.recipe import SHIPPED, expand
 from python_tests.continual.runner.tiny import WORDS, save_model
 

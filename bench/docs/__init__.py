@@ -1,0 +1,1 @@
+"""Writers of what the docs and the README show, from rows and runs."""

@@ -1,0 +1,1 @@
+"""The commands of ``python -m gsr_kernels``, one module each."""

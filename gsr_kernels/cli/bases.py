@@ -1,0 +1,149 @@
+"""``python -m gsr_kernels bases``: the singular bases of a model ahead of time, from its shards, tensor by tensor."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint
+from gsr_kernels.cli.arguments import device_of, rank_of
+from gsr_kernels.io.bases_file import load_bases, writing_bases
+from gsr_kernels.io.model_checkpoint import Stored, stored_matrices
+from gsr_kernels.linalg import randomized_svd, svd
+from gsr_kernels.linalg.cost import progress, svd_cost
+from gsr_kernels.linalg.side_by_side import Piece, decomposed, of_several
+from gsr_kernels.options import resolve_rank
+
+# the side of the matrix that a dry run decomposes for its estimate
+SAMPLE = 384
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model_dir", metavar="MODEL_DIR", help="directory with the model's *.safetensors")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="bases file; only what does not fit is redone in it"
+    )
+    parser.add_argument(
+        "--rank", type=rank_of, help="directions of each weight: a number, or a share below 1; default all"
+    )
+    parser.add_argument("--targets", metavar="REGEX", help="names of the tensors; default all but embeddings and heads")
+    parser.add_argument("--precision", choices=sorted(STORAGE), default="fp32", help="of U and Vh (default fp32)")
+    parser.add_argument("--randomized", action="store_true", help="sketch instead of decomposing exactly; needs --rank")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device_of, default=default, help="default %(default)s")
+    parser.add_argument("--replace", action="store_true", help="write FILE anew, though it is of other weights")
+    parser.add_argument("--dry-run", action="store_true", help="print bytes and time, write nothing")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Decomposes what the file does not hold yet and writes it anew; a refusal changes nothing."""
+    if Path(args.out).is_dir():
+        raise ValueError(f"--out {args.out} is a directory: name a file")
+    if args.randomized and args.rank is None:
+        raise ValueError("--randomized needs --rank: a whole basis is decomposed exactly")
+    matrices = stored_matrices(args.model_dir, args.targets)
+    ranks = resolve_rank(args.rank, {stored.name: (stored.shape[-2], stored.shape[-1]) for stored in matrices})
+    planned = {one.name: _planned(one, ranks[one.name], args) for one in matrices}
+    kept = _kept(args, planned)
+    missing = [one for one in matrices if one.name not in kept]
+    size = sum(basis.nbytes for basis in (planned | kept).values())
+    print(f"{len(matrices)} weights, {len(matrices) - len(missing)} of them in {args.out}; {size / 2**20:.1f} MiB")
+    if args.dry_run:
+        print(f"about {_seconds(missing, ranks, args):.1f} s to decompose {len(missing)} on {args.device}")
+        return
+
+    start = time.perf_counter()
+    if missing:
+        _write(args, planned, kept, missing)
+    print(f"{len(missing)} decomposed in {time.perf_counter() - start:.1f} s")
+
+
+def _write(
+    args: argparse.Namespace, planned: dict[str, SpectralBasis], kept: dict[str, SpectralBasis], missing: list[Stored]
+) -> None:
+    """Basis by basis into the file."""
+
+    def of(places: list[int]) -> list[SpectralBasis]:
+        stored = [missing[place] for place in places]
+        weights, rank = [one.read(args.device) for one in stored], planned[stored[0].name].rank
+        try:
+            return of_several(weights, lambda W: SpectralBasis.of(W, rank, None, args.precision, args.randomized))
+        except ValueError as error:
+            raise ValueError(f"{stored[0].name}: {error}") from error
+
+    pieces = [_piece(one, planned[one.name].rank, args) for one in missing]
+    costs = [svd_cost(piece.shape) for piece in pieces]
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    with writing_bases(args.out, planned | kept) as add, progress("singular bases", sum(costs)) as bar:
+        with closing(decomposed(pieces, of)) as found:
+            for place, basis in found:
+                add(missing[place].name, basis)
+                bar.update(costs[place])
+                # not to stand beside the next one
+                del basis
+        for name, basis in kept.items():
+            add(name, basis)
+
+
+def _piece(stored: Stored, rank: int, args: argparse.Namespace) -> Piece:
+    alike = (stored.shape, stored.dtype, rank) if len(stored.shape) == 2 else None
+    wide = torch.float64 if stored.dtype == "F64" else torch.float32
+    return Piece(stored.shape, torch.device(args.device), wide, rank if args.randomized else None, alike)
+
+
+def _planned(stored: Stored, rank: int | None, args: argparse.Namespace) -> SpectralBasis:
+    """The shapes and dtypes of a basis to be, and how it is to be found."""
+    *batch, d1, d2 = stored.shape
+    k = rank or min(d1, d2)
+    storage = STORAGE[args.precision]
+    wide = torch.float64 if stored.dtype == "F64" else torch.float32
+    with torch.device("meta"):
+        U, Vh = torch.empty(*batch, d1, k, dtype=storage), torch.empty(*batch, k, d2, dtype=storage)
+        return SpectralBasis(U, torch.empty(*batch, k, dtype=wide), Vh, randomized=args.randomized)
+
+
+def _kept(args: argparse.Namespace, planned: dict[str, SpectralBasis]) -> dict[str, SpectralBasis]:
+    """What stays of the bases in the file: those that are as planned, and those that were not asked for."""
+    if not Path(args.out).exists():
+        return {}
+    # mapped, not read: what is not looked at takes no memory
+    held = load_bases(args.out)
+    if args.replace:
+        return {}
+    weights = [one for one in stored_matrices(args.model_dir, ".*") if one.name in held]
+    same = {one.name for one in weights if held[one.name].fingerprint == fingerprint(one.read())}
+    if held and not same:
+        raise ValueError(
+            f"--out: {args.out} holds bases of another model, or all of its weights have changed since: "
+            "name another file, or pass --replace"
+        )
+    split = [name for name in planned if name in held and held[name].head_dim is not None]
+    if split:
+        raise ValueError(
+            f"--out: {args.out} holds the bases of the heads of {split[0]}, which this command does not make: "
+            "name another file, or pass --replace"
+        )
+    return {
+        name: basis
+        for name, basis in held.items()
+        if name not in planned or (name in same and _settings(basis) == _settings(planned[name]))
+    }
+
+
+def _settings(basis: SpectralBasis) -> tuple[int, torch.dtype, bool]:
+    return basis.rank, basis.U.dtype, basis.randomized
+
+
+def _seconds(missing: list[Stored], ranks: dict[str, int | None], args: argparse.Namespace) -> float:
+    """One small matrix is decomposed, and its time taken up by the cost."""
+    W = torch.randn(SAMPLE, SAMPLE, device=args.device)
+    share = min(((ranks[one.name] or 1) / min(one.shape[-2:]) for one in missing), default=1)
+    for _ in range(2):
+        start = time.perf_counter()
+        (randomized_svd(W, max(1, round(share * SAMPLE))) if args.randomized else svd(W)).S.cpu()
+        taken = time.perf_counter() - start
+    return taken * sum(svd_cost(one.shape) for one in missing) / svd_cost(W.shape)

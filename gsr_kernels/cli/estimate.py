@@ -1,0 +1,205 @@
+"""``python -m gsr_kernels estimate``: what GSR costs on a model, from its config.json alone."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from gsr_kernels.cli.floors import transform
+from gsr_kernels.optim.targets import find_targets
+from gsr_kernels.options import resolve_rank
+
+BASIS_BYTES = {"fp32": 4, "fp16": 2}
+
+
+class Kind(NamedTuple):
+    """So many weights ``[d1, d2]``, or of several experts ``[experts, d1, d2]``."""
+
+    weights: int
+    d1: int
+    d2: int
+    experts: int = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of all matrices of a model: bytes of the bases; FLOP and bytes moved in one optimizer step."""
+
+    bases: int
+    flop: int
+    moved: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of one of several ranks: bytes of the bases that it holds, and in a step numbers that it sums, bytes it gathers.
+
+    What each gathers is counted whole, its own part included. ``kept`` are bytes, in float32, that it keeps of the
+    products before the sum for those after it, all weights together.
+    """
+
+    held: float
+    summed: int
+    gathered: int
+    kept: float = 0.0
+
+
+def cost(kinds: Sequence[Kind], rank: int | None, out_of_span: str, basis_bytes: int, gradient_bytes: int) -> Cost:
+    """The cost of GSR.
+
+    Args:
+        kinds: the weights of the model.
+        rank: directions kept, clamped to each matrix's own; None for all.
+        out_of_span: "drop" or "keep".
+        basis_bytes, gradient_bytes: of a number in U, Vh and in G.
+
+    Moved are U, Vh and G once for each product that reads them, G' once, and what one product leaves to the next: see
+    ``floors.transform``.
+    """
+    bases = flop = moved = 0
+    for count, d1, d2, experts in kinds:
+        k = min(d1, d2, rank or d1)
+        bases += count * experts * (k * (d1 + d2) * basis_bytes + 4 * k)
+        for work in transform(d1, d2, k, out_of_span, basis_bytes, gradient_bytes):
+            flop += count * experts * work.flop
+            moved += count * experts * work.bytes
+    return Cost(bases, flop, moved)
+
+
+def share(
+    kinds: Sequence[Kind],
+    rank: int | None,
+    out_of_span: str,
+    cut: str,
+    shards: int,
+    basis_bytes: int,
+    shard_bases: bool = False,
+) -> Share:
+    """What one of ``shards`` ranks holds and exchanges: of those with most experts, which are dealt out whole.
+
+    ``cut`` is "rows", fully_shard's own, or "short side", that of ``shard_placement_fn``: rows as well where ``shards``
+    does not divide the columns. The rest as in ``cost``.
+    """
+    held, summed, gathered, kept = 0.0, 0, 0, 0.0
+    for count, d1, d2, experts in kinds:
+        k = min(d1, d2, rank or d1)
+        if experts > 1:
+            held += count * math.ceil(experts / shards) * (k * (d1 + d2) * basis_bytes + 4 * k)
+            continue
+        rows = cut == "rows" or d1 <= d2 or d2 % shards > 0
+        part, other = (d1, d2) if rows else (d2, d1)
+        held += count * (k * (part / shards + other / (shards if shard_bases else 1)) * basis_bytes + 4 * k)
+        # a truncated basis sums its core; a whole one nothing but the diagonal where its short side is cut
+        whole = k == min(d1, d2)
+        long = whole and part > other and out_of_span == "drop"
+        free = out_of_span == "keep" or k == d1 == d2 or (whole and not long)
+        summed += count * (k if free else k * k)
+        if out_of_span == "drop" and whole and part < other:
+            kept += 4 * count * k * part / shards
+        # before the sum and after it, but where the sum comes before all that is gathered
+        gathered += count * shard_bases * (1 if long else 2) * k * other * basis_bytes
+    return Share(held, summed, gathered, kept)
+
+
+def model_kinds(folder: Path) -> tuple[list[Kind], int]:
+    """The weights that attach() matches in a transformers model, and the number of its parameters.
+
+    Raises:
+        FileNotFoundError: folder holds no config.json.
+        ModuleNotFoundError: transformers is not installed.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"MODEL_DIR: no config.json in {folder}; give the folder of a transformers model")
+    from transformers import AutoConfig
+
+    return kinds_of(AutoConfig.from_pretrained(folder))
+
+
+def kinds_of(config: Any) -> tuple[list[Kind], int]:
+    """``model_kinds`` of a transformers configuration."""
+    from transformers import AutoModelForCausalLM
+
+    # on the meta device a model has shapes and no memory
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    targets = find_targets(model, "all-linear", set(model.parameters()))
+    shapes = Counter(target.parameter.shape for target in targets if target.reason is None)
+    kinds = [Kind(count, shape[-2], shape[-1], math.prod(shape[:-2])) for shape, count in shapes.items()]
+    return kinds, sum(parameter.numel() for parameter in model.parameters())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="a transformers model; config.json is enough")
+    parser.add_argument("--rank", type=int, action="append", metavar="K", help="a truncated option (default: 64, 256)")
+    parser.add_argument("--gradient", choices=["fp32", "bf16"], default="fp32", help="dtype (default: %(default)s)")
+    parser.add_argument("--shards", type=int, metavar="P", help="also what a rank holds where P share each weight")
+    parser.add_argument("--tflops", type=float, metavar="R", help="your device's products, in TFLOP/s, for the ms")
+    parser.add_argument("--bandwidth", type=float, metavar="B", help="your device's memory, in GB/s, for the ms")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints a line for each option.
+
+    Raises ValueError for a rank, a rate or a number of shards that is not positive, or one rate without the other.
+    """
+    ranks = args.rank or [64, 256]
+    rates = (args.tflops, args.bandwidth)
+    if (args.tflops is None) != (args.bandwidth is None):
+        raise ValueError("--tflops and --bandwidth belong together: give both, or none for no ms")
+    if any(rate is not None and not rate > 0 for rate in rates):
+        raise ValueError(f"--tflops and --bandwidth must be positive, got {args.tflops} and {args.bandwidth}")
+    if args.shards is not None and args.shards < 1:
+        raise ValueError(f"--shards must be at least 1, got {args.shards}")
+    kinds, parameters = model_kinds(args.folder)
+    for rank in ranks:
+        resolve_rank(rank, {f"{kind.d1}x{kind.d2}": (kind.d1, kind.d2) for kind in kinds})
+    matrices = sum(kind.weights * kind.experts for kind in kinds)
+    covered = sum(kind.weights * kind.experts * kind.d1 * kind.d2 for kind in kinds)
+    print(f"{matrices} matrices, {covered:,} of {parameters:,} parameters ({covered / parameters:.1%})")
+    print(f"{'rank':>6} {'outside':>8} {'bases in':>9} {'bases GB':>9} {'TFLOP':>8} {'moved GB':>9} {'ms':>8}")
+    options = [(None, "drop"), (None, "keep"), *((rank, "keep") for rank in ranks), *((rank, "drop") for rank in ranks)]
+    for rank, out_of_span in options:
+        for name, size in BASIS_BYTES.items():
+            one = cost(kinds, rank, out_of_span, size, 4 if args.gradient == "fp32" else 2)
+            ms = "" if args.tflops is None else f"{_milliseconds(one, *rates):.2f}"
+            print(
+                f"{rank or 'all':>6} {out_of_span:>8} {name:>9} {one.bases / 1e9:>9.2f} {one.flop / 1e12:>8.2f} "
+                f"{one.moved / 1e9:>9.1f} {ms:>8}"
+            )
+    print("one optimizer step; a lower bound, of which ms is the larger of the products' and the memory's time")
+    if args.shards is not None:
+        _print_shares(kinds, options, args.shards)
+
+
+def _print_shares(kinds: Sequence[Kind], options: Sequence[tuple[int | None, str]], shards: int) -> None:
+    print(f"\nof {shards} ranks that share each weight, one:")
+    heads = f"{'holds GB':>9} {'sums MB a step':>15} {'keeps GB':>9}"
+    heads += f" {'or with shard_bases holds GB':>29} {'gathers MB a step':>18}"
+    print(f"{'rank':>6} {'outside':>8} {'bases in':>9} {'cut along':>11} {heads}")
+    for rank, out_of_span in options:
+        for name, size in BASIS_BYTES.items():
+            for cut in ("rows", "short side"):
+                whole, shared = (share(kinds, rank, out_of_span, cut, shards, size, each) for each in (False, True))
+                line = f"{rank or 'all':>6} {out_of_span:>8} {name:>9} {cut:>11} {whole.held / 1e9:>9.2f}"
+                line += f" {4 * whole.summed / 1e6:>15.2f} {whole.kept / 1e9:>9.2f}"
+                line += f" {shared.held / 1e9:>29.2f} {shared.gathered / 1e6:>18.2f}"
+                print(line)
+    print("rows is fully_shard's own choice, short side that of shard_placement_fn=gsr_kernels.shard_placement_fn")
+    print(
+        "keeps is what the products before the sum leave to those after it, in float32, until the step has passed them"
+    )
+    if any(kind.experts > 1 for kind in kinds):
+        print("experts in one parameter are dealt out whole: they sum and gather nothing, a rank with most is counted")
+
+
+def _milliseconds(one: Cost, tflops: float, bandwidth: float) -> float:
+    return max(one.flop / (tflops * 1e12), one.moved / (bandwidth * 1e9)) * 1e3

@@ -1,0 +1,110 @@
+"""``python -m gsr_kernels inspect``: the spectra of a model's weights, as a table and as plots."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gsr_kernels.cli.arguments import device_of
+from gsr_kernels.io.bases_file import load_bases
+from gsr_kernels.io.model_checkpoint import stored_matrices
+from gsr_kernels.messages import install
+from gsr_kernels.reference import FLOOR
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a bases file, or a directory with a model's *.safetensors")
+    parser.add_argument("--targets", metavar="REGEX", help="of a directory: default all but embeddings and heads")
+    parser.add_argument("--plot", metavar="DIR", help="write spectra.png and heatmap.png there (needs matplotlib)")
+    parser.add_argument("--device", type=device_of, default="cpu", help="that decomposes (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints a row a weight; of experts and heads, medians over them."""
+    if args.plot and find_spec("matplotlib") is None:
+        raise ValueError(f"--plot needs matplotlib: {install('plot')}")
+    spectra = _spectra(args)
+    width = max(map(len, spectra))
+    print(
+        f"{'weight':<{width}} {'rank':>6} {'σ max':>9} {'σ min':>9} {'condition':>9} {'effective':>9} {'1/σ share':>9}"
+    )
+    for name, S in spectra.items():
+        row = {key: value.median().item() for key, value in measures(S).items()}
+        print(
+            f"{name:<{width}} {S.shape[-1]:>6} {row['largest']:>9.3g} {row['smallest']:>9.3g} {row['condition']:>9.3g} "
+            f"{row['effective_rank']:>9.1f} {row['share']:>9.2%}"
+        )
+    print("effective: exp of the entropy of σ / Σσ; 1/σ share: what the smallest σ takes of a negative group of all")
+    if args.plot:
+        plot(spectra, Path(args.plot))
+
+
+def measures(S: Tensor) -> dict[str, Tensor]:
+    """Of singular values ``S [.., k]``, descending: each ``[..]``.
+
+    ``condition`` is σ_max / σ_min. ``effective_rank`` is exp(−Σ p log p) of p = σ / Σσ (Roy,
+    Vetterli: The effective rank, EUSIPCO 2007). ``share`` is φ = (1/σ_min) / Σ 1/σ of the smallest active σ if every g
+    were negative. Of a zero matrix the last two are 0.
+    """
+    S = S.double()
+    largest, smallest = S.amax(-1), S.amin(-1)
+    total = S.sum(-1)
+    p = S / torch.where(total > 0, total, 1).unsqueeze(-1)
+    active = FLOOR * largest.unsqueeze(-1) < S
+    inverse = torch.where(active, 1 / torch.where(active, S, 1), 0)
+    return {
+        "largest": largest,
+        "smallest": smallest,
+        "condition": torch.where(smallest > 0, largest / smallest, torch.inf),
+        "effective_rank": torch.special.entr(p).sum(-1).exp() * (total > 0),
+        "share": torch.where(total > 0, inverse.amax(-1) / inverse.sum(-1), 0),
+    }
+
+
+def plot(spectra: dict[str, Tensor], directory: Path) -> None:
+    """``spectra.png``: a curve a weight; ``heatmap.png``: a row a weight, log10 σ / σ_max over the place in it."""
+    from matplotlib.figure import Figure
+
+    directory.mkdir(parents=True, exist_ok=True)
+    curves = {}
+    for name, S in spectra.items():
+        flat = S.double().reshape(-1, S.shape[-1]).quantile(0.5, dim=0)
+        curves[name] = (flat / flat[0].clamp_min(1e-300)).clamp_min(1e-8).log10()
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    for curve in curves.values():
+        axes.plot(torch.linspace(0, 1, len(curve)).numpy(), curve.numpy(), linewidth=0.8, alpha=0.6)
+    axes.set(xlabel="place of the direction / rank", ylabel="log10 σ / σ max", title=f"{len(curves)} weights")
+    figure.savefig(directory / "spectra.png")
+
+    rows = torch.stack([curve[torch.linspace(0, len(curve) - 1, 200).round().long()] for curve in curves.values()])
+    figure = Figure(figsize=(9, 1.5 + 0.16 * len(curves)), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    image = axes.imshow(rows.numpy(), aspect="auto", extent=(0, 1, len(curves), 0), interpolation="nearest")
+    axes.set_yticks([place + 0.5 for place in range(len(curves))], list(curves), fontsize=6)
+    axes.set_xlabel("place of the direction / rank")
+    figure.colorbar(image, label="log10 σ / σ max")
+    figure.savefig(directory / "heatmap.png")
+
+
+def _spectra(args: argparse.Namespace) -> dict[str, Tensor]:
+    if Path(args.path).is_file():
+        if args.targets is not None:
+            raise ValueError("--targets is for a directory; a bases file is shown whole")
+        bases = load_bases(args.path)
+        if not bases:
+            raise ValueError(f"{args.path} holds no bases")
+        return {name: basis.S for name, basis in bases.items()}
+    spectra = {}
+    for stored in tqdm(stored_matrices(args.path, args.targets), "spectra", unit="weight", leave=False, disable=None):
+        weight = stored.read(args.device)
+        if not weight.isfinite().all():
+            raise ValueError(f"{stored.name} holds NaN or Inf: it has no spectrum; restore it from a checkpoint")
+        spectra[stored.name] = torch.linalg.svdvals(weight.to(torch.promote_types(weight.dtype, torch.float32))).cpu()
+    return spectra

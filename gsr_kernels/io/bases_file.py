@@ -1,0 +1,145 @@
+"""The file that keeps the singular bases of a whole model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.io.atomic import replacing
+from gsr_kernels.io.tensor_file import TensorFile
+
+FORMAT = "gsr_kernels.cli.bases"
+FORMAT_VERSION = 1
+FACTORS = ("U", "S", "Vh")
+
+# characters of a fingerprint that is not known yet
+FINGERPRINT = 256
+
+
+def save_bases(
+    path: str | os.PathLike[str], bases: Mapping[str, SpectralBasis], settings: Mapping[str, str] | None = None
+) -> None:
+    """Writes the bases of a model, keyed by parameter name, to one safetensors file; ``settings`` say how they arose.
+
+    The file appears whole or not at all. Raises FileNotFoundError where its folder is not there.
+    """
+    with writing_bases(path, bases, settings) as add:
+        for name, basis in bases.items():
+            add(name, basis)
+
+
+@contextmanager
+def writing_bases(
+    path: str | os.PathLike[str], planned: Mapping[str, SpectralBasis], settings: Mapping[str, str] | None = None
+) -> Iterator[Callable[[str, SpectralBasis], None]]:
+    """Gives ``add(name, basis)``, by which a file is written basis by basis, in any order, and none is kept in memory.
+
+    ``planned``: for every name a basis of the shapes and dtypes that will come, on the meta device where none is yet.
+    The file appears when the last one is written, and not at all after an exception. Raises as ``save_bases``.
+    """
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"bases: no directory {Path(path).parent} to keep {Path(path).name} in")
+    tensors = {f"{name}.{factor}": getattr(basis, factor) for name, basis in planned.items() for factor in FACTORS}
+    entries = {name: _entry(basis, basis.fingerprint or FINGERPRINT * "-") for name, basis in planned.items()}
+    with replacing(path) as partial, partial.open("wb") as opened:
+        file = TensorFile(opened, tensors, len(json.dumps(_metadata(entries, settings))))
+
+        def add(name: str, basis: SpectralBasis) -> None:
+            for factor in FACTORS:
+                file.write(f"{name}.{factor}", getattr(basis, factor))
+            entries[name] = _entry(basis, basis.fingerprint)
+
+        yield add
+        file.finish(_metadata(entries, settings))
+
+
+def load_bases(
+    path: str | os.PathLike[str], names: Iterable[str] | None = None, device: torch.device | str = "cpu"
+) -> dict[str, SpectralBasis]:
+    """Reads a bases file: every basis in it, or those of ``names`` that it holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, of another kind, or of a newer format.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"bases: no file {os.fspath(path)}; handle.save_bases(path) writes one")
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    entries = file_entries(path, metadata)
+    wanted = entries if names is None else [name for name in names if name in entries]
+    with _damage_named(path), safe_open(path, framework="pt", device=str(device)) as file:
+        return {
+            name: SpectralBasis(
+                U=file.get_tensor(f"{name}.U"),
+                S=file.get_tensor(f"{name}.S"),
+                Vh=file.get_tensor(f"{name}.Vh"),
+                fingerprint=entries[name]["fingerprint"],
+                head_dim=entries[name]["head_dim"],
+                randomized=entries[name].get("randomized", False),
+            )
+            for name in wanted
+        }
+
+
+def file_entries(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, dict]:
+    """What a bases file says of each basis; ValueError for a damaged one, another kind of file, or a newer format."""
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"bases: {os.fspath(path)} is not a bases file; handle.save_bases(path) writes one")
+    version = metadata.get("format_version")
+    if str(version) != str(FORMAT_VERSION):
+        raise ValueError(
+            f"bases: {os.fspath(path)} has format {version}, this gsr-kernels reads {FORMAT_VERSION}: "
+            "upgrade to a newer one, or write the file anew"
+        )
+    with _damage_named(path):
+        return {name: dict(entry) for name, entry in json.loads(metadata["bases"]).items()}
+
+
+@contextmanager
+def _damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"bases: {os.fspath(path)} is truncated or damaged ({error}); write it anew") from error
+
+
+def _entry(basis: SpectralBasis, fingerprint: str | None) -> dict[str, str | int | None]:
+    return {
+        "fingerprint": fingerprint,
+        "rank": basis.rank,
+        "head_dim": basis.head_dim,
+        "randomized": basis.randomized,
+    }
+
+
+def _metadata(entries: Mapping[str, dict], settings: Mapping[str, str] | None) -> dict[str, str]:
+    return {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "bases": json.dumps(entries),
+        "settings": json.dumps(dict(settings or {})),
+    }
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Raises FileNotFoundError where the folder that bases are to lie in is not there."""
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"bases: no directory {Path(path).parent} to keep {Path(path).name} in")
+
+
+def before(path: Path) -> Path:
+    """Where the bases that are being replaced lie for a moment."""
+    return path.with_name(f".{path.name}.old")
+
+
+def is_stored(path: str | os.PathLike[str]) -> bool:
+    """Whether there are bases, though a write was broken off when the new ones were to take the place of the old."""
+    return Path(path).exists() or before(Path(path)).exists()

@@ -1,0 +1,100 @@
+"""The bases that weights are given: decomposed now, or read from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gsr_kernels.basis import SpectralBasis, split_heads
+from gsr_kernels.io.bases_file import before, load_bases
+from gsr_kernels.linalg.cost import progress, svd_cost
+from gsr_kernels.linalg.side_by_side import Piece, decomposed, of_several
+from gsr_kernels.methods import Method
+from gsr_kernels.methods.base import State
+from gsr_kernels.weight import Weight, decompose_by_method, decompose_one
+
+
+def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
+    """A new basis of every parameter, with the fingerprint of the weight that it came from.
+
+    The most costly first, when the least is held beside its workspace, under a progress bar weighted by cost; on a GPU
+    several at once (``side_by_side``). Weights that several ranks hold are dealt out among them.
+    """
+    alone = [place for place, weight in enumerate(weights) if weight.scheme.layout.mesh is None]
+    shared = [place for place in range(len(weights)) if place not in alone]
+    bases: dict[int, SpectralBasis] = {}
+    if shared:
+        from gsr_kernels.distributed.decompose import decompose_shared
+
+        dealt = decompose_shared([weights[place] for place in shared], [parameters[place] for place in shared])
+        bases.update(zip(shared, dealt))
+    pieces = [_piece(weights[place], parameters[place]) for place in alone]
+
+    def of(places: list[int]) -> list[SpectralBasis]:
+        one, *others = (alone[place] for place in places)
+        weight = weights[one]
+        if not others:
+            return [decompose_one(weight, parameters[one])]
+        alike = [parameters[place] for place in (one, *others)]
+        return of_several(alike, lambda W: decompose_by_method(weight, W))
+
+    first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
+    costs = [svd_cost(piece.shape) for piece in pieces]
+    bar = progress("singular bases", sum(costs), shown=bool(alone) and first)
+    with bar, closing(decomposed(pieces, of)) as found:
+        for place, basis in found:
+            bases[alone[place]] = basis
+            bar.update(costs[place])
+    return [bases[place] for place in range(len(weights))]
+
+
+def _piece(weight: Weight, W: Tensor) -> Piece:
+    shape = split_heads(W, weight.heads)[0].shape
+    # a basis that the weight and the rank alone decide; what a method does instead is no other thread's
+    plain = weight.randomized or type(weight.method).decompose is Method.decompose
+    wide = torch.promote_types(W.dtype, torch.float32)
+    sketch = weight.rank if weight.randomized else None
+    return Piece(shape, W.device, wide, sketch, (shape, W.dtype, weight.rank) if plain and len(shape) == 2 else None)
+
+
+def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:
+    """What the methods keep for every parameter."""
+    with torch.no_grad():
+        return [
+            weight.method.prepare(weight.name, basis.split(parameter), basis)
+            for weight, parameter, basis in zip(weights, parameters, bases)
+        ]
+
+
+def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
+    """What a file, or a directory of parts, holds of the bases of these weights, by name; raises as ``load_bases``."""
+    path = Path(path)
+    if not path.exists() and before(path).exists():
+        path = before(path)
+    if not path.is_dir() and all(weight.scheme.layout.mesh is None for weight in weights):
+        return load_bases(path, [weight.name for weight in weights])
+    from gsr_kernels.distributed.store import read_shared
+
+    return read_shared(path, weights)
+
+
+def stored_basis(weight: Weight, parameter: Tensor, stored: SpectralBasis | None) -> SpectralBasis | None:
+    """A basis from a file, on the weight's device, if it has the weight's shape, split and rank; else None.
+
+    One that a sketch found serves only where a sketch is asked for.
+    """
+    if stored is None or stored.randomized > weight.randomized:
+        return None
+    matrices, head_dim = split_heads(parameter, weight.heads)
+    shape = matrices.shape if weight.whole else weight.scheme.layout.shape
+    if stored.shape != shape or stored.head_dim != head_dim:
+        return None
+    # a method with bases of its own chose their rank
+    fits = weight.method.basis_kind or stored.rank == (weight.rank or min(shape[-2:]))
+    return stored.to(parameter.device) if fits else None

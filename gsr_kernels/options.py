@@ -1,0 +1,124 @@
+"""What a user may say of each weight: its rank, its rho, its heads, by patterns of names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from gsr_kernels.basis import split_heads
+from gsr_kernels.messages import some
+from gsr_kernels.methods.base import Heads
+
+if TYPE_CHECKING:
+    from gsr_kernels.optim.targets import Target
+
+# what a rank without patterns is, for a refusal
+RANK = "a number of directions from 1 on or a share in (0, 1)"
+
+Rank = int | float | Mapping[str, int | float] | None
+Rho = float | Mapping[str, float]
+
+
+def resolve_rank(rank: Rank, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int | None]:
+    """The rank of each weight, None for all of it.
+
+    Args:
+        rank: None; an int, clamped to each weight's own rank; a float in (0, 1), that share of each weight's own rank;
+            or ``{regex: either}``, matched against the end of the parameter's name, with or without its last part,
+            where what no pattern matches stays whole.
+        shapes: the sides of each matched weight, by parameter name.
+
+    Raises ValueError for a rank below 1, a float outside (0, 1), a rank above that of every weight it is for, and a
+    pattern that matches nothing.
+    """
+    if not isinstance(rank, Mapping):
+        return _clamp(rank, shapes)
+    resolved: dict[str, int | None] = dict.fromkeys(shapes)
+    for pattern, value in rank.items():
+        matched = {name: shape for name, shape in shapes.items() if ends_with(pattern, name)}
+        if not matched:
+            raise ValueError(f"rank: the pattern {pattern!r} matches none of {some(shapes)}")
+        resolved |= _clamp(value, matched)
+    return resolved
+
+
+def _clamp(rank: int | float | None, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int | None]:
+    if rank is None:
+        return dict.fromkeys(shapes)
+    if isinstance(rank, bool) or not isinstance(rank, int | float):
+        raise ValueError(f"rank must be None, an int, a float in (0, 1) or {{regex: rank}}, got {rank!r}")
+    if isinstance(rank, float):
+        if not 0 < rank < 1:
+            raise ValueError(f"rank as a float is a share of each weight's rank, in (0, 1), got {rank}")
+        return {name: max(1, round(rank * min(shape))) for name, shape in shapes.items()}
+    largest = max(min(shape) for shape in shapes.values())
+    if not 1 <= rank <= largest:
+        raise ValueError(f"rank must lie in [1, {largest}], the largest rank of the matched weights, got {rank}")
+    return {name: min(rank, min(shape)) for name, shape in shapes.items()}
+
+
+def ends_with(pattern: str, name: str) -> bool:
+    """Whether a regular expression matches the end of a parameter's name, with or without its last part."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"the pattern {pattern!r} of rank, heads or rho is no regular expression: {error}") from error
+    return any(re.search(rf"(?:^|\.)(?:{pattern})$", one) for one in (name, name.rpartition(".")[0]))
+
+
+def clamped_from(rank: Rank, name: str, own: int) -> int | None:
+    """The number of directions that was asked of a weight, where it is more than its own rank."""
+    if isinstance(rank, Mapping):
+        rank = ([None] + [value for pattern, value in rank.items() if ends_with(pattern, name)])[-1]
+    return rank if isinstance(rank, int) and rank > own else None
+
+
+def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
+    """The rho of each weight.
+
+    Args:
+        rho: a number; or ``{regex: number}``, matched as the patterns of ``rank`` are, where a later pattern overrules
+            an earlier one.
+        names: of the matched weights.
+
+    Raises ValueError for a pattern that matches nothing and a weight that no pattern matches.
+    """
+    if not isinstance(rho, Mapping):
+        return dict.fromkeys(names, rho)
+    resolved: dict[str, float] = {}
+    for pattern, value in rho.items():
+        chosen = [name for name in names if ends_with(pattern, name)]
+        if not chosen:
+            raise ValueError(f"rho: the pattern {pattern!r} matches none of {some(names)}")
+        resolved |= dict.fromkeys(chosen, value)
+    left = [name for name in names if name not in resolved]
+    if left:
+        raise ValueError(f"rho: no pattern matches {some(left)}; let '.*' come first for all the others")
+    return resolved
+
+
+def resolve_heads(heads: Mapping[str, int | tuple[int, int]] | None, matched: Sequence[Target]) -> dict[str, Heads]:
+    """The heads of each matched weight, None for the whole of it.
+
+    Args:
+        heads: ``{regex: h}`` splits the rows of the weights that the pattern matches, as those of ``rank`` do, into h
+            heads, ``{regex: (h, 1)}`` their columns (an output projection).
+
+    Raises ValueError for a pattern that matches nothing and for an h that does not divide that side of the weight.
+    """
+    resolved: dict[str, Heads] = {target.name: target.heads for target in matched}
+    for pattern, value in (heads or {}).items():
+        chosen = [target for target in matched if ends_with(pattern, target.name)]
+        if not chosen:
+            raise ValueError(f"heads: the pattern {pattern!r} matches none of {some(resolved)}")
+        for target in chosen:
+            try:
+                # of a DTensor, too, the shape is enough
+                split_heads(torch.empty(target.parameter.shape, device="meta"), value)
+            except ValueError as error:
+                raise ValueError(f"{target.name}: {error}") from error
+            resolved[target.name] = value
+    return resolved

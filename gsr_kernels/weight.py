@@ -1,0 +1,77 @@
+"""A matrix under a method: its settings, its basis, and what a step leaves of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from gsr_kernels.basis import SpectralBasis, fingerprint
+from gsr_kernels.distributed.schemes import Scheme
+from gsr_kernels.distributed.shard import fingerprint_of_parts
+from gsr_kernels.methods import Method
+from gsr_kernels.methods.base import Heads, State
+from gsr_kernels.offload import in_host_memory
+
+
+@dataclass(eq=False)
+class Weight:
+    """One matrix under a method; ``place`` finds it in the optimizer's groups, since wrappers swap parameters."""
+
+    name: str
+    place: tuple[int, int]
+    method: Method
+    rank: int | None
+    heads: Heads
+    # how it lies on the ranks
+    scheme: Scheme
+    # whether the basis stays in host memory
+    offloaded: bool
+    # whether a sketch may find it
+    randomized: bool = False
+    # the rank that was asked for where the weight has less
+    clamped_from: int | None = None
+    basis: SpectralBasis = field(init=False)
+    state: State = field(init=False)
+    # on the weight's device until they are asked for
+    skipped: Tensor = field(init=False)
+    # which of its matrices had a finite gradient in the last step that rewrote it
+    finite: Tensor = field(init=False)
+    measures: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether this rank has whole matrices, on which any method acts alone."""
+        return not self.scheme.layout.matrices_cut
+
+    def keep(self, basis: SpectralBasis) -> None:
+        """Takes a basis that lies on the weight's device."""
+        self.basis = in_host_memory(basis) if self.offloaded else basis
+
+
+def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
+    """The basis of a whole weight; ValueError, by its name, where it has none."""
+    try:
+        basis = decompose_by_method(weight, W.detach())
+    except ValueError as error:
+        raise ValueError(f"{weight.name}: {error}") from error
+    if basis.fingerprint is None or weight.method.basis_kind:
+        basis = replace(basis, fingerprint=_of_kind(weight, fingerprint(W)))
+    return basis
+
+
+def decompose_by_method(weight: Weight, W: Tensor) -> SpectralBasis:
+    if weight.randomized:
+        return SpectralBasis.of(W, weight.rank, weight.heads, randomized=True)
+    return weight.method.decompose(weight.name, W, weight.rank, weight.heads)
+
+
+def origin(weight: Weight, parameter: Tensor) -> str:
+    """The fingerprint of a weight as its method decomposes it: what a stored basis must have to serve."""
+    return _of_kind(weight, fingerprint_of_parts(parameter, weight.scheme.layout))
+
+
+def _of_kind(weight: Weight, of_weight: str) -> str:
+    kind = weight.method.basis_kind
+    return of_weight + (f":{kind}" if kind else "")

@@ -1,0 +1,157 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from gsr_kernels import SpectralBasis
+from gsr_kernels.__main__ import main
+from gsr_kernels.cli.estimate import Kind, Share, cost, model_kinds, share
+
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 50,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_the_bases_take_what_is_said(rank):
+    weights = [nn.Linear(d2, d1).weight for d1, d2 in ((8, 8), (12, 6), (6, 12))]
+    kinds = [Kind(1, *weight.shape) for weight in weights]
+    assert cost(kinds, rank, "keep", 4, 4).bases == sum(SpectralBasis.of(w, rank).nbytes for w in weights)
+
+
+@pytest.mark.parametrize(
+    ("rank", "out_of_span", "flop"),
+    [(None, "drop", 4 * 12 * 6 * 6), (None, "keep", 4 * 12 * 6 * 6), (3, "keep", 4 * 12 * 6 * 3), (3, "drop", 1080)],
+)
+def test_the_products_are_counted(rank, out_of_span, flop):
+    # Uᵀ G, (·) V, (·) Vh, U (·) for d1 = 12, d2 = 6, k = 3
+    assert 2 * (12 * 6 * 3 + 6 * 3 * 3 + 3 * 3 * 6 + 12 * 3 * 6) == 1080
+    one = cost([Kind(1, 12, 6)], rank, out_of_span, 4, 4)
+    assert one.flop == flop
+    assert cost([Kind(5, 12, 6)], rank, out_of_span, 4, 4).flop == 5 * flop
+    assert cost([Kind(1, 12, 6, 5)], rank, out_of_span, 4, 4) == cost([Kind(5, 12, 6)], rank, out_of_span, 4, 4)
+    assert cost([Kind(1, 12, 6)], rank, out_of_span, 2, 4).moved < one.moved
+
+
+@pytest.mark.parametrize(
+    ("out_of_span", "rank", "cut", "held", "summed"),
+    [
+        ("keep", None, "rows", 6 * (12 / 2 + 6) + 6 * (6 / 2 + 12) + 8 * (8 / 2 + 8), 6 + 6 + 8),
+        ("drop", None, "rows", 6 * (12 / 2 + 6) + 6 * (6 / 2 + 12) + 8 * (8 / 2 + 8), 36 + 6 + 8),
+        ("drop", None, "short side", 6 * (12 + 6 / 2) + 6 * (6 / 2 + 12) + 8 * (8 / 2 + 8), 6 + 6 + 8),
+        ("drop", 3, "short side", 3 * (12 + 6 / 2) + 3 * (6 / 2 + 12) + 3 * (8 / 2 + 8), 3 * 9),
+    ],
+)
+def test_a_rank_of_two_holds_and_sums_what_is_said(out_of_span, rank, cut, held, summed):
+    kinds = [Kind(1, 12, 6), Kind(1, 6, 12), Kind(1, 8, 8)]
+    ranks = [min(d1, d2, rank or d1) for _, d1, d2, _ in kinds]
+    one = share(kinds, rank, out_of_span, cut, 2, 2)
+    assert (one.held, one.summed, one.gathered) == (2 * held + 4 * sum(ranks), summed, 0)
+    shared = share(kinds, rank, out_of_span, cut, 2, 2, shard_bases=True)
+    halves = sum(k * (kind.d1 + kind.d2) for k, kind in zip(ranks, kinds))
+    assert (shared.held, shared.summed) == (halves + 4 * sum(ranks), summed)
+
+
+@pytest.mark.parametrize(
+    ("out_of_span", "rank", "cut", "numbers"),
+    # half of Uᵀ G of the wide weight, and of the tall one
+    [
+        ("drop", None, "rows", 6 * 3),
+        ("drop", None, "short side", 2 * 6 * 3),
+        ("drop", 3, "rows", 0),
+        ("keep", None, "rows", 0),
+    ],
+)
+def test_what_is_kept_for_the_second_products_is_said(out_of_span, rank, cut, numbers):
+    kinds = [Kind(1, 12, 6), Kind(1, 6, 12), Kind(1, 8, 8)]
+    assert share(kinds, rank, out_of_span, cut, 2, 2).kept == 4 * numbers
+
+
+def test_columns_that_do_not_come_out_even_are_not_cut():
+    shares = [share([Kind(1, 9, 4)], None, "drop", cut, 3, 4) for cut in ("rows", "short side")]
+    assert shares == [Share(4 * (4 * (9 / 3 + 4)) + 4 * 4, 4 * 4, 0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("out_of_span", "rank", "cut", "numbers"),
+    [
+        # the other side's factor, before the sum and after it
+        ("keep", None, "rows", 2 * 6 * 6 + 2 * 6 * 12),
+        ("keep", None, "short side", 2 * 6 * 12 + 2 * 6 * 12),
+        # of what is cut along the long side after it alone
+        ("drop", None, "rows", 6 * 6 + 2 * 6 * 12),
+        ("drop", 3, "rows", 2 * 3 * 6 + 2 * 3 * 12),
+    ],
+)
+def test_shared_bases_are_gathered_as_is_said(out_of_span, rank, cut, numbers):
+    kinds = [Kind(1, 12, 6), Kind(1, 6, 12)]
+    assert share(kinds, rank, out_of_span, cut, 2, 2, shard_bases=True).gathered == 2 * numbers
+
+
+@pytest.mark.parametrize("cut", ["rows", "short side"])
+@pytest.mark.parametrize("shard_bases", [False, True])
+def test_experts_are_dealt_out_whole(cut, shard_bases):
+    # of 5 experts some of 4 ranks have two
+    one = 4 * (8 * (12 + 8) + 8)
+    assert share([Kind(3, 12, 8, 5)], None, "drop", cut, 4, 4, shard_bases) == Share(3 * 2 * one, 0, 0)
+
+
+def test_experts_of_a_model_are_told_from_matrices(tmp_path):
+    config = {"model_type": "mixtral", "num_local_experts": 4, "intermediate_size": 24, "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **config, "architectures": ["MixtralForCausalLM"]}))
+    kinds, _ = model_kinds(tmp_path)
+    assert {kind for kind in kinds if kind.experts > 1} == {Kind(1, 48, 16, 4), Kind(1, 16, 24, 4)}
+
+
+def test_the_command_says_what_a_rank_holds(folder, capsys):
+    assert main(["estimate", str(folder), "--rank", "4", "--shards", "8"]) == 0
+    lines = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert lines[0] == "of 8 ranks that share each weight, one:" and len(lines) == 2 + 4 * 2 * 2 + 2
+
+
+def test_shapes_without_weights(folder):
+    kinds, parameters = model_kinds(folder)
+    assert sorted(kinds) == [(2, 16, 32, 1), (4, 8, 16, 1), (4, 16, 16, 1), (4, 32, 16, 1)]
+    assert parameters > sum(count * d1 * d2 for count, d1, d2, _ in kinds) + 2 * 50 * 16
+    assert torch.get_default_device().type == "cpu"
+
+
+def test_the_command(folder, capsys):
+    assert main(["estimate", str(folder), "--rank", "4", "--tflops", "1", "--bandwidth", "100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("14 matrices, 4,608 of ")
+    assert len(lines) == 2 + 2 * 4 + 1 and all(line.split()[-1][0].isdigit() for line in lines[2:-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rank", "17"], "rank must lie in [1, 16]"),
+        (["--tflops", "1"], "belong together"),
+        (["--tflops", "0", "--bandwidth", "1"], "must be positive"),
+        (["--shards", "0"], "--shards must be at least 1"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(folder, capsys, arguments, message):
+    assert main(["estimate", str(folder), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_model(tmp_path, capsys):
+    assert main(["estimate", str(tmp_path)]) == 2
+    assert "no config.json" in capsys.readouterr().err
