@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from gsr_kernels import SpectralBasis, attach
+from gsr_kernels import SpectralBasis, attach, offload
 from gsr_kernels.methods import GSR, OSF, GSRFull
-from gsr_kernels.optim import offload
 from python_tests.optim.toy import OPTIMIZERS, assert_same_weights, make_model, take_steps
 
 

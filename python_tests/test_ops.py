@@ -23,17 +23,26 @@ def in_parts(G, basis, rho, out_of_span):
     return g, out
 
 
-def assert_parity(G, basis, rho, out_of_span):
-    """g, and the step from that g to G', each against float64: the identity's value, right for ties too."""
+def errors(G, basis, rho, out_of_span):
+    """The errors of g, and of the step from that g to G', each beside torch's own, against float64.
+
+    The step is taken by itself on the g that was found: g' jumps where g changes sign, and the identity's value is
+    right for ties too.
+    """
     U, S, Vh, G64 = double(basis.U, basis.S, basis.Vh, G)
     g, out = in_parts(G, basis, rho, out_of_span)
-    truth = two_products(G64, g.double(), U, S, Vh, rho, out_of_span)
-    if G.dtype == torch.float64:
-        assert error(g, diagonal(G64, U, Vh)) < 1e-10 and error(out, truth) < 1e-10
-        return
-    assert_as_good(g, diagonal(G64, U, Vh), diagonal(G.to(basis.U.dtype), basis.U, basis.Vh))
-    plain = two_products(G.to(basis.U.dtype), g, basis.U, basis.S, basis.Vh, rho, out_of_span).to(G.dtype)
-    assert_as_good(out, truth, plain)
+    true_g, truth = diagonal(G64, U, Vh), two_products(G64, g.double(), U, S, Vh, rho, out_of_span)
+    wide = G.to(basis.U.dtype)
+    plain = two_products(wide, g, basis.U, basis.S, basis.Vh, rho, out_of_span).to(G.dtype)
+    plain_g = diagonal(wide, basis.U, basis.Vh)
+    return (error(g, true_g), error(plain_g, true_g)), (error(out, truth), error(plain, truth))
+
+
+def assert_parity(G, basis, rho, out_of_span):
+    """As good as torch on one draw; in float64 right to 1e-10."""
+    eps = torch.finfo(G.dtype).eps
+    for ours, plain in errors(G, basis, rho, out_of_span):
+        assert ours <= (1e-10 if G.dtype == torch.float64 else max(2 * plain, eps)), f"{ours:.2e}, torch {plain:.2e}"
 
 
 @pytest.mark.parametrize("rho", RHOS)
@@ -54,9 +63,11 @@ def test_float64_is_the_literal_chain(shape, rank, out_of_span, rho):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_low_precision_is_as_good_as_torch(dtype, shape, rank, out_of_span, rho):
     rank = rank and min(rank, *shape[-2:])
-    basis, G = basis_and_gradient(shape, torch.float32, rank)
-    # the step from g to G' apart, on the g that was found: g' jumps where g changes sign
-    assert_parity(G.to(dtype), basis, rho, out_of_span)
+    # of one draw the ratio is luck: on some processors it is above 2 for some seeds, where g happens to be small
+    draws = [basis_and_gradient(shape, torch.float32, rank) for _ in range(16)]
+    found = [errors(G.to(dtype), basis, rho, out_of_span) for basis, G in draws]
+    for ours, plain in torch.tensor(found).median(0).values.tolist():
+        assert ours <= max(1.5 * plain, torch.finfo(dtype).eps), f"{ours:.2e}, torch {plain:.2e}"
 
 
 @pytest.mark.parametrize("rho", RHOS)

@@ -15,7 +15,7 @@ from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.io.atomic import replacing
 from gsr_kernels.io.tensor_file import TensorFile
 
-FORMAT = "gsr_kernels.cli.bases"
+FORMAT = "gsr_kernels.bases"
 FORMAT_VERSION = 1
 FACTORS = ("U", "S", "Vh")
 

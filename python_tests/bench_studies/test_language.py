@@ -12,7 +12,7 @@ from bench.studies import report as part_one
 from bench.studies import runner
 from bench.studies.language import prepare, report, runs, text
 from bench.studies.language.prepare import Size
-from gsr_kernels.continual import command
+from gsr_kernels.cli import continual as command
 
 SMALL = Size(300, 32, 1, 2, 32, 4, 1e-3, 3, 2, 3000, 300)
 SEQLORA = (("study-back", 1), ("study-forth", 0), ("tune-forth", 1000))

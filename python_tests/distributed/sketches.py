@@ -9,7 +9,7 @@ from torch.distributed.tensor import Shard
 
 import gsr_kernels
 from bench.decompositions import matrix
-from gsr_kernels.distributed import decompose, randomized_svd
+from gsr_kernels.distributed import decompose, sharded_sketch
 from python_tests.distributed.decisions import refused
 from python_tests.distributed.factors import wholes
 from python_tests.distributed.matrices import attached, distribute, make_model, matrices
@@ -87,7 +87,7 @@ def degenerate():
 
 def rounded_otherwise(layouts):
     """Whether all ranks have the same squares and factors where every group of them rounds its sums in its own way."""
-    add, gram, same = randomized_svd._add, randomized_svd._Side.gram, []
+    add, gram, same = sharded_sketch._add, sharded_sketch._Side.gram, []
 
     def rounding(tensor, group):
         add(tensor, group)
@@ -100,13 +100,13 @@ def rounded_otherwise(layouts):
         same.append(torch.equal(first, square))
         return square
 
-    randomized_svd._add, randomized_svd._Side.gram = rounding, seen
+    sharded_sketch._add, sharded_sketch._Side.gram = rounding, seen
     try:
         for sides, placements in layouts:
             handle = decomposed(matrices(0, SHAPES), init_device_mesh("cpu", sides), placements, rank=SHARE)
             same += [bits for _, bits in bases(handle).values()]
     finally:
-        randomized_svd._add, randomized_svd._Side.gram = add, gram
+        sharded_sketch._add, sharded_sketch._Side.gram = add, gram
     return len(same) > 0 and all(same)
 
 
@@ -123,9 +123,9 @@ def memory(layouts):
     """The most numbers that a rank held beside its part while a basis of 48 directions was found, the largest tensor's,
     and the part's sides."""
     weights = {"layer": torch.randn(1024, 768)}
-    found, by_rank = {}, randomized_svd.basis_from_pieces
+    found, by_rank = {}, sharded_sketch.basis_from_pieces
     # the int64 copies of a fingerprint are as large as they are for any weight
-    origin, randomized_svd.origin = randomized_svd.origin, lambda weight, part: ""
+    origin, sharded_sketch.origin = sharded_sketch.origin, lambda weight, part: ""
 
     def counted(weight, part):
         sides_of_part.append(part.shape)
@@ -139,7 +139,7 @@ def memory(layouts):
             decomposed(weights, init_device_mesh("cpu", sides), placements, rank=48)
             found[sides, str(placements)] = held.most // 4, held.largest, *sides_of_part
     finally:
-        decompose.basis_from_pieces, randomized_svd.origin = by_rank, origin
+        decompose.basis_from_pieces, sharded_sketch.origin = by_rank, origin
     return found
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 import gsr_kernels
-from gsr_kernels import GSR, SpectralBasis, load_bases, side_by_side
+from gsr_kernels import GSR, SpectralBasis, load_bases
 from gsr_kernels.__main__ import main
-from gsr_kernels.linalg import drivers
+from gsr_kernels.linalg import drivers, side_by_side
 from gsr_kernels.linalg.cost import svd_bytes
 from gsr_kernels.linalg.side_by_side import ARRANGEMENTS, TIMED, WORTH, Piece, decomposed, of_several
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from gsr_kernels import SpectralBasis
 from gsr_kernels.backends.triton import adamw_kernels, fields
-from gsr_kernels.backends.triton import model as steps
+from gsr_kernels.backends.triton import plan_cache as steps
 from gsr_kernels.backends.triton.moments import Moments, Settings
 from gsr_kernels.backends.triton.plan import Plan
 from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient

@@ -6,12 +6,11 @@ import weakref
 import pytest
 import torch
 
-from gsr_kernels import SpectralBasis, attach
+from gsr_kernels import SpectralBasis, attach, offload
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient
-from gsr_kernels.backends.triton import model as steps
+from gsr_kernels.backends.triton import plan_cache as steps
 from gsr_kernels.backends.triton.plan_cache import Steps
 from gsr_kernels.methods import GSR, gsr
-from gsr_kernels.optim import offload
 from python_tests.optim.toy import OPTIMIZERS, make_model, take_steps
 from python_tests.oracle import error
 
