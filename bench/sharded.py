@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, log2
 
-from gsr_kernels.distributed.buckets import BUCKET
+from gsr_kernels.distributed.step import BUCKET
 
 from .models import model
 

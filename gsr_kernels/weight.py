@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, fingerprint
 from gsr_kernels.distributed.schemes import Scheme
-from gsr_kernels.distributed.shard import fingerprint_of_parts
+from gsr_kernels.distributed.shard import fingerprint_of_shards
 from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import Heads, State
 from gsr_kernels.offload import in_host_memory
@@ -43,7 +43,7 @@ class Weight:
     @property
     def whole(self) -> bool:
         """Whether this rank has whole matrices, on which any method acts alone."""
-        return not self.scheme.layout.matrices_cut
+        return not self.scheme.layout.shards_matrices
 
     def keep(self, basis: SpectralBasis) -> None:
         """Takes a basis that lies on the weight's device."""
@@ -69,7 +69,7 @@ def decompose_by_method(weight: Weight, W: Tensor) -> SpectralBasis:
 
 def origin(weight: Weight, parameter: Tensor) -> str:
     """The fingerprint of a weight as its method decomposes it: what a stored basis must have to serve."""
-    return _of_kind(weight, fingerprint_of_parts(parameter, weight.scheme.layout))
+    return _of_kind(weight, fingerprint_of_shards(parameter, weight.scheme.layout))
 
 
 def _of_kind(weight: Weight, of_weight: str) -> str:

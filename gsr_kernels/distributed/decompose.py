@@ -1,29 +1,30 @@
-"""The decompositions of a model dealt to the ranks that hold it: each weight once, its factors back to their places."""
+"""Decompositions distributed over the ranks by cost: each weight once, then its factors to the ranks that keep them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.distributed.experts import basis_of_experts, whole_experts
-from gsr_kernels.distributed.layout import agreed
+from gsr_kernels.distributed.agreement import all_ranks_agree
+from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.distributed.shard import as_shard
-from gsr_kernels.distributed.sharded_sketch import basis_from_pieces, from_pieces
-from gsr_kernels.distributed.transfers import gather, met, scatter
+from gsr_kernels.distributed.sharded_sketch import basis_from_shards, is_from_shards
+from gsr_kernels.distributed.transfers import Transfers, decompose_and_describe, gather, scatter
 from gsr_kernels.io.bases_file import FACTORS
 from gsr_kernels.linalg.cost import progress, svd_cost
-from gsr_kernels.weight import Weight, decompose_one
+from gsr_kernels.weight import Weight, decompose_one, origin
 
 
 def decompose_shared(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
-    """This rank's part of a new basis of every weight; every rank of every weight's mesh must call it.
+    """Return this rank's shard of a new basis of every weight; every rank of every weight's mesh must call it.
 
-    ``parameters`` are the ranks' own parts. Sketches of cut weights are found by all their ranks together, experts by
-    those that hold them. Of the others the most costly come first, one a rank in each round: those of a round cost
-    about the same, so that no rank waits long for another. Beside its own parts and what is on its way a rank holds
+    ``parameters`` are the ranks' own shards. Sketches of sharded weights are found by all their ranks together, experts
+    by those that hold them. Of the others the most costly come first, one a rank in each round: those of a round cost
+    about the same, so that no rank waits long for another. Beside its own shards and what is on its way a rank holds
     one whole weight, then its factors.
 
     Raises ValueError, on every rank, where one cannot decompose its weight; RuntimeError where its memory is too small.
@@ -32,55 +33,108 @@ def decompose_shared(weights: Sequence[Weight], parameters: Sequence[Tensor]) ->
     layouts = [weight.scheme.layout for weight in weights]
     costs = [svd_cost(layout.shape) for layout in layouts]
     # NCCL wants all ranks of a group to have met before some of them exchange messages
-    agreed(True, layouts)
+    all_ranks_agree(True, layouts)
     with progress("singular bases", sum(costs), shown=dist.get_rank() == 0) as bar:
-        for place, (weight, part) in enumerate(zip(weights, parameters)):
-            if from_pieces(weight) or whole_experts(weight):
-                bases[place] = (basis_from_pieces if from_pieces(weight) else basis_of_experts)(weight, part)
-                bar.update(costs[place])
-        dealt = [place for place in range(len(weights)) if place not in bases]
-        for places in _rounds(dealt, [layouts[place].ranks for place in dealt], costs):
-            each = [weights[place] for place in places], [parameters[place] for place in places]
-            bases.update(zip(places, _round(*each)))
-            bar.update(sum(costs[place] for place in places))
-    return [bases[place] for place in range(len(weights))]
+        for index, (weight, shard) in enumerate(zip(weights, parameters)):
+            if is_from_shards(weight) or _has_whole_experts(weight):
+                bases[index] = (basis_from_shards if is_from_shards(weight) else _basis_of_experts)(weight, shard)
+                bar.update(costs[index])
+        others = [index for index in range(len(weights)) if index not in bases]
+        for indices in _rounds(others, [layouts[index].ranks for index in others], costs):
+            each = [weights[index] for index in indices], [parameters[index] for index in indices]
+            bases.update(zip(indices, _round(*each)))
+            bar.update(sum(costs[index] for index in indices))
+    return [bases[index] for index in range(len(weights))]
 
 
 def _rounds(weights: Sequence[int], ranks: Sequence[list[int]], costs: Sequence[int]) -> Iterator[list[int]]:
-    """Of the weights of each mesh, as many as it has ranks, the most costly first."""
+    """Yield as many weights of each mesh as it has ranks, the most costly first."""
     meshes: dict[tuple[int, ...], list[int]] = {}
-    for place, of in zip(weights, ranks):
-        meshes.setdefault(tuple(of), []).append(place)
-    for mesh, places in meshes.items():
-        places.sort(key=lambda place: -costs[place])
-        for start in range(0, len(places), len(mesh)):
-            yield places[start : start + len(mesh)]
+    for index, of in zip(weights, ranks):
+        meshes.setdefault(tuple(of), []).append(index)
+    for mesh, indices in meshes.items():
+        indices.sort(key=lambda index: -costs[index])
+        for start in range(0, len(indices), len(mesh)):
+            yield indices[start : start + len(mesh)]
 
 
-def _round(weights: Sequence[Weight], parts: Sequence[Tensor]) -> list[SpectralBasis]:
-    """The i-th weight is decomposed by the i-th rank of the mesh that they share."""
+def _round(weights: Sequence[Weight], shards: Sequence[Tensor]) -> list[SpectralBasis]:
+    """Return this rank's shards of the bases, of which the i-th rank of the one mesh decomposes the i-th."""
     layouts = [weight.scheme.layout for weight in weights]
     mesh = layouts[0]
-    gathered = [gather(layouts, parts)]
+    gathered = [gather(layouts, shards)]
 
     def decompose() -> SpectralBasis | None:
         # from here on the factors are all that a rank holds of it
         whole = gathered.pop()
         if whole is None:
             return None
-        return decompose_one(weights[mesh.place], whole if whole.is_cuda else whole.to(parts[mesh.place].device))
+        return decompose_one(weights[mesh.index], whole if whole.is_cuda else whole.to(shards[mesh.index].device))
 
-    factors, notes = met(mesh, decompose)
-    places = [
-        weight.scheme.factors({factor: note[factor][0] for factor in FACTORS}) for weight, note in zip(weights, notes)
+    factors, described = decompose_and_describe(mesh, decompose)
+    placed = [
+        weight.scheme.factors({factor: one[factor][0] for factor in FACTORS}) for weight, one in zip(weights, described)
     ]
-    mine: list[dict[str, Tensor]] = [{} for _ in weights]
+    own: list[dict[str, Tensor]] = [{} for _ in weights]
     for factor in FACTORS:
-        dtypes = [note[factor][1] for note in notes[: len(weights)]]
-        found = scatter([place[factor] for place in places], factors.pop(factor, None), dtypes)
-        for parts_of_one, part_of_factor in zip(mine, found):
-            parts_of_one[factor] = part_of_factor
+        dtypes = [one[factor][1] for one in described[: len(weights)]]
+        found = scatter([one[factor] for one in placed], factors.pop(factor, None), dtypes)
+        for factors_of_one, shard in zip(own, found):
+            factors_of_one[factor] = shard
     return [
-        as_shard(layout, own, **note["origin"]).to(part.device)
-        for layout, part, own, note in zip(layouts, parts, mine, notes)
+        as_shard(layout, factors_of_one, **one["metadata"]).to(shard.device)
+        for layout, shard, factors_of_one, one in zip(layouts, shards, own, described)
     ]
+
+
+def _has_whole_experts(weight: Weight) -> bool:
+    """Return True for several matrices, each whole on its rank, that can be decomposed one apart from another."""
+    layout = weight.scheme.layout
+    return len(layout.shape) > 2 and not layout.shards_matrices and not weight.method.basis_kind
+
+
+def _basis_of_experts(weight: Weight, held: Tensor) -> SpectralBasis:
+    """Return the basis of the matrices ``held [n, .., d1, d2]`` of this rank; all ranks of its mesh must call it.
+
+    Replicas decompose an equal number each and send it to the others, so that all have the same bits. Raises as
+    ``decompose_and_describe``.
+    """
+    layout = weight.scheme.layout
+    shares = _shares(layout)
+    mine = shares[layout.index]
+    decomposed, described = decompose_and_describe(
+        layout, lambda: decompose_one(weight, held[mine]) if len(held[mine]) else None
+    )
+    # a rank may hold none
+    one = next(one for one in described if one)
+    factors = {}
+    for factor in FACTORS:
+        own, (shape, dtype) = decomposed.pop(factor, None), one[factor]
+        if own is not None and len(own) == len(held):
+            factors[factor] = own.to(layout.device)
+            continue
+        factors[factor] = torch.empty((len(held), *shape[1:]), dtype=dtype, device=layout.device)
+        if own is not None:
+            factors[factor][mine] = own.to(layout.device)
+    transfers = Transfers(layout)
+    for index, others in shares.items():
+        if index != layout.index:
+            for whole in factors.values():
+                transfers.send(index, whole[mine])
+                transfers.receive(index, whole[others])
+    transfers.run()
+    known = {**one["metadata"], "fingerprint": origin(weight, held)}
+    return as_shard(layout, factors, **known).to(held.device)
+
+
+def _shares(layout: Layout) -> dict[int, slice]:
+    """Return what each replica, by its index in the mesh, decomposes of this rank's matrices."""
+    block = layout.block()
+    replicas = [index for index in range(len(layout.ranks)) if layout.block(index) == block]
+    count, start = block[0][1] - block[0][0], 0
+    shares = {}
+    for i, index in enumerate(replicas):
+        # as even as can be
+        stop = count * (i + 1) // len(replicas)
+        shares[index], start = slice(start, stop), stop
+    return shares

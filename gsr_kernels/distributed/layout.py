@@ -1,11 +1,11 @@
-"""Where the pieces of one tensor lie on a mesh of ranks."""
+"""Layout of one tensor over a mesh of ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,17 +15,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-T = TypeVar("T")
-
-# what a rank holds of a tensor: (start, stop) in each dimension
+# a rank's shard of a tensor: (start, stop) in each dimension
 Block = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A tensor ``shape`` on a DeviceMesh, with a placement for each of the mesh's dimensions, as DTensor has them.
+    """A tensor ``shape`` on a DeviceMesh, with a placement for each dimension of the mesh, as in a DTensor.
 
-    In one process there is no mesh, and the tensor is whole.
+    Without a mesh the tensor belongs to this process alone and is whole.
     """
 
     shape: torch.Size
@@ -33,79 +31,79 @@ class Layout:
     placements: tuple[Any, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layout:
-        # groups of processes are not copied with a model
+        # process groups are not copied with a model
         return self
 
-    def cuts(self, dim: int | None = None) -> list[int]:
-        """The mesh dimensions, of two or more ranks, over which the tensor's dimension is cut, or any of them."""
+    def mesh_dims(self, dim: int | None = None) -> list[int]:
+        """Return the mesh dimensions, of two or more ranks, that shard a dimension of the tensor, by default any."""
         dims = range(len(self.shape)) if dim is None else [dim % len(self.shape)]
-        return [i for i, p in enumerate(self.placements) if cut_dim(p) in dims and self.mesh.size(i) > 1]
-
-    @property
-    def matrices_cut(self) -> bool:
-        """Whether a matrix, ``[.., d1, d2]``, lies on several ranks."""
-        return bool(self.cuts(-2) or self.cuts(-1))
-
-    @property
-    def dealt(self) -> bool:
-        """Whether ranks hold different matrices of one tensor, as experts."""
-        return set(self.cuts()) != set(self.cuts(-2) + self.cuts(-1))
+        return [i for i, p in enumerate(self.placements) if sharded_dim(p) in dims and self.mesh.size(i) > 1]
 
     @cached_property
-    def groups(self) -> dict[tuple[int, ...], ProcessGroup]:
-        """Those over which a sum makes a matrix's pieces whole, one a mesh dimension, by their ranks."""
-        groups = [self.mesh.get_group(i) for i in sorted(self.cuts(-2) + self.cuts(-1))]
+    def shards_matrices(self) -> bool:
+        """True where a matrix, ``[.., d1, d2]``, is sharded over ranks."""
+        return bool(self.mesh_dims(-2) or self.mesh_dims(-1))
+
+    @cached_property
+    def shards_batch(self) -> bool:
+        """True where ranks hold different matrices of one tensor, as experts."""
+        return set(self.mesh_dims()) != set(self.mesh_dims(-2) + self.mesh_dims(-1))
+
+    @cached_property
+    def sum_groups(self) -> dict[tuple[int, ...], ProcessGroup]:
+        """Groups that together sum over the shards of a matrix, one a mesh dimension, by their ranks."""
+        groups = [self.mesh.get_group(i) for i in sorted(self.mesh_dims(-2) + self.mesh_dims(-1))]
         return {tuple(sorted(dist.get_process_group_ranks(group))): group for group in groups}
 
     @cached_property
     def ranks(self) -> list[int]:
-        """Every rank of the mesh, in its order."""
+        """All ranks of the mesh, in its order."""
         return [] if self.mesh is None else self.mesh.mesh.flatten().tolist()
 
     @cached_property
-    def place(self) -> int:
-        """This rank's place in that order."""
+    def index(self) -> int:
+        """Index of this rank in ``ranks``."""
         return self.ranks.index(dist.get_rank()) if self.ranks else 0
 
-    @property
-    def team(self) -> ProcessGroup:
-        """The group of all ranks of the mesh."""
+    @cached_property
+    def group(self) -> ProcessGroup:
+        """Process group of all ranks of the mesh."""
         if self.mesh.ndim == 1:
             return self.mesh.get_group(0)
-        # a mesh of several dimensions has groups along each of them alone
+        # a mesh of several dimensions has a group for each of them alone
         everyone = dist.distributed_c10d._get_default_group()
         ranks = tuple(sorted(self.ranks))
         if ranks == tuple(range(dist.get_world_size())):
             return everyone
-        made = _teams.setdefault(everyone, {})
+        made = _groups.setdefault(everyone, {})
         if ranks not in made:
-            # as patient as the user's: torch's default is half an hour
-            patience = everyone._get_backend(torch.device(self.mesh.device_type)).options._timeout
-            made[ranks] = dist.new_group(list(ranks), timeout=patience, use_local_synchronization=True)
+            # with the user's timeout: torch's default is half an hour
+            timeout = everyone._get_backend(torch.device(self.mesh.device_type)).options._timeout
+            made[ranks] = dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
         return made[ranks]
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
-        """Where this mesh communicates."""
-        # gloo carries what lies in host memory
-        kind = "cpu" if dist.get_backend(self.team) == "gloo" else self.mesh.device_type
+        """Device of the tensors that this mesh communicates."""
+        # gloo takes host memory
+        kind = "cpu" if dist.get_backend(self.group) == "gloo" else self.mesh.device_type
         return (
             torch.device(kind) if kind == "cpu" else torch.device(kind, torch.get_device_module(kind).current_device())
         )
 
-    def block(self, place: int | None = None) -> Block:
-        """What the rank at a place of the mesh holds, this rank by default.
+    def block(self, index: int | None = None) -> Block:
+        """Return the shard of the rank at an index of the mesh, by default of this rank.
 
-        Pieces are cut as ``torch.chunk`` cuts: 5 rows on 3 ranks are 2, 2, 1, and 2 rows are 1, 1, 0.
+        Shards are those of ``torch.chunk``: 5 rows on 3 ranks are 2, 2, 1, and 2 rows are 1, 1, 0.
         """
         bounds = [(0, size) for size in self.shape]
-        rest = self.place if place is None else place
+        rest = self.index if index is None else index
         coordinate = [0] * len(self.placements)
         for i in reversed(range(len(coordinate))):
             rest, coordinate[i] = divmod(rest, self.mesh.size(i))
-        # fully_shard cuts what tensor parallelism has cut already, though it comes first in the mesh
+        # fully_shard shards what tensor parallelism has sharded already, though it comes first in the mesh
         for i in sorted(range(len(coordinate)), key=lambda i: split_factor(self.placements[i])):
-            dim = cut_dim(self.placements[i])
+            dim = sharded_dim(self.placements[i])
             if dim is not None:
                 start, stop = bounds[dim]
                 each = -(-(stop - start) // self.mesh.size(i))
@@ -114,122 +112,74 @@ class Layout:
         return tuple(bounds)
 
     def holders(self) -> dict[Block, int]:
-        """Each block that is not empty, and the first place that holds it."""
+        """Return each block that is not empty, with the first index of the mesh that holds it."""
         found: dict[Block, int] = {}
-        for place in range(len(self.ranks)):
-            found.setdefault(self.block(place), place)
-        return {block: place for block, place in found.items() if count(block)}
+        for index in range(len(self.ranks)):
+            found.setdefault(self.block(index), index)
+        return {block: index for block, index in found.items() if shape_of(block).numel()}
 
-    def part(self, shape: Sequence[int], rows: bool, columns: bool, rest: int | None = None) -> Layout:
-        """The layout of a factor ``[.., m, n]`` cut as this tensor is, in its rows or columns only where asked.
+    def factor(self, shape: Sequence[int], rows: bool, columns: bool, rest: int | None = None) -> Layout:
+        """Return the layout of a factor ``[.., m, n]``: sharded as this tensor in batches, in rows or columns if asked.
 
-        What would be whole on the ranks of the other cuts they share along its dimension ``rest``, where one is given.
+        The other mesh dimensions shard its dimension ``rest`` where one is given, else they replicate.
         """
         from torch.distributed.tensor import Replicate, Shard
 
         asked = {len(self.shape) - 2: rows, len(self.shape) - 1: columns, None: True}
         other = Replicate() if rest is None else Shard(rest % len(shape))
-        placements = [p if asked.get(cut_dim(p), True) else other for p in self.placements]
+        placements = [p if asked.get(sharded_dim(p), True) else other for p in self.placements]
         return Layout(torch.Size(shape), self.mesh, tuple(placements))
 
 
 # they end with the default group
-_teams: WeakKeyDictionary[ProcessGroup, dict[tuple[int, ...], ProcessGroup]] = WeakKeyDictionary()
+_groups: WeakKeyDictionary[ProcessGroup, dict[tuple[int, ...], ProcessGroup]] = WeakKeyDictionary()
 
 
-def sides(block: Block) -> torch.Size:
-    """The shape of a block."""
+def shape_of(block: Block) -> torch.Size:
+    """Return the shape of a block."""
     return torch.Size(stop - start for start, stop in block)
 
 
-def count(block: Block) -> int:
-    """How many numbers it has."""
-    return sides(block).numel()
-
-
-def at(block: Block) -> tuple[slice, ...]:
-    """The block as an index."""
+def slices(block: Block) -> tuple[slice, ...]:
+    """Return the block as an index."""
     return tuple(slice(*bounds) for bounds in block)
 
 
-def cut_dim(placement: Any) -> int | None:
-    """The dimension that a placement cuts."""
+def sharded_dim(placement: Any) -> int | None:
+    """Return the dimension that a placement shards."""
     return getattr(placement, "dim", None)
 
 
 def split_factor(placement: Any) -> int:
-    """Into how many pieces later mesh dimensions have cut, first, what a placement cuts."""
+    """Return the number of shards that later mesh dimensions make, first, of what a placement shards."""
     return getattr(placement, "split_factor", 1)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a parameter or gradient, by reference; the tensor itself where it is no DTensor."""
+    """Return this rank's shard of a parameter or gradient, by reference; a plain tensor is returned as it is."""
     if not hasattr(tensor, "to_local"):
         return tensor
     with torch.no_grad():
-        held = tensor.to_local()
+        shard = tensor.to_local()
     # a collective may be under way, as tensor parallelism leaves it
-    return held.wait() if hasattr(held, "wait") else held
+    return shard.wait() if hasattr(shard, "wait") else shard
 
 
-def teams(layouts: Sequence[Layout]) -> list[Layout]:
-    """A layout of each group of ranks."""
-    return list({tuple(sorted(one.ranks)): one for one in layouts if one.mesh is not None}.values())
+def local_gradient(name: str, parameter: Tensor) -> Tensor | None:
+    """Return this rank's shard of a parameter's gradient, by reference; None where it has none.
 
-
-def common(layouts: Sequence[Layout]) -> Layout:
-    """One whose ranks are all that hold any of these; ValueError where groups of ranks lie side by side."""
-    widest = max(layouts, key=lambda layout: len(layout.ranks))
-    apart = [one for one in teams(layouts) if not set(one.ranks) <= set(widest.ranks)]
-    if apart:
-        raise ValueError(
-            f"bases: some weights lie on the ranks {sorted(apart[0].ranks)} and others on {sorted(widest.ranks)}, and "
-            "one directory takes them from a group that holds all; place them on one mesh, or leave bases= out"
-        )
-    return widest
-
-
-def agreed(flag: bool, layouts: Sequence[Layout]) -> bool:
-    """Whether the flag is set on every rank of these layouts; all of them must ask."""
-    # the smaller first: what ranks within a larger group agreed on, that group then hears
-    for layout in sorted(teams(layouts), key=lambda layout: len(layout.ranks)):
-        votes = torch.tensor(int(flag), dtype=torch.int32, device=layout.device)
-        dist.all_reduce(votes, dist.ReduceOp.MIN, group=layout.team)
-        flag = bool(votes.item())
-    return flag
-
-
-def alike(told: object, layouts: Sequence[Layout]) -> bool:
-    """Whether all ranks of these layouts tell the same; all of them must ask."""
-    same = True
-    # in one order on all ranks, since groups may overlap
-    for layout in sorted(teams(layouts), key=lambda layout: sorted(layout.ranks)):
-        each: list[object] = [None] * len(layout.ranks)
-        dist.all_gather_object(each, told, group=layout.team)
-        same = same and all(one == told for one in each)
-    return agreed(same, layouts)
-
-
-def leads(layouts: Sequence[Layout]) -> bool:
-    """Whether this rank is the one that speaks and writes for all."""
-    return all(layout.place == 0 for layout in layouts)
-
-
-def led(act: Callable[[], None], layouts: Sequence[Layout]) -> None:
-    """Has the first rank act while the others wait; where it fails all of them raise."""
-    together(act if leads(layouts) else lambda: None, layouts)
-
-
-def together(act: Callable[[], T], layouts: Sequence[Layout]) -> T:
-    """What ``act``, which exchanges nothing, returns here; all ranks of these layouts must ask.
-
-    Where it fails on one, that rank raises what it met and all others RuntimeError, so that none waits for it.
+    Partial sums, as a sharded input leaves them to a replicated weight, are first redistributed to the parameter's
+    placement. Raises RuntimeError, by the parameter's name, for any other placement.
     """
-    problem: Exception | None = None
-    try:
-        found = act()
-    except Exception as error:
-        problem = error
-    if not agreed(problem is None, layouts):
-        raise problem or RuntimeError("another rank has failed in what all of them do together; it says why")
-    return found
+    gradient = parameter.grad
+    if gradient is None:
+        return None
+    placed, expected = getattr(gradient, "placements", None), getattr(parameter, "placements", None)
+    if placed != expected:
+        if not (placed and expected and all(p.is_partial() or p == e for p, e in zip(placed, expected))):
+            raise RuntimeError(
+                f"the gradient of {name} is placed as {placed} and the parameter as {expected}: redistribute it before "
+                "optimizer.step()"
+            )
+        gradient = parameter.grad = gradient.redistribute(placements=expected)  # type: ignore[attr-defined]
+    return local(gradient)

@@ -1,24 +1,30 @@
-"""What is read from a model's parameters, and what is advised for them."""
+"""Placements of a model's parameters: read, refused and advised."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gsr_kernels.distributed.layout import Layout, cut_dim, local
+from gsr_kernels.distributed.layout import Layout, local, sharded_dim, split_factor
+from gsr_kernels.distributed.schemes import LongSide
+from gsr_kernels.messages import some
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Shard
 
+    from gsr_kernels.weight import Weight
+
 
 def read_layouts(model: object, parameters: Mapping[str, Tensor]) -> dict[str, Layout]:
-    """How each parameter lies: a DTensor as its placements say, any other whole, on every rank of a model in DDP.
+    """Return the layout of each parameter: a DTensor's by its placements, any other whole, replicated under DDP.
 
-    Raises ValueError, by the parameter's name, for placements that are not served.
+    Raises ValueError, by the parameter's name, for placements that are not supported.
     """
     replicas: tuple = ()
     if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -34,41 +40,67 @@ def read_layouts(model: object, parameters: Mapping[str, Tensor]) -> dict[str, L
 
 def _read(name: str, parameter: Tensor) -> Layout:
     mesh, placements = parameter.device_mesh, tuple(parameter.placements)  # type: ignore[attr-defined]
-    for placement in placements:
-        if cut_dim(placement) is None and not placement.is_replicate():
+    for i, placement in enumerate(placements):
+        dim, splits = sharded_dim(placement), split_factor(placement)
+        if dim is None and not placement.is_replicate():
             raise ValueError(f"{name} is placed as {placement}: redistribute it to Shard or Replicate before attach()")
+        # what fully_shard makes of a tensor that later mesh dimensions shard; alone it gives a rank several runs
+        later = prod(mesh.size(j) for j in range(i + 1, mesh.ndim) if sharded_dim(placements[j]) == dim)
+        if splits not in (1, later):
+            raise ValueError(
+                f"{name} is placed as {placement}, which gives each rank {splits} separate runs of dimension {dim}, as "
+                "tensor parallelism places packed experts: redistribute it to Shard, or leave it out of targets="
+            )
     return Layout(parameter.shape, mesh, placements)
 
 
-def check_gradient(name: str, parameter: Tensor, gradient: Tensor) -> None:
-    """Raises RuntimeError for a gradient that is placed otherwise than its parameter."""
-    placed, expected = (getattr(tensor, "placements", None) for tensor in (gradient, parameter))
-    if placed != expected:
-        raise RuntimeError(
-            f"the gradient of {name} is placed as {placed} and the parameter as {expected}: redistribute it before "
-            "optimizer.step()"
-        )
-
-
 def shard_placement_fn(parameter: nn.Parameter, mesh: DeviceMesh | None = None) -> Shard | None:
-    """For ``fully_shard(shard_placement_fn=…)``: cuts matrices along their short side, where "drop" is free of traffic.
+    """Shard matrices along their short side, where "drop" is free of traffic: ``fully_shard(shard_placement_fn=…)``.
 
-    The price is memory: every rank then holds the long factor of the basis whole. None, fully_shard's own choice of
-    the first dimension, where that is the short side; where the ranks do not divide the second, which fully_shard
-    refuses; where tensor parallelism has cut the long side, and the short one would save nothing; and for experts,
-    which are then cut into whole matrices.
+    The price is memory: every rank then holds the long factor of the basis whole. Returns None, fully_shard's own
+    choice of the first dimension, where that is the short side; where the ranks do not divide the second, which
+    fully_shard refuses; where tensor parallelism has sharded the long side, and the short one would save nothing; and
+    for experts, which are then sharded into whole matrices.
 
     Args:
         mesh: that of fully_shard, by ``functools.partial(shard_placement_fn, mesh=mesh)``; of two dimensions (HSDP)
             the second shards. None: all ranks together, which is safe on any mesh and on a smaller one may leave rows
-            cut that need not be.
+            sharded that need not be.
     """
     from torch.distributed.tensor import Shard
 
     if parameter.ndim != 2:
         return None
     d1, d2 = parameter.shape
-    # what tensor parallelism has left of it is cut
+    # tensor parallelism may have sharded it already
     rows, columns = local(parameter).shape
     ranks = dist.get_world_size() if mesh is None else mesh.size(mesh.ndim - 1)
     return Shard(1) if d1 > d2 and rows == d1 and columns % ranks == 0 else None
+
+
+def advise(weights: Sequence[Weight]) -> None:
+    """Warn where "drop" sums more than a diagonal and sharding the other side would not: what it saves and costs."""
+    # with shard_bases the other side would gather the long factor, twice
+    costly = [weight for weight in weights if isinstance(weight.scheme, LongSide) and not weight.scheme.gathers]
+    if not costly:
+        return
+    now = sum(prod(weight.scheme.sums_shape(weight.basis.rank)) * weight.basis.S.element_size() for weight in costly)
+    free = sum(weight.basis.S.nbytes for weight in costly)
+    more = kept = 0.0
+    for weight in costly:
+        layout, basis = weight.scheme.layout, weight.basis
+        ranks = prod(layout.mesh.size(i) for i in layout.mesh_dims())
+        # the long factor whole and the short one sharded, instead of the other way round
+        longer = basis.S.numel() * abs(layout.shape[-2] - layout.shape[-1]) * basis.U.element_size()
+        more += longer * (1 - 1 / ranks)
+        # Uᵀ G, in the dtype of S, as products with float32 bases are
+        kept += basis.S.nbytes * min(layout.shape[-2:]) / ranks
+    warnings.warn(
+        f"gsr_kernels: {len(costly)} weights ({some([weight.name for weight in costly])}) are sharded along their long "
+        f'side, where "drop" sums {now:,} bytes a step. '
+        "fully_shard(..., shard_placement_fn=gsr_kernels.shard_placement_fn) shards the short side and sums "
+        f"{free:,}; every rank then holds the long factors whole, {more:,.0f} bytes more, and keeps "
+        f"{kept:,.0f} between the products of a step. "
+        'out_of_span="keep" is free on either side',
+        stacklevel=3,
+    )

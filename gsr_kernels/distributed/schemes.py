@@ -1,7 +1,7 @@
-"""How GSR meets a matrix that is cut over ranks: what each adds to a sum, and what each does with the sum.
+"""Schemes of GSR for a matrix that is sharded over ranks: what each rank adds to a sum, and what it does with the sum.
 
-One class a scheme. Each is arithmetic on the piece ``G [.., m, n]`` of a rank and the pieces of the factors that it
-holds; none knows where the others are. The sum over all pieces is the only thing that they exchange.
+One class a scheme. Each is arithmetic on the shard ``G [.., m, n]`` of a rank and its shards of the factors; none knows
+where the others are. The sum over all shards is the only thing that they exchange.
 """
 
 from __future__ import annotations
@@ -14,152 +14,152 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.distributed.layout import Layout, sides
-from gsr_kernels.methods import GSR, Chain, Method
+from gsr_kernels.distributed.layout import Layout, shape_of
+from gsr_kernels.methods import GSR, Chain, Method, projections
 from gsr_kernels.methods.base import Heads
-from gsr_kernels.methods.projections import operands
 
-Pieces = tuple[Tensor, Tensor, Tensor]
+# G, U and Vh of a rank
+Operands = tuple[Tensor, Tensor, Tensor]
 
 
 def factor_shapes(shape: Sequence[int], k: int) -> dict[str, torch.Size]:
-    """Of whole U, S and Vh with k directions of matrices ``[.., d1, d2]``."""
+    """Return the shapes of whole U, S and Vh with k directions of matrices ``[.., d1, d2]``."""
     *batch, d1, d2 = shape
     return {"U": torch.Size((*batch, d1, k)), "S": torch.Size((*batch, k)), "Vh": torch.Size((*batch, k, d2))}
 
 
 @dataclass(frozen=True, eq=False)
 class Scheme:
-    """A weight's layout, and what its pieces share.
+    """A weight's layout, and the arithmetic on its shards.
 
-    ``lying`` is set for a wide weight under a scheme that is told of tall ones: all is transposed. ``gathers`` says
-    that ranks share the directions of a factor that all of them need, and gather it when they do.
+    ``transposed`` is set for a wide weight under a scheme for tall ones. ``gathers`` says that the directions of a
+    factor that all ranks need are sharded as well, and gathered when they are needed.
     """
 
     layout: Layout
-    lying: bool = False
+    transposed: bool = False
     gathers: bool = False
 
-    # whether what is gathered is needed before the sum
+    # False where what is gathered is needed after the sum alone
     first: ClassVar[bool] = True
 
     def factors(self, shapes: Mapping[str, torch.Size]) -> dict[str, Layout]:
-        """Where U, S and Vh of these whole shapes lie: cut as the weight is, in batches, U's rows and Vh's columns."""
+        """Return the layouts of U, S and Vh of these whole shapes: the weight's in batches, U's rows, Vh's columns."""
         U, Vh = (-1, -2) if self.gathers else (None, None)
         return {
-            "U": self.layout.part(shapes["U"], True, False, U),
-            "S": self.layout.part(shapes["S"], False, False),
-            "Vh": self.layout.part(shapes["Vh"], False, True, Vh),
+            "U": self.layout.factor(shapes["U"], True, False, U),
+            "S": self.layout.factor(shapes["S"], False, False),
+            "Vh": self.layout.factor(shapes["Vh"], False, True, Vh),
         }
 
-    def sums_shape(self, k: int, place: int | None = None) -> tuple[int, ...]:
-        """The shape of what the rank at a place of the mesh, this rank by default, sums: ``[.., k]``, a diagonal."""
-        return (*sides(self.layout.block(place))[:-2], k)
+    def sums_shape(self, k: int, index: int | None = None) -> tuple[int, ...]:
+        """Return the shape of the sum at an index of the mesh, by default of this rank: ``[.., k]``, a diagonal."""
+        return (*shape_of(self.layout.block(index))[:-2], k)
 
-    def partial(self, pieces: Pieces) -> tuple[Tensor, ...]:
-        """What this rank adds to the sum, and what else it keeps until the sum is there."""
+    def partial(self, operands: Operands) -> tuple[Tensor, ...]:
+        """Return what this rank adds to the sum, and what else it keeps until the sum is there."""
         raise NotImplementedError
 
-    def diagonal(self, sums: Tensor, pieces: Pieces) -> Tensor:
-        """The diagonal of N, ``g [.., k]``."""
+    def diagonal(self, sums: Tensor, operands: Operands) -> Tensor:
+        """Return the diagonal of N, ``g [.., k]``."""
         return sums
 
-    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], pieces: Pieces, delta: Tensor) -> Tensor:
-        """This rank's piece of G'."""
+    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], operands: Operands, delta: Tensor) -> Tensor:
+        """Return this rank's shard of G'."""
         raise NotImplementedError
 
-    def pieces(self, G: Tensor, basis: SpectralBasis) -> Pieces:
-        """``(G, U, Vh)`` in the dtype of the products, standing upright."""
+    def operands(self, G: Tensor, basis: SpectralBasis) -> Operands:
+        """Return ``(G, U, Vh)`` in the dtype of the products, transposed where the scheme is."""
         # a sum of 16-bit products would be rounded before it is sent, or overflow
-        G, U, Vh = operands(G.to(torch.promote_types(G.dtype, basis.S.dtype)), basis)
-        return (G.mT, Vh.mT, U.mT) if self.lying else (G, U, Vh)
+        G, U, Vh = projections.operands(G.to(torch.promote_types(G.dtype, basis.S.dtype)), basis)
+        return (G.mT, Vh.mT, U.mT) if self.transposed else (G, U, Vh)
 
 
 class Whole(Scheme):
-    """Each rank has whole matrices, replicas or experts of its own: nothing is exchanged, every method is served."""
+    """Whole matrices on each rank, replicas or experts of its own: nothing is exchanged, every method is supported."""
 
 
 class Diagonal(Scheme):
-    """``G + U diag(δ) Vh`` on any piece: what the bases do not span stays, or there is nothing that they do not."""
+    """``G + U diag(δ) Vh`` on any shard: what the bases do not span stays, or there is nothing that they do not."""
 
-    def partial(self, pieces: Pieces) -> tuple[Tensor, ...]:
-        G, U, Vh = pieces
+    def partial(self, operands: Operands) -> tuple[Tensor, ...]:
+        G, U, Vh = operands
         if G.shape[-2] > G.shape[-1]:
             G, U, Vh = G.mT, Vh.mT, U.mT
         return ((G @ Vh.mT).mul_(U).sum(-2),)
 
-    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], pieces: Pieces, delta: Tensor) -> Tensor:
-        G, U, Vh = pieces
+    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], operands: Operands, delta: Tensor) -> Tensor:
+        G, U, Vh = operands
         return G + (U * delta.unsqueeze(-2)) @ Vh
 
 
 class ShortSide(Scheme):
-    """``U (Uᵀ G + diag(δ) Vh)`` of a tall weight cut in columns: every rank holds all of U."""
+    """``U (Uᵀ G + diag(δ) Vh)`` of a tall weight sharded in columns: every rank holds all of U."""
 
-    def partial(self, pieces: Pieces) -> tuple[Tensor, ...]:
-        G, U, Vh = pieces
+    def partial(self, operands: Operands) -> tuple[Tensor, ...]:
+        G, U, Vh = operands
         A = U.mT @ G
         return (A * Vh).sum(-1), A
 
-    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], pieces: Pieces, delta: Tensor) -> Tensor:
-        _, U, Vh = pieces
+    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], operands: Operands, delta: Tensor) -> Tensor:
+        _, U, Vh = operands
         return U @ kept[0].addcmul_(delta.unsqueeze(-1), Vh)
 
 
 class LongSide(Scheme):
-    """The same of a tall weight cut in rows: Uᵀ G, ``[.., k, d2]``, is summed."""
+    """The same of a tall weight sharded in rows: Uᵀ G, ``[.., k, d2]``, is summed."""
 
     first = False
 
-    def sums_shape(self, k: int, place: int | None = None) -> tuple[int, ...]:
-        return (*super().sums_shape(k, place), self.layout.shape[-2 if self.lying else -1])
+    def sums_shape(self, k: int, index: int | None = None) -> tuple[int, ...]:
+        return (*super().sums_shape(k, index), self.layout.shape[-2 if self.transposed else -1])
 
-    def partial(self, pieces: Pieces) -> tuple[Tensor, ...]:
-        G, U, _ = pieces
+    def partial(self, operands: Operands) -> tuple[Tensor, ...]:
+        G, U, _ = operands
         return (U.mT @ G,)
 
-    def diagonal(self, sums: Tensor, pieces: Pieces) -> Tensor:
-        return (sums * pieces[2]).sum(-1)
+    def diagonal(self, sums: Tensor, operands: Operands) -> Tensor:
+        return (sums * operands[2]).sum(-1)
 
-    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], pieces: Pieces, delta: Tensor) -> Tensor:
-        _, U, Vh = pieces
+    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], operands: Operands, delta: Tensor) -> Tensor:
+        _, U, Vh = operands
         return U @ sums.addcmul(delta.unsqueeze(-1), Vh)
 
 
 class Core(Scheme):
-    """``U (N + diag(δ)) Vh`` on any piece: N, ``[.., k, k]``, is summed."""
+    """``U (N + diag(δ)) Vh`` on any shard: N, ``[.., k, k]``, is summed."""
 
-    def sums_shape(self, k: int, place: int | None = None) -> tuple[int, ...]:
-        return (*super().sums_shape(k, place), k)
+    def sums_shape(self, k: int, index: int | None = None) -> tuple[int, ...]:
+        return (*super().sums_shape(k, index), k)
 
-    def partial(self, pieces: Pieces) -> tuple[Tensor, ...]:
-        G, U, Vh = pieces
+    def partial(self, operands: Operands) -> tuple[Tensor, ...]:
+        G, U, Vh = operands
         return ((U.mT @ G) @ Vh.mT,)
 
-    def diagonal(self, sums: Tensor, pieces: Pieces) -> Tensor:
+    def diagonal(self, sums: Tensor, operands: Operands) -> Tensor:
         return sums.diagonal(dim1=-2, dim2=-1)
 
-    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], pieces: Pieces, delta: Tensor) -> Tensor:
-        _, U, Vh = pieces
+    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], operands: Operands, delta: Tensor) -> Tensor:
+        _, U, Vh = operands
         return U @ ((sums + delta.diag_embed()) @ Vh)
 
 
 def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Heads, shard_bases: bool) -> Scheme:
-    """The scheme that serves a weight of this layout with k directions at the least traffic.
+    """Return the scheme of least traffic for a weight of this layout with k directions.
 
     With ``shard_bases`` it holds no factor whole, and gathers.
 
-    Raises, by name, on a weight that is cut: TypeError for a method that needs whole matrices, ValueError for heads.
+    Raises, by name, for a sharded weight: TypeError for a method that needs whole matrices, ValueError for heads.
     """
-    if heads is not None and layout.cuts():
+    if heads is not None and layout.mesh_dims():
         raise ValueError(
             f"heads: {name} is taken in {heads if isinstance(heads, int) else heads[0]} parts, with a basis each, and "
-            f"is cut over ranks ({layout.placements}), which need not cut between them. Leave it out of heads= or, "
-            "where it is q, k and v in one, out of targets=; or keep it whole (fully_shard's ignored_params)"
+            f"is sharded over ranks ({layout.placements}), which need not split between them. Leave it out of heads= "
+            "or, where it is q, k and v in one, out of targets=; or keep it whole (fully_shard's ignored_params)"
         )
     names = " and ".join(type(one).__name__ for one in (method.methods if isinstance(method, Chain) else (method,)))
-    if not layout.matrices_cut:
-        if layout.dealt and method.lasting:
+    if not layout.shards_matrices:
+        if layout.shards_batch and method.lasting:
             raise TypeError(
                 f"method: {names} keeps what a checkpoint must hold, and of {name} each rank has matrices of its own "
                 f"({layout.placements}), which no checkpoint tells apart. Replicate them, or leave them out of targets="
@@ -167,8 +167,8 @@ def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Head
         return Whole(layout)
     if type(method) is not GSR:
         raise TypeError(
-            f"method: {names} needs whole matrices, and {name} is cut over ranks ({layout.placements}); "
-            "GSR alone is served there. Train replicas (DistributedDataParallel), or choose targets= that are not cut"
+            f"method: {names} needs whole matrices, and {name} is sharded over ranks ({layout.placements}); GSR alone "
+            "is supported there. Train replicas (DistributedDataParallel), or choose targets= that are not sharded"
         )
     return replace(_choose(method, layout, k), gathers=shard_bases)
 
@@ -179,7 +179,7 @@ def _choose(method: GSR, layout: Layout, k: int) -> Scheme:
     if method.out_of_span == "keep" or (whole and d1 == d2):
         return Diagonal(layout)
     wide = d1 < d2
-    rows, columns = bool(layout.cuts(-2)), bool(layout.cuts(-1))
+    rows, columns = bool(layout.mesh_dims(-2)), bool(layout.mesh_dims(-1))
     long, short = (columns, rows) if wide else (rows, columns)
     if not whole or (long and short):
         return Core(layout)

@@ -1,9 +1,10 @@
-"""The part of a weight's basis that one rank holds."""
+"""Shards of bases: what one rank holds of them, and how it gathers factors that it needs whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,15 +18,15 @@ from gsr_kernels.io.bases_file import FACTORS
 
 @dataclass(frozen=True, eq=False)
 class BasisShard(SpectralBasis):
-    """Rows of U, S, and columns of Vh, of the basis of a weight of shape ``whole``; either factor may be all of it.
+    """Rows of U, S, and columns of Vh, of the basis of a weight of shape ``whole``; a factor may be empty, or whole.
 
-    An empty part is one. ``shape`` and ``rank`` are those of the weight's whole basis, ``nbytes`` what lies here.
+    ``shape`` and ``rank`` are those of the weight's whole basis, ``nbytes`` is what this rank holds.
     """
 
     whole: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """The factors come from a basis that was checked whole."""
+        """Check nothing: the factors come from a basis that was checked whole."""
 
     @property
     def shape(self) -> torch.Size:
@@ -33,35 +34,98 @@ class BasisShard(SpectralBasis):
         return torch.Size(self.whole)
 
     def split(self, weight: Tensor) -> Tensor:
-        """A rank's part of a weight or gradient is its own matrix."""
+        """Return a rank's shard of a weight or gradient as it is: it has no heads."""
         return weight
 
 
 def as_shard(
-    layout: Layout, parts: Mapping[str, Tensor], fingerprint: str | None, head_dim: int | None, randomized: bool
+    layout: Layout, factors: Mapping[str, Tensor], fingerprint: str | None, head_dim: int | None, randomized: bool
 ) -> SpectralBasis:
-    """The parts of factors that a rank holds; an ordinary basis where matrices are whole."""
-    U, S, Vh = (parts[factor] for factor in FACTORS)
-    if layout.matrices_cut:
+    """Return a basis of a rank's shards of the factors; an ordinary one where matrices are whole."""
+    U, S, Vh = (factors[name] for name in FACTORS)
+    if layout.shards_matrices:
         return BasisShard(U, S, Vh, fingerprint, randomized=randomized, whole=layout.shape)
     return SpectralBasis(U, S, Vh, fingerprint, head_dim, randomized)
 
 
-def origin_of(basis: SpectralBasis) -> dict[str, Any]:
-    """What there is to know of a basis beside its factors."""
+def metadata(basis: SpectralBasis) -> dict[str, Any]:
+    """Return what ``as_shard`` takes beside layout and factors."""
     return {"fingerprint": basis.fingerprint, "head_dim": basis.head_dim, "randomized": basis.randomized}
 
 
-def fingerprint_of_parts(part: Tensor, layout: Layout) -> str:
-    """``fingerprint`` of the weight whose parts the ranks of a layout hold; all of them must ask."""
-    if not layout.cuts():
-        return fingerprint(part)
+def fingerprint_of_shards(shard: Tensor, layout: Layout) -> str:
+    """Return ``fingerprint`` of the weight whose shards the ranks of a layout hold; all of them must call."""
+    if not layout.mesh_dims():
+        return fingerprint(shard)
     block = layout.block()
     # of replicas one counts
-    counts = layout.holders().get(block) == layout.place
-    total = bit_sum(part, [start for start, _ in block], layout.shape) if counts else 0
+    counts = layout.holders().get(block) == layout.index
+    total = bit_sum(shard, [start for start, _ in block], layout.shape) if counts else 0
     # int64 wraps as the sum modulo 2^64 does
     total -= (total >> 63) << 64
     sums = torch.tensor(total, dtype=torch.int64, device=layout.device)
-    dist.all_reduce(sums, group=layout.team)
-    return label(part.dtype, layout.shape, int(sums) % 2**64)
+    dist.all_reduce(sums, group=layout.group)
+    return label(shard.dtype, layout.shape, int(sums) % 2**64)
+
+
+def gathered(shards: Iterable[tuple[SpectralBasis, Mapping[str, Layout] | None]]) -> Iterator[SpectralBasis]:
+    """Yield bases with their sharded factors whole, each on its way while the one before it is used.
+
+    Where no layouts of its factors come with a basis it is yielded as it is. Nothing is kept of a basis that was
+    yielded. All ranks of a weight's mesh must ask for the same bases.
+    """
+    # the one that is about to be used: it is made contiguous before the next has room
+    ready: list[SpectralBasis] = []
+    coming: _Gather | None = None
+    for basis, layouts in shards:
+        if coming is not None:
+            ready.append(coming.wait())
+        coming = _Gather(basis, layouts)
+        if ready:
+            yield ready.pop()
+    if coming is not None:
+        yield coming.wait()
+
+
+class _Gather:
+    """One basis on its way."""
+
+    def __init__(self, basis: SpectralBasis, layouts: Mapping[str, Layout] | None) -> None:
+        self._basis, self._coming = basis, dict[str, Iterator[Tensor]]()
+        for name, dim in (("U", -1), ("Vh", -2)) if layouts else ():
+            if layouts and layouts[name].mesh_dims(dim):
+                self._coming[name] = _gathering(getattr(basis, name), layouts[name], dim)
+                next(self._coming[name])
+
+    def wait(self) -> SpectralBasis:
+        """Return the basis, for use on the current stream."""
+        whole = {name: deque(self._coming.pop(name), maxlen=1).pop() for name in [*self._coming]}
+        return replace(self._basis, U=whole.get("U", self._basis.U), Vh=whole.get("Vh", self._basis.Vh))
+
+
+def _gathering(shard: Tensor, layout: Layout, dim: int) -> Iterator[Tensor]:
+    """Yield, last, a tensor that is whole in one dimension, of which each rank has a shard.
+
+    Before that each ``next`` waits for one group of ranks and begins with another, and yields what is under way.
+    """
+    axes = layout.mesh_dims(dim)
+    coordinate = layout.mesh.get_coordinate()
+    # what each mesh dimension shards: the whole, then what this rank has of it
+    sizes = [layout.shape[dim]]
+    for i in axes:
+        each = -(-sizes[-1] // layout.mesh.size(i))
+        sizes.append(max(0, min(each, sizes[-1] - coordinate[i] * each)))
+    held = shard.movedim(dim, 0).to(layout.device)
+    for i, size in zip(reversed(axes), reversed(sizes[:-1])):
+        # ranks send equal lengths: what the last have less is padded, and falls off at the end
+        less = -(-size // layout.mesh.size(i)) - len(held)
+        sent = torch.cat([held, held.new_zeros(less, *held.shape[1:])]) if less else held.contiguous()
+        held = sent.new_empty(len(sent) * layout.mesh.size(i), *sent.shape[1:])
+        work = dist.all_gather_into_tensor(held, sent, group=layout.mesh.get_group(i), async_op=True)
+        yield held
+        work.wait()
+        # both hold what was sent
+        del sent, work
+        held = held[:size]
+    # with the strides of a factor that was never sharded: products round alike
+    yield held.movedim(0, dim).contiguous().to(shard.device)

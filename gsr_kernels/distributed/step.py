@@ -1,24 +1,33 @@
-"""One step of the weights that are cut over ranks: partial sums, their reduction, each rank's piece."""
+"""Step of the weights that are sharded over ranks: products, one all-reduce a bucket and mesh dimension, products."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.distributed.buckets import Sums
-from gsr_kernels.distributed.gather import gathered
+from gsr_kernels.distributed.layout import Layout
+from gsr_kernels.distributed.schemes import factor_shapes
+from gsr_kernels.distributed.shard import gathered
 from gsr_kernels.methods import GSR
 from gsr_kernels.offload import visits
 from gsr_kernels.ops import implementation
 from gsr_kernels.weight import Weight
 
-# the products of one weight before the sum, or those after it
-Task = tuple[int, Callable[[int, SpectralBasis], None]]
+# bytes: a bucket is full with the weight that reaches them. A tenth of it would pay the latency of the wire more often
+# than it hides (bench/sharded.py), and two are held at a time. The diagonals of all but the largest models are one
+BUCKET = 200 * 2**20
+
+# index of a weight, and False for its products before the sum, True for those after it
+Task = tuple[int, bool]
 
 
 def transform_shards(
@@ -26,7 +35,7 @@ def transform_shards(
     gradients: Sequence[Tensor | None],
     check: Callable[[list[Tensor]], None] | None = None,
 ) -> None:
-    """Rewrites this rank's pieces of gradients in place and counts; every rank of every weight's mesh must call it.
+    """Rewrite this rank's shards of gradients in place and count; every rank of every weight's mesh must call it.
 
     A gradient that is None here counts as zero: other ranks may have theirs. The sum of a matrix whose gradient holds
     NaN or Inf on any rank is so on all of them: it keeps its gradient as it came, with no further message. ``check``
@@ -34,71 +43,207 @@ def transform_shards(
 
     Sums go out bucket by bucket, each under the first products of the next and the second products of the one before.
     """
-    step = _Step(weights, gradients)
-    first = [[(place, step.first) for place in bucket] for bucket in step.sums.buckets]
-    second = [[(place, step.second) for place in bucket] for bucket in step.sums.buckets]
-    if check is not None:
-        step.run(first)
-        check(step.sums.arrived())
-        step.run(second)
+    if not weights:
+        return
+    key = [(weight.scheme, weight.basis.S.shape, weight.basis.S.dtype) for weight in weights]
+    plan = _plans.get(weights[0])
+    if plan is None or plan.key != key:
+        plan = _plans[weights[0]] = Plan(weights, key)
+    step = _Step(weights, gradients, plan)
+    if check is None:
+        step.run(plan.overlapped)
     else:
+        step.run(plan.first)
+        check(step.sums.all())
+        step.run(plan.second)
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Parts that one all-reduce a mesh dimension sums: indices of their weights, in order, and what they are."""
+
+    indices: list[int]
+    shapes: list[torch.Size]
+    dtype: torch.dtype
+    layout: Layout
+
+
+def make_buckets(
+    layouts: Sequence[Layout], shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype], sizes: Sequence[int]
+) -> list[Bucket]:
+    """Return the buckets of the parts of sums of tensors with these layouts.
+
+    Args:
+        shapes, dtypes: of each part on this rank.
+        sizes: bytes that each counts for, the same on every rank whatever it holds: all must fill their buckets alike.
+    """
+    # of one mesh, sharded by the same groups: ranks of one need not have the weights of another
+    before: dict[object, int] = {}
+    found: dict[object, Bucket] = {}
+    for index, (layout, shape, dtype, size) in enumerate(zip(layouts, shapes, dtypes, sizes)):
+        kind = tuple(layout.ranks), tuple(layout.sum_groups), dtype
+        bucket = found.setdefault((kind, before.get(kind, 0) // BUCKET), Bucket([], [], dtype, layout))
+        bucket.indices.append(index)
+        bucket.shapes.append(shape)
+        before[kind] = before.get(kind, 0) + size
+    return list(found.values())
+
+
+class Plan:
+    """What all steps of the same weights share: buckets and the order of the products.
+
+    It holds for bases of the shapes and dtypes in ``key``.
+    """
+
+    def __init__(self, weights: Sequence[Weight], key: object) -> None:
+        self.key = key
+        schemes, bases = [weight.scheme for weight in weights], [weight.basis for weight in weights]
+        # one dtype on the wire, whatever the gradients of this rank have
+        dtypes = [basis.S.dtype for basis in bases]
+        shapes = [torch.Size(scheme.sums_shape(basis.rank)) for scheme, basis in zip(schemes, bases)]
+        # of experts no rank has more than the first
+        elements = [prod(scheme.sums_shape(basis.rank, 0)) for scheme, basis in zip(schemes, bases)]
+        sizes = [number * dtype.itemsize for number, dtype in zip(elements, dtypes)]
+        buckets = make_buckets([scheme.layout for scheme in schemes], shapes, dtypes, sizes)
+        self.bucket_of = {index: bucket for bucket in buckets for index in bucket.indices}
+        first, second = ([[(i, after) for i in bucket.indices] for bucket in buckets] for after in (False, True))
         between = [tasks for pair in zip(first[1:], second) for tasks in pair]
-        step.run([*first[:1], *between, *second[-1:]])
+        self.first, self.second = list(chain(*first)), list(chain(*second))
+        self.overlapped = list(chain(*first[:1], *between, *second[-1:]))
+        # of what ranks share, and need whole, of a weight's factors
+        self.factors: dict[int, Mapping[str, Layout]] = {
+            index: scheme.factors(factor_shapes(basis.shape, basis.rank))
+            for index, (scheme, basis) in enumerate(zip(schemes, bases))
+            if scheme.gathers
+        }
+        self.offloaded = any(weight.offloaded for weight in weights)
+        self.rescale = [implementation("rescale", device=weight.skipped.device) for weight in weights]
+
+
+# by the first of their weights
+_plans: WeakKeyDictionary[Weight, Plan] = WeakKeyDictionary()
 
 
 class _Step:
-    def __init__(self, weights: Sequence[Weight], gradients: Sequence[Tensor | None]) -> None:
-        self.weights, self.gradients = weights, gradients
-        schemes, ranks = [weight.scheme for weight in weights], [weight.basis.rank for weight in weights]
-        # one dtype on the wire, whatever the gradients of this rank have
-        dtypes = [weight.basis.S.dtype for weight in weights]
-        # of experts no rank has more than the first
-        numbers = [prod(scheme.sums_shape(k, 0)) for scheme, k in zip(schemes, ranks)]
-        sizes = [number * dtype.itemsize for number, dtype in zip(numbers, dtypes)]
-        shapes = [scheme.sums_shape(k) for scheme, k in zip(schemes, ranks)]
-        self.sums = Sums([scheme.layout for scheme in schemes], shapes, dtypes, sizes)
+    def __init__(self, weights: Sequence[Weight], gradients: Sequence[Tensor | None], plan: Plan) -> None:
+        self._weights, self._gradients, self._plan = weights, gradients, plan
+        self.sums = Sums(plan.bucket_of)
         # what a rank keeps of its first products for its second
         self._kept: dict[int, Sequence[Tensor]] = {}
 
-    def run(self, buckets: Sequence[Sequence[Task]]) -> None:
-        tasks = [task for bucket in buckets for task in bucket]
+    def run(self, tasks: Sequence[Task]) -> None:
         bases = self._bases(tasks)
-        for place, act in tasks:
+        for index, after in tasks:
             # by no name: what was gathered goes when it was used
-            act(place, next(bases))
+            (self.second if after else self.first)(index, next(bases))
 
     def _bases(self, tasks: Sequence[Task]) -> Iterator[SpectralBasis]:
-        """Those of the tasks, where and as they are used."""
-        weights = [self.weights[place] for place, _ in tasks]
-        visiting = visits([weight.basis for weight in weights], [weight.skipped.device for weight in weights])
-        bases = (basis for _, several in visiting for basis in several)
-        schemes = [weight.scheme for weight in weights]
-        if not any(scheme.gathers for scheme in schemes):
+        """Return the bases of the tasks, where and as they are used."""
+        plan, weights = self._plan, [self._weights[index] for index, _ in tasks]
+        bases = (weight.basis for weight in weights)
+        if plan.offloaded:
+            visiting = visits([weight.basis for weight in weights], [weight.skipped.device for weight in weights])
+            bases = (basis for _, several in visiting for basis in several)
+        if not plan.factors:
             return bases
-        asked = [s.gathers and (s.first or act == self.second) for s, (_, act) in zip(schemes, tasks)]
-        return gathered(zip(schemes, bases, asked))
+        needed = [weight.scheme.first or after for weight, (_, after) in zip(weights, tasks)]
+        layouts = (plan.factors.get(index) if whole else None for whole, (index, _) in zip(needed, tasks))
+        return gathered(zip(bases, layouts))
 
-    def first(self, place: int, basis: SpectralBasis) -> None:
-        scheme, G = self.weights[place].scheme, self.gradients[place]
+    def first(self, index: int, basis: SpectralBasis) -> None:
+        scheme, G = self._weights[index].scheme, self._gradients[index]
         if G is None:
-            part = torch.zeros(scheme.sums_shape(basis.rank), dtype=basis.S.dtype, device=basis.S.device)
+            self.sums.add(index, None)
         else:
-            part, *self._kept[place] = scheme.partial(scheme.pieces(G, basis))
-        self.sums.add(place, part)
+            part, *self._kept[index] = scheme.partial(scheme.operands(G, basis))
+            self.sums.add(index, part)
 
-    def second(self, place: int, basis: SpectralBasis) -> None:
-        weight, G, sums = self.weights[place], self.gradients[place], self.sums.take(place)
+    def second(self, index: int, basis: SpectralBasis) -> None:
+        weight, G, sums = self._weights[index], self._gradients[index], self.sums.take(index)
         if G is None:
             return
         sums = sums.to(basis.S.device)
         scheme = weight.scheme
-        pieces = scheme.pieces(G, basis)
-        g = scheme.diagonal(sums, pieces)
+        operands = scheme.operands(G, basis)
+        g = scheme.diagonal(sums, operands)
         finite = g.isfinite().all(-1)
-        rescaled = implementation("rescale", device=g.device)(g, basis.S, cast(GSR, weight.method).rho)
-        delta = torch.where(finite.unsqueeze(-1), rescaled - g, 0).to(pieces[1].dtype)
-        piece = scheme.rescaled(sums.to(pieces[1].dtype), self._kept.pop(place), pieces, delta)
-        G.copy_(torch.where(finite[..., None, None], piece.mT if scheme.lying else piece, G))
+        rescaled = self._plan.rescale[index](g, basis.S, cast(GSR, weight.method).rho)
+        delta = torch.where(finite.unsqueeze(-1), rescaled - g, 0).to(operands[1].dtype)
+        shard = scheme.rescaled(sums.to(operands[1].dtype), self._kept.pop(index), operands, delta)
+        G.copy_(torch.where(finite[..., None, None], shard.mT if scheme.transposed else shard, G))
         weight.steps += 1
         weight.finite = finite
         weight.skipped += (~finite).sum()
+
+
+class Sums:
+    """Parts of sums that go to the other ranks as soon as their bucket is full; add them in the buckets' order."""
+
+    def __init__(self, bucket_of: Mapping[int, Bucket]) -> None:
+        self._bucket_of = bucket_of
+        self._parts: dict[int, Tensor] = {}
+        # in the order in which they were filled
+        self._under_way: dict[Bucket, _Sum] = {}
+
+    def add(self, index: int, part: Tensor | None) -> None:
+        """Take a copy of a part, None for zeros; the last one of a bucket has it sent."""
+        bucket = self._bucket_of[index]
+        if index == bucket.indices[0]:
+            counts = [shape.numel() for shape in bucket.shapes]
+            flat = torch.empty(sum(counts), dtype=bucket.dtype, device=bucket.layout.device)
+            views = [one.view(shape) for one, shape in zip(flat.split(counts), bucket.shapes)]
+            self._parts.update(zip(bucket.indices, views))
+            self._under_way[bucket] = _Sum(flat, bucket.layout)
+        if part is None:
+            self._parts[index].zero_()
+        else:
+            self._parts[index].copy_(part)
+        if index == bucket.indices[-1]:
+            # in every group of ranks the buckets come in this order, whatever other groups each of its ranks is in
+            *earlier, last = self._under_way.values()
+            for one in earlier:
+                one.reach_last()
+            last.begin()
+
+    def take(self, index: int) -> Tensor:
+        """Return the sum that a part has gone into, where the ranks communicate; once, for it is not kept.
+
+        The bucket must be full, and the next one as well.
+        """
+        under_way = self._under_way.pop(self._bucket_of[index], None)
+        if under_way is not None:
+            under_way.wait()
+        return self._parts.pop(index)
+
+    def all(self) -> list[Tensor]:
+        """Return every sum, by index; all buckets must be full."""
+        for one in self._under_way.values():
+            one.wait()
+        self._under_way.clear()
+        return [self._parts[index] for index in sorted(self._parts)]
+
+
+class _Sum:
+    """A tensor that is summed over one group of ranks of its layout after the other, in place."""
+
+    def __init__(self, flat: Tensor, layout: Layout) -> None:
+        # by mesh dimensions, as all ranks find them: sums of sums would come out wrong in any other order
+        self._flat, self._groups = flat, [*layout.sum_groups.values()]
+        self._work: dist.Work | None = None
+
+    def begin(self) -> None:
+        """Wait for the group that it is in, and begin with another."""
+        if self._work is not None:
+            self._work.wait()
+        self._work = dist.all_reduce(self._flat, group=self._groups.pop(0), async_op=True)
+
+    def reach_last(self) -> None:
+        """Begin with the last group."""
+        while self._groups:
+            self.begin()
+
+    def wait(self) -> None:
+        """Wait for the sum."""
+        self.reach_last()
+        if self._work is not None:
+            self._work.wait()

@@ -1,6 +1,6 @@
 """Stored bases of weights that several ranks hold: a file, or a directory of torch.distributed.checkpoint.
 
-A rank reads and writes its own parts alone. A directory serves any number of ranks, whatever number wrote it.
+A rank reads and writes its own shards alone. Any number of ranks reads a directory, whatever number wrote it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from gsr_kernels.basis import SpectralBasis, split_heads
-from gsr_kernels.distributed.layout import Layout, at, common, led, local, sides, together
+from gsr_kernels.distributed.agreement import common_layout, on_rank0, run_on_all_ranks
+from gsr_kernels.distributed.layout import Layout, local, shape_of, slices
 from gsr_kernels.distributed.schemes import factor_shapes
-from gsr_kernels.distributed.shard import as_shard, origin_of
+from gsr_kernels.distributed.shard import as_shard, metadata
 from gsr_kernels.io.atomic import locked
 from gsr_kernels.io.bases_file import FACTORS, FORMAT, FORMAT_VERSION, before, check_folder, file_entries
 from gsr_kernels.weight import Weight
@@ -30,46 +32,54 @@ ENTRIES = "entries"
 
 
 def read_shared(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
-    """This rank's parts of the stored bases that have the shape of their weight, by name.
+    """Return this rank's shards of the stored bases that have the shape of their weight, by name.
 
     Raises FileNotFoundError where there is neither file nor directory, ValueError where it is damaged, of another kind,
     or was not written to its end; where it does so on one rank, RuntimeError on the others.
     """
     read = _read_directory if Path(path).is_dir() else _read_file
-    return together(lambda: read(path, weights), [weight.scheme.layout for weight in weights])
+    return run_on_all_ranks(lambda: read(path, weights), [weight.scheme.layout for weight in weights])
 
 
 def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settings: Mapping[str, str]) -> None:
-    """Writes the bases of all weights to a directory, which appears whole or not at all; every rank must call it.
+    """Write the bases of all weights to a directory, which appears whole or not at all; every rank must call it.
 
     Of two groups of ranks that write to one path at once the later one's stay. Raises FileNotFoundError where the
-    folder that it is to lie in is not there, ValueError where no mesh holds the ranks of all weights.
+    folder around it is not there, ValueError where no mesh holds the ranks of all weights, RuntimeError where one rank
+    cannot write.
     """
     path = Path(path).absolute()
     layouts = [weight.scheme.layout for weight in weights]
-    writers = common(layouts)
-    together(lambda: check_folder(path), layouts)
+    writers = common_layout(layouts)
+    run_on_all_ranks(lambda: check_folder(path), layouts)
     # another group may write there as well
     partial, old = path.with_name(f".{path.name}.{writers.ranks[0]}.partial"), before(path)
     state: dict[str, Any] = {}
     entries = {}
     for weight in weights:
         basis = weight.basis
-        entries[weight.name] = origin_of(basis)
+        entries[weight.name] = metadata(basis)
         shapes = factor_shapes(_matrices(weight)[0].shape, basis.rank)
         for factor, layout in weight.scheme.factors(shapes).items():
-            state[f"{weight.name}.{factor}"] = _spread(getattr(basis, factor), layout)
+            state[f"{weight.name}.{factor}"] = _as_dtensor(getattr(basis, factor), layout)
     text = json.dumps(
         {"format": FORMAT, "format_version": FORMAT_VERSION, "bases": entries, "settings": dict(settings)}
     )
     state[ENTRIES] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    led(lambda: shutil.rmtree(partial, ignore_errors=True), layouts)
-    dcp.save(state, checkpoint_id=partial, process_group=writers.team)
+
+    def write() -> None:
+        try:
+            dcp.save(state, checkpoint_id=partial, process_group=writers.group)
+        except CheckpointException as error:
+            raise RuntimeError(f"bases: {path} could not be written: {_cause(error)}") from error
+
+    on_rank0(lambda: _remove(partial), layouts)
+    run_on_all_ranks(write, layouts)
 
     def take_its_place() -> None:
         with _waiting(path.parent):
             if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
+                _remove(old)
                 path.rename(old)
             try:
                 partial.rename(path)
@@ -77,14 +87,28 @@ def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settin
                 if old.exists():
                     old.rename(path)
                 raise
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
 
-    led(take_its_place, layouts)
+    on_rank0(take_its_place, layouts)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, or a file, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _cause(error: CheckpointException) -> str:
+    """Return what the first rank that failed met: torch's own text holds a traceback of each."""
+    rank, (cause, _) = next(iter(error.failures.items()))
+    return f"rank {rank} met {type(cause).__name__}: {cause}"
 
 
 @contextmanager
 def _waiting(folder: Path) -> Iterator[None]:
-    """Until those who are within, on this file system, have left."""
+    """Hold the lock of a folder, on this file system, waiting for those who hold it."""
     held = os.open(folder, os.O_RDONLY)
     try:
         locked(held, wait=True)
@@ -94,17 +118,13 @@ def _waiting(folder: Path) -> Iterator[None]:
 
 
 def _read_directory(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
-    try:
+    with _damage_named(path):
         stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         header = {ENTRIES: torch.empty(stored[ENTRIES].size, dtype=torch.uint8)}  # type: ignore[union-attr]
-        # each rank finds its own parts, asking no other
+        # each rank finds its own shards, asking no other
         dcp.load(header, checkpoint_id=path, no_dist=True)
         text = json.loads(bytes(header[ENTRIES].tolist()))
         entries = file_entries(path, {**text, "bases": json.dumps(text["bases"])})
-    except (OSError, KeyError, json.JSONDecodeError, dcp.api.CheckpointException) as error:
-        raise ValueError(
-            f"bases: {os.fspath(path)} was not written to its end, or is damaged; write it anew"
-        ) from error
     state: dict[str, Any] = {}
     wanted = []
     for weight in weights:
@@ -115,13 +135,25 @@ def _read_directory(path: str | os.PathLike[str], weights: Sequence[Weight]) -> 
         if _fits(weight, shapes, entries[weight.name]["head_dim"]):
             wanted.append(weight)
             for factor, layout in weight.scheme.factors(shapes).items():
-                empty = torch.empty(sides(layout.block()), dtype=found[factor].properties.dtype)  # type: ignore[union-attr]
-                state[f"{weight.name}.{factor}"] = _spread(empty, layout)
-    dcp.load(state, checkpoint_id=path, no_dist=True)
+                empty = torch.empty(shape_of(layout.block()), dtype=found[factor].properties.dtype)  # type: ignore[union-attr]
+                state[f"{weight.name}.{factor}"] = _as_dtensor(empty, layout)
+    with _damage_named(path):
+        dcp.load(state, checkpoint_id=path, no_dist=True)
     return {
         weight.name: _basis(weight, {f: local(state[f"{weight.name}.{f}"]) for f in FACTORS}, entries)
         for weight in wanted
     }
+
+
+@contextmanager
+def _damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise ValueError for what torch meets in a damaged directory: its CheckpointException is no Exception."""
+    try:
+        yield
+    except (OSError, KeyError, json.JSONDecodeError, CheckpointException) as error:
+        raise ValueError(
+            f"bases: {os.fspath(path)} was not written to its end, or is damaged; write it anew"
+        ) from error
 
 
 def _read_file(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
@@ -134,39 +166,39 @@ def _read_file(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[
             for weight in weights:
                 if weight.name not in entries:
                     continue
-                slices = {factor: file.get_slice(f"{weight.name}.{factor}") for factor in FACTORS}
-                shapes = {factor: torch.Size(one.get_shape()) for factor, one in slices.items()}
+                stored = {factor: file.get_slice(f"{weight.name}.{factor}") for factor in FACTORS}
+                shapes = {factor: torch.Size(one.get_shape()) for factor, one in stored.items()}
                 if _fits(weight, shapes, entries[weight.name]["head_dim"]):
-                    places = {factor: at(layout.block()) for factor, layout in weight.scheme.factors(shapes).items()}
-                    found[weight.name] = _basis(weight, {f: slices[f][places[f]] for f in FACTORS}, entries)
+                    own = {factor: slices(layout.block()) for factor, layout in weight.scheme.factors(shapes).items()}
+                    found[weight.name] = _basis(weight, {f: stored[f][own[f]] for f in FACTORS}, entries)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"bases: {os.fspath(path)} is truncated or damaged ({error}); write it anew") from error
     return found
 
 
 def _fits(weight: Weight, shapes: Mapping[str, torch.Size], head_dim: int | None) -> bool:
-    """Whether factors of these shapes are those of a weight's matrices, of whatever rank."""
+    """Return True if factors of these shapes are those of a weight's matrices, of whatever rank."""
     matrices, expected = _matrices(weight)
     return (*shapes["U"][:-1], shapes["Vh"][-1]) == tuple(matrices.shape) and head_dim == expected
 
 
-def _basis(weight: Weight, parts: Mapping[str, Tensor], entries: Mapping[str, Mapping[str, Any]]) -> SpectralBasis:
+def _basis(weight: Weight, factors: Mapping[str, Tensor], entries: Mapping[str, Mapping[str, Any]]) -> SpectralBasis:
     entry = entries[weight.name]
     # what was written before sketches were kept does not say
     found = entry.get("randomized", False)
-    return as_shard(weight.scheme.layout, parts, entry["fingerprint"], entry["head_dim"], found)
+    return as_shard(weight.scheme.layout, factors, entry["fingerprint"], entry["head_dim"], found)
 
 
 def _matrices(weight: Weight) -> tuple[Tensor, int | None]:
-    """The matrices of a whole weight, without numbers, and their ``head_dim``."""
+    """Return the matrices of a whole weight, on the meta device, and their ``head_dim``."""
     return split_heads(torch.empty(weight.scheme.layout.shape, device="meta"), weight.heads)
 
 
-def _spread(part: Tensor, layout: Layout) -> Tensor:
-    """A rank's part as torch.distributed.checkpoint takes it."""
+def _as_dtensor(shard: Tensor, layout: Layout) -> Tensor:
+    """Return a rank's shard as torch.distributed.checkpoint takes it."""
     if layout.mesh is None:
-        return part
+        return shard
     from torch.distributed.tensor import DTensor
 
     stride = torch.empty(layout.shape, device="meta").stride()
-    return DTensor.from_local(part, layout.mesh, layout.placements, run_check=False, shape=layout.shape, stride=stride)
+    return DTensor.from_local(shard, layout.mesh, layout.placements, run_check=False, shape=layout.shape, stride=stride)

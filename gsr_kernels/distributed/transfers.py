@@ -1,4 +1,4 @@
-"""What the ranks of a mesh tell and send each other about weights that single ranks decompose."""
+"""Messages between the ranks of a mesh about weights that single ranks decompose."""
 
 from __future__ import annotations
 
@@ -10,57 +10,59 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.distributed.layout import Layout, at, count, sides
-from gsr_kernels.distributed.shard import origin_of
+from gsr_kernels.distributed.layout import Layout, shape_of, slices
+from gsr_kernels.distributed.shard import metadata
 from gsr_kernels.io.bases_file import FACTORS
 
-# of a basis: the shape and dtype of each factor, and its origin; empty where a rank has none
-Note = dict[str, Any]
+# of a basis: the shape and dtype of each factor, and its metadata; empty where a rank has none
+Description = dict[str, Any]
 
 
-def met(mesh: Layout, decompose: Callable[[], SpectralBasis | None]) -> tuple[dict[str, Tensor], list[Note]]:
-    """The factors of the basis that this rank decomposes, and what is to be known of each rank's, in the mesh's order.
+def decompose_and_describe(
+    mesh: Layout, decompose: Callable[[], SpectralBasis | None]
+) -> tuple[dict[str, Tensor], list[Description]]:
+    """Return the factors that this rank decomposes, and the description of each rank's basis, in the mesh's order.
 
     Raises ValueError, on every rank, where one cannot decompose its weight; RuntimeError where its memory is too small.
     """
     factors: dict[str, Tensor] = {}
-    note = Note()
+    description = Description()
     try:
         basis = decompose()
         if basis is not None:
             factors = {factor: getattr(basis, factor) for factor in FACTORS}
-            note = {factor: (tensor.shape, tensor.dtype) for factor, tensor in factors.items()}
-            note["origin"] = origin_of(basis)
+            description = {factor: (tensor.shape, tensor.dtype) for factor, tensor in factors.items()}
+            description["metadata"] = metadata(basis)
     except Exception as error:
-        note = {"error": str(error), "kind": ValueError if isinstance(error, ValueError) else RuntimeError}
-    told: list[Any] = [None] * len(mesh.ranks)
-    dist.all_gather_object(told, (mesh.place, note), group=mesh.team)
-    by_place = dict(told)
-    for found in by_place.values():
-        if "error" in found:
-            raise found["kind"](found["error"])
-    return factors, [by_place[place] for place in range(len(told))]
+        description = {"error": str(error), "kind": ValueError if isinstance(error, ValueError) else RuntimeError}
+    gathered: list[Any] = [None] * len(mesh.ranks)
+    dist.all_gather_object(gathered, (mesh.index, description), group=mesh.group)
+    by_index = dict(gathered)
+    for one in by_index.values():
+        if "error" in one:
+            raise one["kind"](one["error"])
+    return factors, [by_index[index] for index in range(len(gathered))]
 
 
-def gather(layouts: Sequence[Layout], parts: Sequence[Tensor]) -> Tensor | None:
-    """The i-th weight whole on the i-th rank, of the parts that the ranks hold; None on a rank for which there is none.
+def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None:
+    """Return the i-th weight whole on the i-th rank, None on a rank without one; ``shards`` are this rank's of each.
 
-    Beside it a rank holds no more than one part that is on its way.
+    Beside it a rank holds no more than one shard that is on its way.
     """
     mesh = layouts[0]
-    blocks = [{place: block for block, place in layout.holders().items()} for layout in layouts]
+    blocks = [{index: block for block, index in layout.holders().items()} for layout in layouts]
     whole = None
-    if mesh.place < len(layouts):
-        layout, part = layouts[mesh.place], parts[mesh.place]
-        whole = torch.empty(layout.shape, dtype=part.dtype, device=mesh.device)
-        whole[at(layout.block())] = part.detach().to(mesh.device)
-    for before, after in _turns(mesh):
+    if mesh.index < len(layouts):
+        layout, shard = layouts[mesh.index], shards[mesh.index]
+        whole = torch.empty(layout.shape, dtype=shard.dtype, device=mesh.device)
+        whole[slices(layout.block())] = shard.detach().to(mesh.device)
+    for before, after in _partners(mesh):
         transfers = Transfers(mesh)
-        if before < len(layouts) and _needed(blocks[before].get(mesh.place), layouts[before].block(before)):
-            transfers.send(before, parts[before].detach())
+        if before < len(layouts) and _is_lacking(blocks[before].get(mesh.index), layouts[before].block(before)):
+            transfers.send(before, shards[before].detach())
         target = arriving = None
-        if whole is not None and _needed(blocks[mesh.place].get(after), layout.block()):
-            target = whole[at(blocks[mesh.place][after])]
+        if whole is not None and _is_lacking(blocks[mesh.index].get(after), layout.block()):
+            target = whole[slices(blocks[mesh.index][after])]
             # rows arrive where they belong, columns beside it
             arriving = target if target.is_contiguous() else torch.empty_like(target).contiguous()
             transfers.receive(after, arriving)
@@ -71,60 +73,60 @@ def gather(layouts: Sequence[Layout], parts: Sequence[Tensor]) -> Tensor | None:
 
 
 def scatter(layouts: Sequence[Layout], own: Tensor | None, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    """This rank's parts of the i-th rank's tensor, which lies as the i-th layout says; ``own`` is this rank's.
+    """Return this rank's shards of the i-th rank's tensor, of the i-th layout; ``own`` is this rank's tensor.
 
-    Beside it a rank holds no more than those parts and one that is on its way.
+    Beside it a rank holds no more than those shards and one that is on its way.
     """
     mesh = layouts[0]
-    parts = []
-    for place, (layout, dtype) in enumerate(zip(layouts, dtypes)):
-        if own is None or place != mesh.place:
-            parts.append(torch.empty(sides(layout.block()), dtype=dtype, device=mesh.device))
+    shards = []
+    for index, (layout, dtype) in enumerate(zip(layouts, dtypes)):
+        if own is None or index != mesh.index:
+            shards.append(torch.empty(shape_of(layout.block()), dtype=dtype, device=mesh.device))
         else:
-            part = own[at(layout.block())]
+            shard = own[slices(layout.block())]
             # a view would keep the rest
-            parts.append(part if part.shape == own.shape else part.clone())
-    for before, after in _turns(mesh):
+            shards.append(shard if shard.shape == own.shape else shard.clone())
+    for before, after in _partners(mesh):
         transfers = Transfers(mesh)
         if own is not None:
-            block = layouts[mesh.place].block(after)
-            if count(block):
-                transfers.send(after, own[at(block)])
+            transfers.send(after, own[slices(layouts[mesh.index].block(after))])
         if before < len(layouts):
-            transfers.receive(before, parts[before])
+            transfers.receive(before, shards[before])
         transfers.run()
-    return parts
+    return shards
 
 
 class Transfers:
-    """Tensors that go from rank to rank of a mesh, all at once."""
+    """Tensors that go from rank to rank of a mesh, all at once; an empty one is not sent."""
 
     def __init__(self, mesh: Layout) -> None:
         self._mesh = mesh
         self._pending: list[dist.P2POp] = []
 
-    def send(self, place: int, tensor: Tensor) -> None:
-        self._add(dist.isend, place, tensor.to(self._mesh.device).contiguous())
+    def send(self, index: int, tensor: Tensor) -> None:
+        """Have run() send a tensor to the rank at an index of the mesh."""
+        self._add(dist.isend, index, tensor.to(self._mesh.device).contiguous())
 
-    def receive(self, place: int, tensor: Tensor) -> None:
-        """Has run() fill a contiguous tensor; an empty one is not sent."""
-        if tensor.numel():
-            self._add(dist.irecv, place, tensor)
+    def receive(self, index: int, tensor: Tensor) -> None:
+        """Have run() fill a contiguous tensor."""
+        self._add(dist.irecv, index, tensor)
 
     def run(self) -> None:
+        """Send and receive."""
         for work in dist.batch_isend_irecv(self._pending) if self._pending else []:
             work.wait()
 
-    def _add(self, operation: Any, place: int, tensor: Tensor) -> None:
-        self._pending.append(dist.P2POp(operation, tensor, self._mesh.ranks[place], group=self._mesh.team))
+    def _add(self, operation: Any, index: int, tensor: Tensor) -> None:
+        if tensor.numel():
+            self._pending.append(dist.P2POp(operation, tensor, self._mesh.ranks[index], group=self._mesh.group))
 
 
-def _turns(mesh: Layout) -> list[tuple[int, int]]:
-    """The places as far before this rank's as the other is after it, nearest first: each rank meets each other once."""
+def _partners(mesh: Layout) -> list[tuple[int, int]]:
+    """Return the indices as far before this rank's as the other is after it, nearest first: each rank meets all."""
     count = len(mesh.ranks)
-    return [((mesh.place - far) % count, (mesh.place + far) % count) for far in range(1, count)]
+    return [((mesh.index - far) % count, (mesh.index + far) % count) for far in range(1, count)]
 
 
-def _needed(block: Any, own: Any) -> bool:
-    """Whether a rank that has ``own`` lacks a block that another holds first."""
+def _is_lacking(block: Any, own: Any) -> bool:
+    """Return True if a rank that has ``own`` lacks a block that another holds first."""
     return block is not None and block != own

@@ -15,9 +15,15 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from gsr_kernels.basis import split_heads
-from gsr_kernels.distributed.advice import advise
-from gsr_kernels.distributed.layout import agreed, alike, common, leads, local, together
-from gsr_kernels.distributed.placements import read_layouts
+from gsr_kernels.distributed.agreement import (
+    all_ranks_agree,
+    common_layout,
+    equal_on_all_ranks,
+    is_rank0,
+    run_on_all_ranks,
+)
+from gsr_kernels.distributed.layout import local
+from gsr_kernels.distributed.placements import advise, read_layouts
 from gsr_kernels.distributed.schemes import choose_scheme
 from gsr_kernels.io.bases_file import check_folder, is_stored
 from gsr_kernels.methods import GSR, Chain, Method
@@ -74,7 +80,7 @@ def attach(
         record_every: measure every n-th step for ``handle.metrics()``; 0: never.
         randomized: find the bases by ``randomized_svd``: faster for a small ``rank``, and slightly less than the best.
             Weights that ``rank`` leaves whole are decomposed exactly.
-        shard_bases: of a weight that is cut over ranks, also cut over them the factors that each would hold whole, and
+        shard_bases: of a weight that is sharded over ranks, also shard the factors that each would hold whole, and
             gather them just before they are used, one weight at a time, twice a step: less memory, more traffic.
 
     Returns:
@@ -144,27 +150,29 @@ def attach(
     ]
     cut = [weight for weight in weights if not weight.whole]
     if record_every and cut:
-        raise ValueError(f"record_every measures whole gradients: {cut[0].name} is cut over ranks; leave it at 0")
+        raise ValueError(f"record_every measures whole gradients: {cut[0].name} is sharded over ranks; leave it at 0")
     if shard_bases and not cut:
-        raise ValueError("shard_bases: no weight is cut over ranks, whose bases they could share; leave it out")
-    if shard_bases and not alike([weight.name for weight in cut], [weight.scheme.layout for weight in cut]):
+        raise ValueError("shard_bases: no weight is sharded over ranks, whose bases they could share; leave it out")
+    if shard_bases and not equal_on_all_ranks(
+        [weight.name for weight in cut], [weight.scheme.layout for weight in cut]
+    ):
         raise ValueError(
-            "shard_bases: ranks that cut a weight among them hold other cut weights beside it than each other, and "
+            "shard_bases: ranks that share a weight hold other sharded weights beside it than each other, and "
             "would gather in different orders; place the weights on one mesh, or leave it out"
         )
     there, path = False, None if bases is None else os.fspath(bases)
     if path is not None:
-        together(lambda: check_folder(path), list(layouts.values()))
-        if any(layout.cuts() for layout in layouts.values()):
-            common(list(layouts.values()))
-        there = agreed(is_stored(path), list(layouts.values()))
+        run_on_all_ranks(lambda: check_folder(path), list(layouts.values()))
+        if any(layout.mesh_dims() for layout in layouts.values()):
+            common_layout(list(layouts.values()))
+        there = all_ranks_agree(is_stored(path), list(layouts.values()))
     stored, stale = _fill(weights, [local(parameter) for parameter in matched.values()], path, there)
     trainable = sum(parameter.numel() for parameter in dict.fromkeys(parameters) if parameter.requires_grad)
     coverage = sum(parameter.numel() for parameter in matched.values()) / trainable
     handle = Handle(optimizer, weights, found, coverage, nonfinite, record_every, path, stored, stale)
     if path is not None and not there:
         handle.save_bases(path)
-    if leads(list(layouts.values())):
+    if is_rank0(list(layouts.values())):
         tqdm.write(summary(weights, coverage), file=sys.stderr)
         advise(cut)
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gsr_kernels.distributed.layout import Layout, agreed
+from gsr_kernels.distributed.agreement import all_ranks_agree
+from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.messages import some
 from gsr_kernels.weight import Weight, origin
 
@@ -18,7 +19,7 @@ def is_rehearsal(optimizer: Optimizer, gradients: Sequence[Tensor], layouts: Seq
     if any(group.get("lr") != 0 for group in optimizer.param_groups):
         return False
     # a rank may hold none of a gradient that moves the others, and then no state
-    return agreed(not optimizer.state and not any(bool(G.any()) for G in gradients), layouts)
+    return all_ranks_agree(not optimizer.state and not any(bool(G.any()) for G in gradients), layouts)
 
 
 def warn_stale(weights: Sequence[Weight], file: str | None) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.distributed.layout import Layout, led, local
-from gsr_kernels.distributed.placements import check_gradient
+from gsr_kernels.distributed.agreement import on_rank0
+from gsr_kernels.distributed.layout import Layout, local, local_gradient
 from gsr_kernels.distributed.step import transform_shards
 from gsr_kernels.io.bases_file import save_bases
 from gsr_kernels.messages import some
@@ -138,7 +138,7 @@ class Handle:
         if not found:
             raise ValueError(f"name must be one of {some(self.bases)}, got {name!r}")
         if not found[0].whole:
-            raise ValueError(f"{name} is cut over ranks: directions() needs a whole gradient on each")
+            raise ValueError(f"{name} is sharded over ranks: directions() needs a whole gradient on each")
         G = self._gradient(found[0])
         if G is None:
             raise ValueError(f"{name} has no gradient: call directions() between backward() and optimizer.step()")
@@ -147,16 +147,16 @@ class Handle:
     def save_bases(self, path: str | os.PathLike[str]) -> None:
         """Writes the bases to a file that ``attach(bases=path)`` reads; it appears whole or not at all.
 
-        With weights that are cut over ranks it is a directory, and every rank must call.
+        With weights that are sharded over ranks it is a directory, and every rank must call.
         """
         self._settle()
         settings, bases = {"methods": ", ".join(map(repr, self.methods))}, self.bases
-        if any(layout.cuts() for layout in self._layouts):
+        if any(layout.mesh_dims() for layout in self._layouts):
             from gsr_kernels.distributed.store import write_shared
 
             write_shared(path, self.weights, settings)
         else:
-            led(lambda: save_bases(path, bases, settings), self._layouts)
+            on_rank0(lambda: save_bases(path, bases, settings), self._layouts)
         self._file = os.fspath(path)
 
     def state_dict(self) -> dict[str, Any]:
@@ -346,11 +346,7 @@ class Handle:
         return local(self._placed(weight))
 
     def _gradient(self, weight: Weight) -> Tensor | None:
-        parameter = self._placed(weight)
-        if parameter.grad is None:
-            return None
-        check_gradient(weight.name, parameter, parameter.grad)
-        return local(parameter.grad)
+        return local_gradient(weight.name, self._placed(weight))
 
     def _placed(self, weight: Weight) -> nn.Parameter:
         group, index = weight.place
@@ -358,8 +354,8 @@ class Handle:
         layout, mesh = weight.scheme.layout, getattr(parameter, "device_mesh", None)
         if mesh is not None and (tuple(parameter.placements), mesh) != (layout.placements, layout.mesh):
             raise RuntimeError(
-                f"{weight.name} lies otherwise on the ranks than when attach() found it, {parameter.placements}: call "
-                "attach() after fully_shard or Accelerator.prepare"
+                f"{weight.name} was re-sharded after attach(), and is placed as {parameter.placements}: call attach() "
+                "after fully_shard or Accelerator.prepare"
             )
         if parameter.shape != layout.shape:
             raise RuntimeError(

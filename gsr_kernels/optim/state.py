@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.distributed.layout import agreed
+from gsr_kernels.distributed.agreement import all_ranks_agree
 from gsr_kernels.io.bases_file import is_stored
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import State
@@ -34,7 +34,7 @@ def weight_states(weights: Sequence[Weight]) -> dict[str, dict[str, Any]]:
             "randomized": weight.basis.randomized,
             "steps": weight.steps,
             # each rank counts its own experts
-            "skipped": 0 if weight.scheme.layout.dealt else int(weight.skipped),
+            "skipped": 0 if weight.scheme.layout.shards_batch else int(weight.skipped),
             "state": {key: weight.state[key] for key in weight.method.lasting},
         }
         for weight in weights
@@ -74,7 +74,7 @@ def load_weight_states(
             weight.keep(found[weight.name].to(parameter.device))
         weight.state = state
         weight.steps = entry["steps"]
-        if not weight.scheme.layout.dealt:
+        if not weight.scheme.layout.shards_batch:
             weight.skipped = torch.full_like(weight.skipped, entry["skipped"])
     return bool(found)
 
@@ -93,10 +93,10 @@ def _find(
 ) -> dict[str, SpectralBasis]:
     names = [weight.name for weight in differing]
     layouts = [weight.scheme.layout for weight in differing]
-    there = path is not None and agreed(is_stored(path), layouts)
+    there = path is not None and all_ranks_agree(is_stored(path), layouts)
     found = stored_bases(path, differing) if names and path is not None and there else {}
     missing = [name for name in names if name not in found or not _same(found[name], saved[name])]
-    if not agreed(not missing, layouts):
+    if not all_ranks_agree(not missing, layouts):
         missing = missing or names
         source = f"in {wanted}" if wanted else "in no file: call handle.save_bases(path) before saving a checkpoint"
         here = f"; {os.fspath(path)} holds none, or others" if path is not None else ""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.distributed.layout import Layout, agreed
+from gsr_kernels.distributed.agreement import all_ranks_agree
+from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.methods import Method
 from gsr_kernels.offload import visits
 from gsr_kernels.optim.metrics import measure_after, measure_before
@@ -25,7 +26,7 @@ def check_finite(found: Iterable[tuple[Weight, Tensor]], layouts: Sequence[Layou
     layouts, all of which must ask.
     """
     faulty = [weight.name for weight, G in found if not G.isfinite().all()]
-    if not agreed(not faulty, layouts):
+    if not all_ranks_agree(not faulty, layouts):
         name = faulty[0] if faulty else "a weight on another rank"
         raise FloatingPointError(f"the gradient of {name} holds NaN or Inf; nothing was changed")
 

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from gsr_kernels.distributed.layout import at
+from gsr_kernels.distributed.layout import slices
 from gsr_kernels.distributed.schemes import factor_shapes
 
 
@@ -19,5 +19,5 @@ def wholes(weight):
         same = same and all(torch.equal(first[block], other) for block, other in held)
         factors[name] = part.new_empty(shapes[name])
         for block, other in first.items():
-            factors[name][at(block)] = other.to(part.device)
+            factors[name][slices(block)] = other.to(part.device)
     return factors, same

@@ -113,7 +113,7 @@ def beside_others():
     model = make_model(matrices(0))
     distribute(model, mine, (Shard(0), Shard(1)))
     train(model, OPTIONS[0])
-    options = Layout(torch.Size(), mine).team._get_backend(torch.device("cpu")).options
+    options = Layout(torch.Size(), mine).group._get_backend(torch.device("cpu")).options
     return error(model, reference), sorted(mine.mesh.flatten().tolist()), options._timeout.total_seconds()
 
 

@@ -12,7 +12,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import gsr_kernels
 from gsr_kernels.distributed import step
-from gsr_kernels.distributed.gather import gathered
+from gsr_kernels.distributed.schemes import factor_shapes
+from gsr_kernels.distributed.shard import gathered
 from python_tests.distributed.decisions import refused
 from python_tests.distributed.matrices import (
     OFFLOADED,
@@ -102,7 +103,8 @@ def room(layouts):
         model = made(init_device_mesh("cpu", sides), placements, {f"equal{place}": (64, 64) for place in range(5)})
         _, handle = attached(model, shard_bases=True, out_of_span="keep")
         with nothing_sent(), Held() as held:
-            bases = gathered((weight.scheme, weight.basis, True) for weight in handle.weights)
+            layouts = [w.scheme.factors(factor_shapes(w.basis.shape, w.basis.rank)) for w in handle.weights]
+            bases = gathered((weight.basis, one) for weight, one in zip(handle.weights, layouts))
             for _ in handle.weights:
                 next(bases)
         most[sides, str(placements)] = held.most / (8 * 64 * 64)

@@ -1,4 +1,4 @@
-"""Randomized bases of weights that are cut over ranks: what the ranks do in the test beside this file."""
+"""Randomized bases of weights that are sharded over ranks: what the ranks do in the test beside this file."""
 
 from pathlib import Path
 
@@ -123,7 +123,7 @@ def memory(layouts):
     """The most numbers that a rank held beside its part while a basis of 48 directions was found, the largest tensor's,
     and the part's sides."""
     weights = {"layer": torch.randn(1024, 768)}
-    found, by_rank = {}, sharded_sketch.basis_from_pieces
+    found, by_rank = {}, sharded_sketch.basis_from_shards
     # the int64 copies of a fingerprint are as large as they are for any weight
     origin, sharded_sketch.origin = sharded_sketch.origin, lambda weight, part: ""
 
@@ -132,14 +132,14 @@ def memory(layouts):
         with held:
             return by_rank(weight, part)
 
-    decompose.basis_from_pieces = counted
+    decompose.basis_from_shards = counted
     try:
         for sides, placements in layouts:
             held, sides_of_part = Held(), []
             decomposed(weights, init_device_mesh("cpu", sides), placements, rank=48)
             found[sides, str(placements)] = held.most // 4, held.largest, *sides_of_part
     finally:
-        decompose.basis_from_pieces, sharded_sketch.origin = by_rank, origin
+        decompose.basis_from_shards, sharded_sketch.origin = by_rank, origin
     return found
 
 

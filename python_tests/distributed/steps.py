@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gsr_kernels.distributed import buckets
+from gsr_kernels.distributed import step as sharded
 from gsr_kernels.distributed.layout import Layout
 from python_tests.distributed import matrices
 from python_tests.distributed.decisions import refused
@@ -28,11 +28,11 @@ SETTINGS = [
 @contextmanager
 def buckets_of(size):
     """Buckets of so many bytes."""
-    usual, buckets.BUCKET = buckets.BUCKET, size
+    usual, sharded.BUCKET = sharded.BUCKET, size
     try:
         yield
     finally:
-        buckets.BUCKET = usual
+        sharded.BUCKET = usual
 
 
 def in_buckets(sides, placements, numbers):
@@ -94,14 +94,15 @@ def held(sides, placements):
     mesh, numbers, shape = init_device_mesh("cpu", sides), 2**16, torch.Size((2**8, 2**8))
     parts = [Layout(shape, mesh, placements)] * 8, [shape] * 8, [torch.float32] * 8, [4 * numbers] * 8
     with buckets_of(8 * numbers), nothing_sent(), Held() as held:
-        sums = buckets.Sums(*parts)
+        buckets = sharded.make_buckets(*parts)
+        sums = sharded.Sums({index: bucket for bucket in buckets for index in bucket.indices})
         before = []
-        for places in [*sums.buckets, []]:
-            for place in places:
-                sums.add(place, torch.ones(shape))
-            for place in before:
-                sums.take(place)
-            before = places
+        for indices in [*(bucket.indices for bucket in buckets), []]:
+            for index in indices:
+                sums.add(index, torch.ones(shape))
+            for index in before:
+                sums.take(index)
+            before = indices
     return held.most / (8 * numbers)
 
 

@@ -130,10 +130,10 @@ def test_replicas_stay_bitwise_equal():
 
 def test_what_is_not_served_is_refused_by_name():
     psp, chain, record, heads, late, broken = results(2)["refusals"][0]
-    assert "TypeError: method: PSP needs whole matrices, and 0.weight is cut" in psp
+    assert "TypeError: method: PSP needs whole matrices, and 0.weight is sharded" in psp
     assert "GSR and PSP needs whole matrices" in chain
     assert record.startswith("ValueError: record_every") and heads.startswith("ValueError: heads: 0.weight")
-    assert "0.weight lies otherwise" in late and "attach() after fully_shard" in late
+    assert "0.weight was re-sharded after attach()" in late and "call attach() after fully_shard" in late
     # the rank that does not decompose it says so as well
     assert {found[-1] for found in results(2)["refusals"]} == {broken}
     assert broken.startswith("2.weight: weight holds NaN or Inf")

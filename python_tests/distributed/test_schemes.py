@@ -16,7 +16,7 @@ def test_16_bit_gradients_and_bases_are_summed_in_float32(scheme):
         U, S, Vh = (torch.empty(12, 5), torch.empty(5), torch.empty(5, 8))
     basis = SpectralBasis(U.half(), S, Vh.half())
     one = scheme(Layout(G.shape))
-    pieces = one.pieces(G, basis)
-    part, *kept = one.partial(pieces)
+    operands = one.operands(G, basis)
+    part, *kept = one.partial(operands)
     assert part.dtype == torch.float32 and part.shape == one.sums_shape(5)
-    assert one.rescaled(part, kept, pieces, torch.empty(5, device="meta")).dtype == torch.float32
+    assert one.rescaled(part, kept, operands, torch.empty(5, device="meta")).dtype == torch.float32

@@ -91,4 +91,4 @@ def test_gsr_adamw_shares_bases():
 
 def test_sharing_is_refused_where_nothing_is_cut():
     for messages in results(2)["refusals"]:
-        assert all(one.startswith("ValueError: shard_bases: no weight is cut over ranks") for one in messages)
+        assert all(one.startswith("ValueError: shard_bases: no weight is sharded over ranks") for one in messages)

@@ -59,7 +59,7 @@ def test_buckets_of_a_group_have_one_order_whatever_other_groups_its_ranks_are_i
 
 def test_ranks_of_unlike_groups_are_refused_to_share_bases():
     messages = [message for _, message in results(3)["unlike_memberships"]]
-    assert all(one.startswith("ValueError: shard_bases: ranks that cut a weight") for one in messages), messages
+    assert all(one.startswith("ValueError: shard_bases: ranks that share a weight") for one in messages), messages
 
 
 def test_buckets_count_what_one_rank_lacks_and_keep_what_is_not_finite():
