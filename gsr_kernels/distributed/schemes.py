@@ -44,7 +44,7 @@ class Scheme:
     first: ClassVar[bool] = True
 
     def factors(self, shapes: Mapping[str, torch.Size]) -> dict[str, Layout]:
-        """Return the layouts of U, S and Vh of these whole shapes: batches, U's rows and Vh's columns as the weight's."""
+        """Return the layouts of U, S and Vh of these whole shapes: batches, U's rows, Vh's columns as the weight's."""
         U, Vh = (-1, -2) if self.gathers else (None, None)
         return {
             "U": self.layout.factor(shapes["U"], True, False, U),

@@ -136,7 +136,7 @@ class _Side:
         return _through(self._replicating, shard, self._layout, _from_first)
 
     def gram(self, Y: Tensor) -> Tensor:
-        """Return the first rank's ``YᵀY``: groups may round a sum each in its own way, and later branches depend on it."""
+        """Return the first rank's ``YᵀY``: groups may round a sum each in its own way, and branches depend on it."""
         return _through(self._several, self.summed(product(Y.mT, Y)), self._layout, _from_first)
 
     def qr(self, Y: Tensor) -> QR:
