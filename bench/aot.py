@@ -33,6 +33,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from gsr_kernels.backends.dispatch import PAIRS
 from gsr_kernels.backends.triton import (
     adamw_kernels,
     merge,
@@ -48,7 +49,6 @@ from gsr_kernels.backends.triton import (
 )
 from gsr_kernels.backends.triton.configurations import BLOCK, configuration, options
 from gsr_kernels.backends.triton.forms import UPDATES, Form, Update
-from gsr_kernels.backends.triton.precision import PRODUCTS
 from gsr_kernels.backends.triton.product import TYPES
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -96,9 +96,7 @@ class Case:
 
 def step_cases(architecture: int) -> Iterator[Case]:
     """The kernels of the fused step, in every form and pair of dtypes that Triton computes."""
-    for (gradient, stored_as), computed_by in PRODUCTS.items():
-        if computed_by != "triton":
-            continue
+    for gradient, stored_as in PAIRS:
         pair = f"{TYPES[gradient]} x {TYPES[stored_as]}"
         for shape, (transposed, stored) in FORMS.items():
             form = Form(gradient, stored_as, transposed, stored, even=True)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from gsr_kernels.backends.triton.configurations import device_properties
-from gsr_kernels.backends.triton.decisions import FILE, KEY
+from gsr_kernels.backends.dispatch import KEY, MEASURED, architecture
 
 from .results import Table, conditions, read
 from .run import DTYPES
@@ -17,13 +16,13 @@ COLUMNS = (*KEY, "backend", "torch_ms", "triton_ms", "device", "date", "commit")
 MARGIN = 1.03
 
 
-def decide(rows: Iterable[dict[str, str]], architecture: int) -> Iterator[dict[str, object]]:
+def decide(rows: Iterable[dict[str, str]], generation: int) -> Iterator[dict[str, object]]:
     """A row for each stage and shape that both computed."""
     pairs: dict[tuple[object, ...], dict[str, dict[str, str]]] = {}
     for row in rows:
         if row["case"] == "shapes" and not row["failed"]:
             stage, backend = row["variant"].split()
-            pairs.setdefault((architecture, stage, *_of(row, stage)), {})[backend] = row
+            pairs.setdefault((generation, stage, *_of(row, stage)), {})[backend] = row
     for key, both in pairs.items():
         if {"torch", "triton"} <= both.keys():
             times = {backend: float(both[backend]["p50_ms"]) for backend in ("torch", "triton")}
@@ -49,9 +48,10 @@ def main() -> None:
         raise SystemExit("bench.decisions needs the GPU whose rows it decides on")
     here = conditions()["device"]
     rows = [row for row in read() if row["device"] == here]
-    decisions = list(decide(rows, device_properties(torch.device("cuda"))[0]))
-    Table(FILE, COLUMNS, KEY).add(decisions)
-    print(f"{sum(row['backend'] == 'torch' for row in decisions)} of {len(decisions)} stages stay with torch: {FILE}")
+    decisions = list(decide(rows, architecture(torch.device("cuda"))))
+    Table(MEASURED, COLUMNS, KEY).add(decisions)
+    stay = sum(row["backend"] == "torch" for row in decisions)
+    print(f"{stay} of {len(decisions)} stages stay with torch: {MEASURED}")
 
 
 if __name__ == "__main__":

@@ -114,6 +114,11 @@ class SpectralBasis:
         return torch.Size((*self.U.shape[:-1], self.Vh.shape[-1]))
 
     @property
+    def dims(self) -> tuple[int, int, int]:
+        """``(d1, d2, k)`` of one matrix."""
+        return self.U.shape[-2], self.Vh.shape[-1], self.S.shape[-1]
+
+    @property
     def weight_shape(self) -> torch.Size:
         """The shape of the weight, heads joined."""
         if self.head_dim is None:

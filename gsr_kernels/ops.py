@@ -2,74 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from numbers import Real
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends import cuda
+from gsr_kernels.backends.dispatch import backend_for
+from gsr_kernels.backends.table import function
 from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.checks import check_fit, check_out_of_span, check_rho
 from gsr_kernels.reference import FLOOR
 
-BACKENDS = ("torch", "triton", "cuda")
-OUT_OF_SPAN = ("drop", "keep")
-OPERATORS = (
-    "rescale_gradient", "rescale_gradients", "project", "skew", "rescale", "recompose", "sketch", "small_svd",
-)  # fmt: skip
+__all__ = [
+    "backend_for", "implementation", "project", "recompose", "rescale", "rescale_gradient", "rescale_gradients",
+    "skew", "small_svd",
+]  # fmt: skip
 
 
-def chosen(name: str, device: torch.device | None = None) -> tuple[str, str]:
-    """The backend that "auto" takes for an operator on a device, and why."""
-    if device is None or device.type != "cuda":
-        return "torch", "not on a CUDA device"
-    if name != "small_svd":
-        return "triton", "on a CUDA device"
-    reason = cuda.refusal(device)
-    return ("torch", reason) if reason else ("cuda", f"up to k = {cuda.small_svd_limit(device)}, torch beyond")
+def implementation(
+    op: str, backend: str = "auto", device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Callable[..., Any]:
+    """Return the function of an operator that ``backend_for`` decides for, for operands of a device and dtype.
 
-
-def implementation(name: str, backend: str = "auto", device: torch.device | None = None) -> Callable[..., Any]:
-    """The function ``name`` of a backend, imported when it is first asked for.
-
-    "auto" is what ``chosen`` says. Raises ValueError for an unknown backend, one that lacks the operator, "triton" on a
-    CPU outside Triton's interpreter, and "cuda" where the extension does not serve the device.
+    Raises ValueError as ``backend_for`` does, and for a backend that lacks the operator.
     """
-    on_gpu = device is not None and device.type == "cuda"
-    if backend == "auto":
-        backend, _ = chosen(name, device)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "triton" and not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f"backend='triton' needs tensors on a CUDA device, or TRITON_INTERPRET=1; got {device}")
-    if backend == "cuda" and (not on_gpu or cuda.refusal(device)):
-        reason = cuda.refusal(device) if on_gpu else f"it needs tensors on a CUDA device, got {device}"
-        raise ValueError(f"backend='cuda' cannot be had: {reason}")
-    module = f"gsr_kernels.backends.{backend}.{name}"
-    try:
-        return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise ValueError(f"backend={backend!r} has no {name}: backend='auto' takes one that has") from None
-
-
-def check_rho(rho: float) -> float:
-    """``rho`` as a float in [0, 1]; anything else is a ValueError."""
-    if not isinstance(rho, Real) or isinstance(rho, bool) or not (math.isfinite(rho) and 0 <= rho <= 1):
-        raise ValueError(f"rho must be a finite number in [0, 1], got {rho!r}")
-    return float(rho)
-
-
-def check_out_of_span(out_of_span: str) -> str:
-    """``out_of_span`` if it is one of ``OUT_OF_SPAN``; anything else is a ValueError."""
-    if out_of_span not in OUT_OF_SPAN:
-        raise ValueError(f"out_of_span must be None, 'drop' or 'keep', got {out_of_span!r}")
-    return out_of_span
+    return function(op, backend_for(op, device, dtype, dtype, backend=backend)[0])
 
 
 @overload
@@ -120,8 +78,7 @@ def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):
     if not len(gradients) == len(bases) == len(outs):
         raise ValueError(f"lists differ in length: {len(gradients)} G, {len(bases)} basis, {len(outs)} out")
     check_rho(rho)
-    if out_of_span is not None:
-        check_out_of_span(out_of_span)
+    check_out_of_span(out_of_span)
     for gradient, one, target in zip(gradients, bases, outs):
         _check(gradient, one, target)
     modes = [out_of_span or ("drop" if one.full_rank else "keep") for one in bases]
@@ -132,13 +89,29 @@ def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):
             _rescale_gradient(one.split(gradient), one.U, one.S, one.Vh, rho, mode, one.split(result), backend)
         return results[0] if single else results
 
-    together: dict[Callable[..., Any], list[int]] = {}
-    for i, gradient in enumerate(gradients):
-        together.setdefault(implementation("rescale_gradients", backend, gradient.device), []).append(i)
-    for compute, places in together.items():
-        chosen = [[each[i] for i in places] for each in (gradients, bases, modes, results)]
-        compute(chosen[0], chosen[1], rho, chosen[2], chosen[3])
+    rescale_gradients(gradients, bases, rho, modes, results, backend)
     return results[0] if single else results
+
+
+def rescale_gradients(
+    gradients: Sequence[Tensor],
+    bases: Sequence[SpectralBasis],
+    rho: float,
+    out_of_span: Sequence[str],
+    outs: Sequence[Tensor],
+    backend: str = "auto",
+) -> list[Tensor]:
+    """Write every G' to its out, and return the diagonals ``g [.., k]``. Nothing is checked."""
+    together: dict[str, list[int]] = {}
+    for i, (G, basis, mode) in enumerate(zip(gradients, bases, out_of_span)):
+        name, _ = backend_for("step", G.device, G.dtype, basis.U.dtype, basis.dims, mode, backend)
+        # there is nothing to launch for an empty batch
+        together.setdefault(name if G.numel() else "torch", []).append(i)
+    diagonals: dict[int, Tensor] = {}
+    for name, chosen in together.items():
+        each = [[values[i] for i in chosen] for values in (gradients, bases, out_of_span, outs)]
+        diagonals |= zip(chosen, function("rescale_gradients", name)(each[0], each[1], rho, each[2], each[3]))
+    return [diagonals[i] for i in range(len(gradients))]
 
 
 def _check(G: Tensor, basis: SpectralBasis, out: Tensor | None) -> None:
@@ -173,7 +146,7 @@ def _overlaps(out: Tensor, G: Tensor) -> bool:
 def _rescale_gradient(
     G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor, backend: str = "auto"
 ) -> None:
-    implementation("rescale_gradient", backend, G.device)(G, U, S, Vh, rho, out_of_span, out)
+    rescale_gradients([G], [SpectralBasis(U, S, Vh)], rho, [out_of_span], [out], backend)
 
 
 @_rescale_gradient.register_fake
@@ -191,7 +164,7 @@ def project(G: Tensor, U: Tensor, Vh: Tensor, backend: str = "auto") -> Tensor:
     Raises TypeError for other than float dtypes, ValueError for shapes or devices that do not fit or a backend unknown.
     """
     *batch, d1, k = U.shape
-    _fit(G=(G, (*batch, d1, Vh.shape[-1])), U=(U, U.shape), Vh=(Vh, (*batch, k, Vh.shape[-1])))
+    check_fit(G=(G, (*batch, d1, Vh.shape[-1])), U=(U, U.shape), Vh=(Vh, (*batch, k, Vh.shape[-1])))
     return _project(G, U, Vh, backend)
 
 
@@ -200,7 +173,7 @@ def skew(N: Tensor, S: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor]:
 
     Their row norms say how fast a step turns each singular vector. Raises as ``project``.
     """
-    _fit(N=(N, (*S.shape, S.shape[-1])), S=(S, S.shape))
+    check_fit(N=(N, (*S.shape, S.shape[-1])), S=(S, S.shape))
     return _skew(N, S, backend)
 
 
@@ -210,7 +183,7 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR, backend: str
     Raises as ``project``, and ValueError for a rho outside [0, 1].
     """
     check_rho(rho)
-    _fit(g=(g, S.shape), S=(S, S.shape))
+    check_fit(g=(g, S.shape), S=(S, S.shape))
     return _rescale(g, S, rho, floor, backend)
 
 
@@ -221,7 +194,9 @@ def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor,
     """
     *batch, k = S.shape
     square, d1, d2 = (*batch, k, k), U.shape[-2], Vh.shape[-1]
-    _fit(H=(H, square), g=(g, S.shape), K=(K, square), U=(U, (*batch, d1, k)), S=(S, S.shape), Vh=(Vh, (*batch, k, d2)))
+    check_fit(
+        H=(H, square), g=(g, S.shape), K=(K, square), U=(U, (*batch, d1, k)), S=(S, S.shape), Vh=(Vh, (*batch, k, d2))
+    )
     return _recompose(H, g, K, U, S, Vh, backend)
 
 
@@ -248,31 +223,10 @@ def small_svd(A: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor,
     return _small_svd(A, backend)
 
 
-def _fit(**tensors: tuple[Tensor, tuple[int, ...]]) -> None:
-    device = next(iter(tensors.values()))[0].device
-    for name, (tensor, shape) in tensors.items():
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}")
-        if tensor.shape != shape:
-            raise ValueError(f"{name} must be {tuple(shape)} beside the others, got {tuple(tensor.shape)}")
-        if tensor.device != device:
-            raise ValueError(f"{', '.join(tensors)} must lie on one device: {name} is on {tensor.device}, not {device}")
-
-
-def _decided(stage: str, backend: str, gradient: torch.dtype, U: Tensor, Vh: Tensor) -> str:
-    """On a GPU "auto" is who was measured to be faster."""
-    if backend != "auto" or U.device.type != "cuda":
-        return backend
-    from gsr_kernels.backends.triton.decisions import decided
-
-    shape = U.shape[-2], Vh.shape[-1], U.shape[-1]
-    return decided(stage, U.device, gradient, U.dtype, shape) or backend
-
-
 @torch.library.custom_op("gsr_kernels::project", mutates_args=())
 def _project(G: Tensor, U: Tensor, Vh: Tensor, backend: str) -> Tensor:
-    backend = _decided("project", backend, G.dtype, U, Vh)
-    return implementation("project", backend, G.device)(G, U, Vh)
+    form = G.device, G.dtype, U.dtype, (U.shape[-2], Vh.shape[-1], U.shape[-1])
+    return function("project", backend_for("project", *form, backend=backend)[0])(G, U, Vh)
 
 
 @_project.register_fake
@@ -282,7 +236,7 @@ def _(G: Tensor, U: Tensor, Vh: Tensor, backend: str) -> Tensor:
 
 @torch.library.custom_op("gsr_kernels::skew", mutates_args=())
 def _skew(N: Tensor, S: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return implementation("skew", backend, N.device)(N, S)
+    return implementation("skew", backend, N.device, N.dtype)(N, S)
 
 
 @_skew.register_fake
@@ -292,7 +246,7 @@ def _(N: Tensor, S: Tensor, backend: str) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("gsr_kernels::rescale", mutates_args=())
 def _rescale(g: Tensor, S: Tensor, rho: float, floor: float, backend: str) -> Tensor:
-    return implementation("rescale", backend, g.device)(g, S, rho, floor)
+    return implementation("rescale", backend, g.device, g.dtype)(g, S, rho, floor)
 
 
 @_rescale.register_fake
@@ -302,8 +256,8 @@ def _(g: Tensor, S: Tensor, rho: float, floor: float, backend: str) -> Tensor:
 
 @torch.library.custom_op("gsr_kernels::recompose", mutates_args=())
 def _recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: str) -> Tensor:
-    backend = _decided("recompose", backend, U.dtype, U, Vh)
-    return implementation("recompose", backend, U.device)(H, g, K, U, S, Vh)
+    form = U.device, U.dtype, U.dtype, (U.shape[-2], Vh.shape[-1], U.shape[-1])
+    return function("recompose", backend_for("recompose", *form, backend=backend)[0])(H, g, K, U, S, Vh)
 
 
 @_recompose.register_fake
@@ -313,12 +267,8 @@ def _(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend
 
 @torch.library.custom_op("gsr_kernels::small_svd", mutates_args=())
 def _small_svd(A: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    k, limit = A.shape[-1], cuda.small_svd_limit(A.device) if A.is_cuda and backend != "torch" else 0
-    if backend == "cuda" and A.is_cuda and k > limit > 0:
-        raise ValueError(f"backend='cuda' takes k up to {limit} on {A.device}, got {k}: backend='torch' takes any")
-    if backend == "auto" and k > limit:
-        backend = "torch"
-    return implementation("small_svd", backend, A.device)(A)
+    k = A.shape[-1]
+    return function("small_svd", backend_for("small_svd", A.device, shape=(k, k, k), backend=backend)[0])(A)
 
 
 @_small_svd.register_fake

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gsr_kernels import reference
+from gsr_kernels import SpectralBasis, ops, reference
 
 
 def diagonal(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
@@ -41,3 +41,9 @@ def assert_as_good(result: Tensor, truth: Tensor, same_in_torch: Tensor, floor: 
     """The result is at most twice as far from the truth as torch's own in the same dtype, or within a rounding."""
     allowed = max(2 * error(same_in_torch, truth), torch.finfo(result.dtype).eps if floor is None else floor)
     assert error(result, truth) <= allowed, f"{error(result, truth):.2e} > {allowed:.2e}"
+
+
+def by_triton(G, basis, rho, out_of_span, out):
+    """g of one weight's matrices, whose G' goes to out: Triton's, or torch's where the kernels do not support them."""
+    matrices = SpectralBasis(basis.U, basis.S, basis.Vh)
+    return ops.rescale_gradients([G], [matrices], rho, [out_of_span], [out], "triton")[0]

@@ -91,7 +91,7 @@ def _updates(run: Run, shape: tuple[int, int], count: int) -> Makers:
 
     def tritons() -> Trial:
         # also where an earlier measurement took it from the kernels
-        with patch("gsr_kernels.backends.triton.decisions.decisions", dict):
+        with patch("gsr_kernels.backends.dispatch.measured", dict):
             (optimizer,) = made[OURS]()
             found = first_step_error(run, model, optimizer)
             return run.trial(optimizer.step, lambda: found, TOLERANCE)

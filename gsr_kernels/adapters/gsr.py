@@ -14,7 +14,8 @@ from tqdm import tqdm
 from gsr_kernels.adapters.factors import Factors, adapter_names, by_shape, find_factors, stacked
 from gsr_kernels.adapters.hook import before_steps
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.ops import check_rho, implementation
+from gsr_kernels.checks import check_rho
+from gsr_kernels.ops import implementation
 from gsr_kernels.reference import FLOOR
 
 SPECTRA = ("adapter", "base")

@@ -7,12 +7,23 @@ import platform
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
 import gsr_kernels
 from gsr_kernels.backends import cuda
-from gsr_kernels.ops import OPERATORS, chosen
+from gsr_kernels.backends.dispatch import OPERATORS, STEPS, bf16, fp16, fp32, fp64
+from gsr_kernels.ops import backend_for
+
+# the forms of a step, of which the answer is not one: dtypes of the basis, and what the basis does not span
+FORMS: dict[str, dict[str, Any]] = {
+    "basis in fp16": {"gradient": bf16, "basis": fp16},
+    "basis in bf16": {"gradient": bf16, "basis": bf16},
+    "basis in fp32": {"gradient": bf16, "basis": fp32},
+    "basis in fp64": {"gradient": fp64, "basis": fp64},
+    "truncated basis, drop": {"gradient": bf16, "basis": fp16, "shape": (3, 3, 2), "out_of_span": "drop"},
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +47,18 @@ def lines() -> Iterator[str]:
     yield f"CUDA C++: {_extension()}"
     yield ""
     for device in devices or [torch.device("cpu")]:
-        for name in OPERATORS:
-            backend, reason = chosen(name, device)
-            yield f"{device!s:7} {name:17}  {backend:6}  {reason}"
+        for op in OPERATORS:
+            yield from _decided(op, device)
+
+
+def _decided(op: str, device: torch.device) -> Iterator[str]:
+    """Who computes an operator, in a line; in a line a form where it depends on the form."""
+    forms = FORMS if op in STEPS else {"": {}}
+    answers = {name: backend_for(op, device, **form) for name, form in forms.items()}
+    if len(set(answers.values())) == 1:
+        answers = {"": next(iter(answers.values()))}
+    for name, (backend, reason) in answers.items():
+        yield f"{device!s:7} {op:11}  {backend:6}  {name + ': ' if name else ''}{reason}"
 
 
 def _described(device: torch.device) -> str:

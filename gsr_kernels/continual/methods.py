@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
+from gsr_kernels.checks import check_rho
 from gsr_kernels.continual.library import Row
 from gsr_kernels.continual.model import ByteDecoder
 from gsr_kernels.continual.train import loss
 from gsr_kernels.messages import install
 from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, GSRFull, Method
-from gsr_kernels.ops import check_rho
 from gsr_kernels.optim import attach
 from gsr_kernels.options import RANK
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.torch.sketch import SPARSITY
+from gsr_kernels.backends.dispatch import backend_for
+from gsr_kernels.backends.torch.sketch import SPARSITY, sketch
 from gsr_kernels.linalg.cholesky_qr import normalized, orthonormal
 from gsr_kernels.linalg.precision import full_precision
 from gsr_kernels.linalg.products import product
@@ -120,8 +119,12 @@ def _exact(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _sketched(W: Tensor, rank: int, width: int, q: int, seed: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """Of the projection of W on the sketched range: U ``[.., m, rank]``, S ``[.., width]``, V ``[.., n, width]``."""
-    backend = "triton" if W.is_cuda and W.dtype == torch.float32 and find_spec("triton") else "torch"
-    Y = import_module(f"gsr_kernels.backends.{backend}.sketch").sketch(W, width, seed, kind)
+    if backend_for("sketch", W.device, W.dtype)[0] == "triton":
+        from gsr_kernels.backends.triton import sketch as kernel
+
+        Y = kernel.sketch(W, width, seed, kind)
+    else:
+        Y = sketch(W, width, seed, kind)
     for _ in range(q):
         Y = product(W, product(W.mT, normalized(Y)))
     Q = orthonormal(Y)

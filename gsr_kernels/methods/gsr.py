@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient
 from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.checks import check_out_of_span, check_rho
 from gsr_kernels.methods.base import Method, State
-from gsr_kernels.ops import check_out_of_span, check_rho, implementation
+from gsr_kernels.ops import backend_for
 
 if TYPE_CHECKING:
     from gsr_kernels.backends.triton.plan_cache import Steps
@@ -35,8 +37,7 @@ class GSR(Method):
 
     def __post_init__(self) -> None:
         check_rho(self.rho)
-        if self.out_of_span is not None:
-            check_out_of_span(self.out_of_span)
+        check_out_of_span(self.out_of_span)
 
     def transform(
         self,
@@ -47,22 +48,18 @@ class GSR(Method):
         scale: Tensor | None = None,
     ) -> list[Tensor]:
         """See Method.transform. One non-finite entry anywhere in G makes its g non-finite, so that g alone tells."""
-        on_gpu = [i for i, G in enumerate(gradients) if by_plan(G.device)]
-        flags = dict(zip(on_gpu, self._by_plan([gradients[i] for i in on_gpu], [bases[i] for i in on_gpu])))
-        compute = implementation("rescale_gradient")
-        for i in set(range(len(gradients))) - set(on_gpu):
-            G, basis = gradients[i], bases[i]
-            g = compute(G, basis.U, basis.S, basis.Vh, self.rho, self.out_of_span or "drop", G)
-            flags[i] = g.isfinite().all(-1)
+        mode = self.out_of_span or "drop"
+        flags: dict[int, Tensor] = {}
+        planned: dict[torch.device, list[int]] = {}
+        for i, (G, basis) in enumerate(zip(gradients, bases)):
+            form = G.device, G.dtype, basis.U.dtype, basis.dims, mode
+            if G.numel() and backend_for("step", *form)[0] == "triton":
+                planned.setdefault(G.device, []).append(i)
+            else:
+                flags[i] = rescale_gradient(G, basis.U, basis.S, basis.Vh, self.rho, mode, G).isfinite().all(-1)
+        for chosen in planned.values():
+            flags |= zip(chosen, steps(self).run([gradients[i] for i in chosen], [bases[i] for i in chosen]))
         return [flags[i] for i in range(len(gradients))]
-
-    def _by_plan(self, gradients: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[Tensor]:
-        return steps(self).run(gradients, bases) if gradients else []
-
-
-def by_plan(device: torch.device) -> bool:
-    """Whether the weights of a device are stepped together, by the kernels."""
-    return device.type == "cuda"
 
 
 def steps(method: GSR) -> Steps:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.checks import check_rho
 from gsr_kernels.methods.base import Heads, Method, State
 from gsr_kernels.methods.projections import operands
-from gsr_kernels.ops import check_rho, implementation
+from gsr_kernels.ops import implementation
 
 
 @dataclass(frozen=True)

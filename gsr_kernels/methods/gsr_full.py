@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.checks import check_out_of_span
 from gsr_kernels.methods.base import Method, State
 from gsr_kernels.methods.projections import operands
-from gsr_kernels.ops import check_out_of_span
 
 # smaller singular values count as this share of the largest: 1 / sigma would let them take it all
 FLOOR = 1e-3

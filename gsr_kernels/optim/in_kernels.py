@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.methods import GSR
-from gsr_kernels.methods.gsr import by_plan, steps
+from gsr_kernels.methods.gsr import steps
+from gsr_kernels.ops import backend_for
 from gsr_kernels.optim.transform import Live
 from gsr_kernels.weight import Weight
 
@@ -81,14 +82,12 @@ class InKernels:
 
 def _served(weight: Weight, p: Tensor, G: Tensor, state: State) -> Moments | None:
     """What the kernels are given of a weight, or None where they do not serve it: ascent is no business of theirs."""
-    from gsr_kernels.backends.triton.moments import Moments
-
     # kernels take addresses, and a DTensor has none
     if hasattr(p, "to_local"):
         return None
     # a method with a step of its own is not these kernels'; nor are bases that visit
     method = weight.method
-    if not isinstance(method, GSR) or type(method).transform is not GSR.transform or not by_plan(G.device):
+    if not isinstance(method, GSR) or type(method).transform is not GSR.transform:
         return None
     if weight.offloaded or G.layout != torch.strided or not G.device == p.device == weight.skipped.device:
         return None
@@ -98,7 +97,11 @@ def _served(weight: Weight, p: Tensor, G: Tensor, state: State) -> Moments | Non
         return None
     if m.dtype != v.dtype or step.dtype != torch.float32 or step.device != p.device:
         return None
-    if not steps(method).serves(G, weight.basis):
+    basis = weight.basis
+    form = G.device, G.dtype, basis.U.dtype, basis.dims, method.out_of_span or "drop"
+    if not G.numel() or backend_for("update", *form)[0] != "triton":
         return None
+    from gsr_kernels.backends.triton.moments import Moments
+
     moved, copy = (p, None) if master is None else (master, p)
     return Moments(moved, m, v, step, weight.skipped, weight.place[0], copy)

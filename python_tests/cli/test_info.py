@@ -5,7 +5,7 @@ import torch
 
 from gsr_kernels.__main__ import main
 from gsr_kernels.backends import cuda
-from gsr_kernels.ops import OPERATORS
+from gsr_kernels.backends.dispatch import OPERATORS
 
 Facts = SimpleNamespace(architectures="80 90a", nvcc="13.0", torch="2.13")
 

@@ -9,8 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import gsr_kernels
-from gsr_kernels.methods import gsr
-from gsr_kernels.optim import in_kernels
+from gsr_kernels.backends import dispatch
 from gsr_kernels.optim.in_kernels import InKernels
 from python_tests.distributed.matrices import distribute, make_model, matrices, set_gradients, whole
 
@@ -78,9 +77,9 @@ def beside_kernels():
         return [whole(W) for W in parameters.values()]
 
     expected, found = trained(lambda tensor, name: tensor), {}
-    always = {"by_plan": lambda device: True}
+    always = patch.object(dispatch, "has_kernels", lambda device: True)
     interpreted, moving = patch.dict(os.environ, TRITON_INTERPRET="1"), patch.object(InKernels, "run", counted)
-    with interpreted, moving, patch.multiple(gsr, **always), patch.multiple(in_kernels, **always):
+    with interpreted, moving, always:
         for placement in (Replicate(), Shard(0), Shard(1)):
             moved.clear()
             weights = trained(lambda W, name, to=placement: W if name == "plain" else distribute_tensor(W, mesh, [to]))

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from gsr_kernels.backends.triton.plan import Plan
-from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient
 from python_tests.gpu.weights import BF16, FP16, FP32, draw
+from python_tests.oracle import by_triton
 
 # unlike shapes, dtypes and forms, two of a kind, one ragged
 WEIGHTS = [
@@ -31,7 +31,7 @@ def apart(plan, gradients, rho):
     """Each weight by itself."""
     outs = [torch.full_like(G, torch.nan) for G in gradients]
     for G, basis, out, (_, _, mode, _) in zip(gradients, plan.bases, outs, WEIGHTS):
-        rescale_gradient(G, basis.U, basis.S, basis.Vh, rho, mode, out)
+        by_triton(G, basis, rho, mode, out)
     return outs
 
 

@@ -1,13 +1,35 @@
 """Equations (2), (3), (7), (8) as two products: the skew matrices cancel, ``G' = U Uᵀ G V Vᵀ + U diag(δ) Vh``."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from gsr_kernels.backends.torch.rescale import rescale
 
+if TYPE_CHECKING:
+    from gsr_kernels.basis import SpectralBasis
+
+
+def rescale_gradients(
+    gradients: Sequence[Tensor],
+    bases: Sequence[SpectralBasis],
+    rho: float,
+    out_of_span: Sequence[str],
+    outs: Sequence[Tensor],
+) -> list[Tensor]:
+    """``rescale_gradient`` on several weights, one after another; gradients and outs have the weights' own shapes."""
+    return [
+        rescale_gradient(basis.split(G), basis.U, basis.S, basis.Vh, rho, mode, basis.split(out))
+        for G, basis, mode, out in zip(gradients, bases, out_of_span, outs)
+    ]
+
 
 def rescale_gradient(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor) -> Tensor:
-    """Writes G' to ``out [.., d1, d2]``, which may be G, and returns the diagonal ``g [.., k]`` that it found.
+    """Write G' to ``out [.., d1, d2]``, which may be G, and return the diagonal ``g [.., k]`` that it found.
 
     Products and sums are in the wider dtype of G and U, at least float32 on a CPU. A matrix whose g is not finite
     (one NaN or Inf anywhere in G is enough) is copied as it came; no host synchronisation is needed to know.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gsr_kernels.backends.dispatch import architecture
 from gsr_kernels.backends.triton.tiles import INTERPRETED
 
 
@@ -96,5 +97,4 @@ def device_properties(device: torch.device) -> tuple[int, int]:
     """Architecture (90 for Hopper, 0 for the interpreter) and number of multiprocessors."""
     if INTERPRETED or device.type != "cuda":
         return 0, 1
-    properties = torch.cuda.get_device_properties(device)
-    return 10 * properties.major + properties.minor, properties.multi_processor_count
+    return architecture(device), torch.cuda.get_device_properties(device).multi_processor_count

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
+from gsr_kernels.backends.dispatch import unsupported
 from gsr_kernels.backends.triton import fields
 from gsr_kernels.backends.triton.configurations import Configuration, configuration
-from gsr_kernels.backends.triton.precision import computed_by
 from gsr_kernels.backends.triton.product import TYPES
-from gsr_kernels.backends.triton.tiles import INTERPRETED
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.ops import check_out_of_span
+from gsr_kernels.checks import check_out_of_span
 
 
 @dataclass(frozen=True)
@@ -114,24 +113,18 @@ def kind(basis: SpectralBasis) -> tuple[Hashable, ...]:
     return basis.head_dim, *((factor.shape, factor.stride(), factor.dtype, factor.device) for factor in factors)
 
 
-def served(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str) -> bool:
-    """Whether the kernels of the step take a weight; those that they do not are cuBLAS's."""
-    if out_of_span == "drop" and not basis.full_rank:
-        return False
-    return INTERPRETED.value or computed_by(gradient, basis.U.dtype) == "triton"
-
-
 def check(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str, device: torch.device) -> None:
-    """Raises TypeError or ValueError for what the kernels of the step do not take."""
+    """Raise TypeError or ValueError for what the kernels of the step do not support."""
     if basis.U.device != device or basis.S.device != device or basis.Vh.device != device:
-        raise ValueError(f"the bases of a plan must lie on one device: one is on {basis.U.device}, another on {device}")
-    if not served(basis, gradient, check_out_of_span(out_of_span)):
-        raise ValueError(
-            f"a plan takes no basis in {basis.U.dtype} of rank {basis.rank} of {tuple(basis.shape)} with a gradient in "
-            f"{gradient} and out_of_span={out_of_span!r}: use rescale_gradient, which takes it to cuBLAS"
-        )
+        raise ValueError(f"the bases of a plan must be on one device: one is on {basis.U.device}, another on {device}")
+    check_out_of_span(out_of_span)
     if basis.U.dtype != basis.Vh.dtype or basis.U.dtype not in TYPES or gradient not in TYPES:
         raise TypeError(f"a plan takes fp16, bf16 and fp32, got U {basis.U.dtype}, Vh {basis.Vh.dtype}, G {gradient}")
+    if reason := unsupported("step", gradient, basis.U.dtype, basis.dims, out_of_span):
+        raise ValueError(
+            f"a plan takes no basis in {basis.U.dtype} of rank {basis.rank} of {tuple(basis.shape)} with a gradient in "
+            f"{gradient} and out_of_span={out_of_span!r}: {reason}; use rescale_gradient, which takes it to cuBLAS"
+        )
     if basis.S.dtype != torch.float32 or not all(part.is_contiguous() for part in (basis.U, basis.S, basis.Vh)):
         raise ValueError("a plan takes contiguous U, S, Vh with S in float32: call .contiguous() on them")
 

@@ -21,7 +21,7 @@ from gsr_kernels.backends.triton.moments import Moments, Settings
 from gsr_kernels.backends.triton.product import TYPES
 from gsr_kernels.backends.triton.tables import pack, tile_table
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.ops import check_rho
+from gsr_kernels.checks import check_rho
 from gsr_kernels.reference import FLOOR
 
 

@@ -1,4 +1,4 @@
-"""GSR's steps of a whole model: one plan for what the kernels take, cuBLAS for the rest."""
+"""Plans of GSR's steps, kept from step to step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient as by_cublas
-from gsr_kernels.backends.triton.decisions import preferred
 from gsr_kernels.backends.triton.forms import Form, Update, kind
 from gsr_kernels.backends.triton.moments import Moments, Settings
 from gsr_kernels.backends.triton.plan import Plan
@@ -44,27 +42,14 @@ class Steps:
         self._captured: list[tuple[Plan, Any]] = []
 
     def run(self, gradients: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[Tensor]:
-        """Rewrites the gradients; says which matrices were finite, a bool ``[..]`` a weight, until the next step."""
-        flags: list[Tensor] = [torch.empty(0)] * len(gradients)
-        planned: dict[torch.device, list[int]] = {}
-        for i, (G, basis) in enumerate(zip(gradients, bases)):
-            if G.numel() and preferred(basis, G.dtype, self._out_of_span):
-                planned.setdefault(G.device, []).append(i)
-                continue
-            g = by_cublas(G, basis.U, basis.S, basis.Vh, self._rho, self._out_of_span, G)
-            flags[i] = g.isfinite().all(-1)
-        for places in planned.values():
-            chosen = [bases[i] for i in places]
-            plan = self._plan(chosen, [gradients[i].dtype for i in places])
-            plan.run([gradients[i] for i in places], bases=chosen)
-            self._set_apart(plan, chosen)
-            for i, finite in zip(places, plan.finite):
-                flags[i] = finite
-        return flags
+        """Rewrite the gradients of weights on one device, which ``backend_for`` gave to Triton.
 
-    def serves(self, G: Tensor, basis: SpectralBasis) -> bool:
-        """Whether the kernels take a weight."""
-        return G.numel() > 0 and preferred(basis, G.dtype, self._out_of_span, "update")
+        Returns of each weight which matrices were finite, a bool ``[..]``, until the next step.
+        """
+        plan = self._plan(bases, [G.dtype for G in gradients])
+        plan.run(gradients, bases=bases)
+        self._set_apart(plan, list(bases))
+        return plan.finite
 
     def update(
         self,

@@ -64,7 +64,7 @@ def test_what_runs_where(built, capability, runs):
 def test_not_built(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "OPERATORS", tmp_path / "operators.so")
     assert "was not built" in cuda.obstacle()
-    with pytest.raises(ValueError, match="backend='cuda' cannot be had: the CUDA extension was not built"):
+    with pytest.raises(ValueError, match="backend='cuda' is unavailable: the CUDA extension was not built"):
         ops.implementation("small_svd", "cuda", GPU)
 
 
@@ -73,7 +73,7 @@ def test_broken(monkeypatch, tmp_path):
     library.write_bytes(b"\x7fELF and no more")
     monkeypatch.setattr(cuda, "OPERATORS", library)
     assert "does not load" in cuda.obstacle()
-    assert ops.chosen("small_svd", GPU) == ("torch", cuda.obstacle())
+    assert ops.backend_for("small_svd", GPU) == ("torch", cuda.obstacle())
 
 
 def test_operators_without_the_facts_of_their_build(monkeypatch, tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_built_for_another_gpu_is_said_once(gpu):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert cuda.small_svd_limit(GPU) == 0
-    assert ops.chosen("small_svd", GPU)[0] == "torch" and ops.chosen("rescale", GPU)[0] == "triton"
+    assert ops.backend_for("small_svd", GPU)[0] == "torch" and ops.backend_for("rescale", GPU)[0] == "triton"
 
 
 @pytest.mark.parametrize("asked", ["limit", "capability"])
@@ -103,12 +103,12 @@ def test_what_cuda_does_not_answer_is_the_reason(gpu, monkeypatch, asked):
     gpu((9, 0))
     monkeypatch.setattr(*(cuda, "limit") if asked == "limit" else (torch.cuda, "get_device_capability"), broken)
     reason = "CUDA answers for cuda:0: small_svd_limit: no CUDA-capable device is detected"
-    assert ops.chosen("small_svd", GPU) == ("torch", reason)
+    assert ops.backend_for("small_svd", GPU) == ("torch", reason)
 
 
 def test_chosen_on_a_gpu_that_it_was_built_for(gpu):
     gpu((9, 0))
-    assert ops.chosen("small_svd", GPU) == ("cuda", "up to k = 256, torch beyond")
+    assert ops.backend_for("small_svd", GPU) == ("cuda", "up to k = 256, torch beyond")
     assert ops.implementation("small_svd", "auto", GPU).__module__ == "gsr_kernels.backends.cuda.small_svd"
     with pytest.raises(ValueError, match="backend='cuda' has no rescale"):
         ops.implementation("rescale", "cuda", GPU)

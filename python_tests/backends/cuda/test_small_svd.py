@@ -32,7 +32,7 @@ def test_no_matrices():
         (torch.randn(4, 5), "auto", ValueError, r"A must be \[.., k, k\], got \(4, 5\)"),
         (torch.randn(4), "auto", ValueError, "A must be"),
         (torch.zeros(0, 0), "auto", ValueError, "A must be"),
-        (torch.randn(4, 4), "cuda", ValueError, "backend='cuda' cannot be had: it needs tensors on a CUDA device"),
+        (torch.randn(4, 4), "cuda", ValueError, "backend='cuda' is unavailable: it needs tensors on a CUDA device"),
         (torch.randn(4, 4), "cublas", ValueError, "backend must be auto or one of torch, triton, cuda"),
     ],
 )

@@ -5,15 +5,16 @@ import torch
 from torch import nn
 
 from gsr_kernels import SpectralBasis
+from gsr_kernels.backends import dispatch
 from gsr_kernels.backends.triton import adamw_kernels, fields
 from gsr_kernels.backends.triton import plan_cache as steps
 from gsr_kernels.backends.triton.moments import Moments, Settings
 from gsr_kernels.backends.triton.plan import Plan
-from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient
 from gsr_kernels.methods import gsr
-from gsr_kernels.optim import gsr_adamw, in_kernels
+from gsr_kernels.optim import gsr_adamw
 from python_tests.optim.toy import take_steps
 from python_tests.optim.twins import assert_near, twins
+from python_tests.oracle import by_triton
 
 # shape, gradient, weight, moments, narrow copy, out_of_span, options of the basis
 WEIGHTS = [
@@ -42,7 +43,7 @@ def kernels(monkeypatch):
         calls.append(len(gradients))
         return run(self, gradients, *arguments)
 
-    monkeypatch.setattr(in_kernels, "by_plan", lambda device: True)
+    monkeypatch.setattr(dispatch, "has_kernels", lambda device: True)
     monkeypatch.setattr(steps.Steps, "update", counted)
     return calls
 
@@ -82,7 +83,7 @@ def test_a_step_of_every_form_against_float64():
         before = [(one.weight.double(), one.exp_avg.double(), one.exp_avg_sq.double()) for one in moments]
         written = [torch.empty(G.shape) for G in gradients]
         for G, basis, out, (*_, mode, _) in zip(gradients, bases, written, WEIGHTS):
-            rescale_gradient(basis.split(G).float(), basis.U, basis.S, basis.Vh, 0.5, mode, basis.split(out))
+            by_triton(basis.split(G).float(), basis, 0.5, mode, basis.split(out))
         kept = [G.clone() for G in gradients]
         plan.update(gradients, moments, settings)
         for one, (W, m, v), G in zip(moments, before, written):

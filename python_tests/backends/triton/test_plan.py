@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from gsr_kernels import SpectralBasis
+from gsr_kernels import SpectralBasis, ops
 from gsr_kernels.backends.triton import step_kernels
 from gsr_kernels.backends.triton.configurations import configuration
 from gsr_kernels.backends.triton.plan import Plan
-from gsr_kernels.backends.triton.rescale_gradient import rescale_gradient
-from gsr_kernels.backends.triton.rescale_gradients import rescale_gradients
+from python_tests.oracle import by_triton
 
 # unlike shapes, dtypes, ranks, heads in rows and columns, several matrices of one form
 WEIGHTS = [
@@ -40,7 +39,7 @@ def apart(gradients, bases, rho=0.5):
     """Each weight in a launch of its own."""
     outs, gs = [torch.full_like(G, torch.nan) for G in gradients], []
     for G, basis, out, (_, _, mode, _) in zip(gradients, bases, outs, WEIGHTS):
-        gs.append(rescale_gradient(basis.split(G), basis.U, basis.S, basis.Vh, rho, mode, basis.split(out)))
+        gs.append(by_triton(basis.split(G), basis, rho, mode, basis.split(out)))
     return gs, outs
 
 
@@ -90,7 +89,7 @@ def test_one_call_is_one_plan(launches):
     gs, outs = apart(gradients, bases)
     launches.clear()
     found = [torch.full_like(G, torch.nan) for G in gradients]
-    gs_found = rescale_gradients(gradients, bases, 0.5, [mode for _, _, mode, _ in WEIGHTS], found)
+    gs_found = ops.rescale_gradients(gradients, bases, 0.5, [mode for _, _, mode, _ in WEIGHTS], found, "triton")
     assert same(found, outs) and same(gs_found, gs)
     assert launches.count("largest") == 3
 

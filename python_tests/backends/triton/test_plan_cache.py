@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gsr_kernels import SpectralBasis, attach, offload
+from gsr_kernels.backends import dispatch
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient
 from gsr_kernels.backends.triton import plan_cache as steps
 from gsr_kernels.backends.triton.plan_cache import Steps
@@ -26,11 +27,11 @@ def plans(monkeypatch):
             super().__init__(*arguments, **keywords)
 
     monkeypatch.setattr(steps, "Plan", Counted)
-    monkeypatch.setattr(gsr, "by_plan", lambda device: True)
+    monkeypatch.setattr(dispatch, "has_kernels", lambda device: True)
     return built
 
 
-def test_a_model_with_weights_that_no_plan_takes():
+def test_a_model_with_weights_that_no_plan_takes(plans):
     bases = [
         SpectralBasis.of(torch.randn(24, 24)),
         SpectralBasis.of(torch.randn(24, 40), rank=5),
@@ -41,8 +42,9 @@ def test_a_model_with_weights_that_no_plan_takes():
     expected = [torch.empty_like(G) for G in gradients]
     for G, basis, out in zip(gradients, bases, expected):
         rescale_gradient(G, basis.U, basis.S, basis.Vh, 0.5, "drop", out)
-    finite = Steps(0.5, "drop").run(gradients, bases)
+    finite = GSR(0.5, "drop").transform(gradients, gradients, bases, [{}] * len(bases))
     assert [flag.tolist() for flag in finite] == [True, True, [True, False]]
+    assert len(plans) == 1
     for G, right in zip([*gradients[:2], gradients[2][0]], [*expected[:2], expected[2][0]]):
         assert error(G, right) < 1e-6
     assert torch.equal(gradients[2][1].isnan(), expected[2][1].isnan())
@@ -52,7 +54,7 @@ def test_a_model_with_weights_that_no_plan_takes():
 def test_the_steps_of_a_model_share_a_plan(plans, monkeypatch, basis_device):
     models = []
     for planned in (True, False):
-        monkeypatch.setattr(gsr, "by_plan", lambda device, planned=planned: planned)
+        monkeypatch.setattr(dispatch, "has_kernels", lambda device, planned=planned: planned)
         model = make_model()
         optimizer = OPTIMIZERS["sgd"](model.parameters())
         handle = attach(model, optimizer, rho=0.7, basis_device=basis_device)

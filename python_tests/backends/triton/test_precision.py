@@ -4,17 +4,21 @@ import pytest
 import torch
 
 from gsr_kernels import SpectralBasis
-from gsr_kernels.backends.triton.precision import computed_by
+from gsr_kernels.ops import backend_for
 
+GPU = torch.device("cuda", 0)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-def test_every_pair_is_served_and_16_bit_bases_by_the_kernels():
+def test_every_pair_is_supported_and_16_bit_bases_by_the_kernels(monkeypatch):
+    # in the interpreter the kernels take float32 as well
+    monkeypatch.delenv("TRITON_INTERPRET")
     for gradient, basis in itertools.product(DTYPES, DTYPES):
         tensor_cores = gradient != torch.float64 and basis.itemsize == 2
-        assert computed_by(gradient, basis) == ("triton" if tensor_cores else "cublas")
+        for op in ("step", "update"):
+            assert backend_for(op, GPU, gradient, basis)[0] == ("triton" if tensor_cores else "torch")
     with pytest.raises(TypeError, match="float8_e4m3fn"):
-        computed_by(torch.float8_e4m3fn, torch.float16)
+        backend_for("step", GPU, torch.float8_e4m3fn, torch.float16)
 
 
 @pytest.mark.parametrize("precision, reason", [("bf16x2", "two bf16 planes"), ("tf32", "11 bits")])

@@ -1,0 +1,174 @@
+"""Decide which backend computes an operator: torch (with cuBLAS on a GPU), Triton's kernels, or the CUDA extension."""
+
+from __future__ import annotations
+
+import csv
+import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from gsr_kernels.backends import cuda
+from gsr_kernels.checks import Backend
+
+CPU = torch.device("cpu")
+fp16, bf16, fp32, fp64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+DTYPES = (fp16, bf16, fp32, fp64)
+
+# from G to G', and with AdamW behind it: one launch a group of weights
+STEPS = ("step", "update")
+OPERATORS = (
+    *STEPS, "project", "skew", "rescale", "recompose", "sketch", "small_svd", "stability", "sign_counts", "merge",
+)  # fmt: skip
+
+# (gradient, basis) that the kernels of a step multiply, in the dtype of the basis. fp16 carries 11 bits of an
+# orthonormal basis at the rate of bf16, whose 8 bits turn signs of small g. Triton's float32 products run on no tensor
+# core and spill
+PAIRS = tuple((gradient, basis) for basis in (fp16, bf16) for gradient in (bf16, fp16, fp32))
+
+# a row an operator of OPERATORS, dtypes and shape, written by ``python -m bench.decisions``
+MEASURED = Path(__file__).with_name("triton") / "decisions.csv"
+KEY = ("architecture", "stage", "gradient", "basis", "out_of_span", "d1", "d2", "rank")
+
+Shape = tuple[int, int, int]
+
+
+def backend_for(
+    op: str,
+    device: torch.device | None = None,
+    gradient: torch.dtype | None = None,
+    basis: torch.dtype | None = None,
+    shape: Shape | None = None,
+    out_of_span: str | None = None,
+    backend: str = "auto",
+) -> tuple[str, str]:
+    """Return the backend that computes an operator, and why. Every caller asks here.
+
+    Args:
+        op: one of ``OPERATORS``.
+        device: of the operands; None for a CPU.
+        gradient, basis: the dtypes of the gradient (or of the one operand) and of U and Vh, where they are known.
+        shape: (d1, d2, k) of one matrix, where it is known.
+        out_of_span: "drop" or "keep", of a step.
+        backend: what the caller asks for. A step of a form that the asked for kernels do not support is torch's.
+
+    Raises:
+        ValueError: an unknown backend, "triton" on a CPU outside Triton's interpreter, "cuda" where the extension does
+            not support the device or k.
+        TypeError: dtypes of a step that nobody computes on a GPU.
+    """
+    device = device or CPU
+    _check_asked(backend, device)
+    if backend == "torch":
+        return "torch", "asked for"
+    if backend == "auto" and not has_kernels(device):
+        return "torch", "not on a CUDA device"
+    if op == "small_svd" and backend != "triton":
+        return _small_svd(device, shape, backend)
+    if backend == "cuda":
+        return "cuda", "asked for"
+    if backend == "auto" and not _installed():
+        return "torch", "Triton is not installed"
+    reason = unsupported(op, gradient, basis, shape, out_of_span)
+    if reason and (backend == "auto" or op in STEPS):
+        return "torch", reason
+    if backend == "triton":
+        return "triton", "asked for"
+    faster = _faster(op, device, gradient, basis, shape, out_of_span)
+    return faster or "triton", "measured to be the faster one on such a GPU" if faster else "on a CUDA device"
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Return whether "auto" looks beyond torch on a device."""
+    return device.type == "cuda"
+
+
+def unsupported(
+    op: str,
+    gradient: torch.dtype | None,
+    basis: torch.dtype | None,
+    shape: Shape | None,
+    out_of_span: str | None,
+) -> str:
+    """Return why Triton's kernels do not support a form of an operator, empty where they do; TypeError for no dtype."""
+    if fp64 in (gradient, basis):
+        return "Triton's kernels have no float64"
+    if op == "sketch" and gradient not in (None, fp32):
+        return f"Triton's sketch is of float32, not {gradient}"
+    if op not in STEPS:
+        return ""
+    if gradient is not None and basis is not None and not {gradient, basis} <= set(DTYPES):
+        raise TypeError(f"G in {gradient} and a basis in {basis}: both must be fp16, bf16, fp32 or fp64")
+    if out_of_span == "drop" and shape is not None and shape[2] < min(shape[:2]):
+        return "the kernels of a step keep the remainder of a truncated basis"
+    if basis == fp32 and not interpreted():
+        return "float32 products run on no tensor core: cuBLAS is faster"
+    return ""
+
+
+def interpreted() -> bool:
+    """Return whether Triton runs kernels in its interpreter, on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def _check_asked(backend: str, device: torch.device) -> None:
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be auto or one of {', '.join(get_args(Backend)[1:])}, got {backend!r}")
+    on_gpu = device.type == "cuda"
+    if backend == "triton" and not on_gpu and not interpreted():
+        raise ValueError(f"backend='triton' needs tensors on a CUDA device, or TRITON_INTERPRET=1; got {device}")
+    if backend == "cuda" and (not on_gpu or cuda.refusal(device)):
+        reason = cuda.refusal(device) if on_gpu else f"it needs tensors on a CUDA device, got {device}"
+        raise ValueError(f"backend='cuda' is unavailable: {reason}")
+
+
+def _small_svd(device: torch.device, shape: Shape | None, backend: str) -> tuple[str, str]:
+    """Decide for matrices of k x k. A refusal is a warning, too, where it decides about matrices that there are."""
+    limit = cuda.small_svd_limit(device) if shape is not None or not cuda.refusal(device) else 0
+    if not limit:
+        return "torch", cuda.refusal(device)
+    k = 0 if shape is None else shape[2]
+    if k > limit and backend == "cuda":
+        raise ValueError(f"backend='cuda' takes k up to {limit} on {device}, got {k}: backend='torch' takes any")
+    if k > limit:
+        return "torch", f"k = {k} is above {limit}"
+    return "cuda", f"up to k = {limit}, torch beyond"
+
+
+def _faster(
+    op: str,
+    device: torch.device,
+    gradient: torch.dtype | None,
+    basis: torch.dtype | None,
+    shape: Shape | None,
+    out_of_span: str | None,
+) -> str | None:
+    """Return who was measured to be faster on such a device. What a machine measures of itself enters here."""
+    if shape is None or not measured():
+        return None
+    dtypes = (str(one).removeprefix("torch.") for one in (gradient, basis))
+    return measured().get((str(architecture(device)), op, *dtypes, out_of_span or "", *map(str, shape)))
+
+
+@cache
+def measured(file: Path = MEASURED) -> dict[tuple[str, ...], str]:
+    """Read the table of measurements: of each key "torch" or "triton"."""
+    with file.open(newline="") as opened:
+        return {tuple(row[name] for name in KEY): row["backend"] for row in csv.DictReader(opened)}
+
+
+@cache
+def architecture(device: torch.device) -> int:
+    """Return 90 for Hopper, 0 for a CPU."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

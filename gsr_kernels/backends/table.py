@@ -1,0 +1,59 @@
+"""Register the functions of every backend. Triton and the extension are imported when one of theirs is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+Function = Callable[..., Any]
+
+
+def function(op: str, backend: str) -> Function:
+    """Return the function ``op`` of a backend, or raise ValueError where it has none."""
+    found = _functions(backend).get(op)
+    if found is None:
+        raise ValueError(f"backend={backend!r} has no {op}: backend='auto' takes one that has")
+    return found
+
+
+@cache
+def _functions(backend: str) -> dict[str, Function]:
+    return {one.__name__: one for one in {"torch": _torch, "triton": _triton, "cuda": _cuda}[backend]()}
+
+
+def _torch() -> tuple[Function, ...]:
+    from gsr_kernels.backends.torch.merge import merge
+    from gsr_kernels.backends.torch.project import project
+    from gsr_kernels.backends.torch.recompose import recompose
+    from gsr_kernels.backends.torch.rescale import rescale
+    from gsr_kernels.backends.torch.rescale_gradient import rescale_gradients
+    from gsr_kernels.backends.torch.sign_counts import sign_counts
+    from gsr_kernels.backends.torch.sketch import sketch
+    from gsr_kernels.backends.torch.skew import skew
+    from gsr_kernels.backends.torch.small_svd import small_svd
+    from gsr_kernels.backends.torch.stability import stability
+
+    stages = project, skew, rescale, recompose
+    return rescale_gradients, *stages, sketch, small_svd, stability, sign_counts, merge
+
+
+def _triton() -> tuple[Function, ...]:
+    from gsr_kernels.backends.triton.merge import merge
+    from gsr_kernels.backends.triton.project import project
+    from gsr_kernels.backends.triton.recompose import recompose
+    from gsr_kernels.backends.triton.rescale import rescale
+    from gsr_kernels.backends.triton.rescale_gradient import rescale_gradients
+    from gsr_kernels.backends.triton.sign_counts import sign_counts
+    from gsr_kernels.backends.triton.sketch import sketch
+    from gsr_kernels.backends.triton.skew import skew
+    from gsr_kernels.backends.triton.stability import stability
+
+    stages = project, skew, rescale, recompose
+    return rescale_gradients, *stages, sketch, stability, sign_counts, merge
+
+
+def _cuda() -> tuple[Function, ...]:
+    from gsr_kernels.backends.cuda.small_svd import small_svd
+
+    return (small_svd,)

@@ -1,0 +1,37 @@
+"""Check the arguments that operators, methods and kernels share."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Literal, get_args
+
+from torch import Tensor
+
+Backend = Literal["auto", "torch", "triton", "cuda"]
+OutOfSpan = Literal["drop", "keep"]
+
+
+def check_rho(rho: float) -> float:
+    """Return ``rho`` as a float in [0, 1]; anything else is a ValueError."""
+    if not isinstance(rho, Real) or isinstance(rho, bool) or not (math.isfinite(rho) and 0 <= rho <= 1):
+        raise ValueError(f"rho must be a finite number in [0, 1], got {rho!r}")
+    return float(rho)
+
+
+def check_out_of_span(out_of_span: str | None) -> None:
+    """Raise ValueError for an ``out_of_span`` that is neither None nor one of ``OutOfSpan``."""
+    if out_of_span is not None and out_of_span not in get_args(OutOfSpan):
+        raise ValueError(f"out_of_span must be None, 'drop' or 'keep', got {out_of_span!r}")
+
+
+def check_fit(**tensors: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Raise TypeError or ValueError unless all tensors are real, on one device, and of the shapes beside them."""
+    device = next(iter(tensors.values()))[0].device
+    for name, (tensor, shape) in tensors.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}")
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {tuple(shape)} beside the others, got {tuple(tensor.shape)}")
+        if tensor.device != device:
+            raise ValueError(f"{', '.join(tensors)} must be on one device: {name} is on {tensor.device}, not {device}")
