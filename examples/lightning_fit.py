@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from tiny import rows, tiny_llama
 
-from gsr_kernels.integrations.lightning import GSRCallback
+from gsr_kernels.integrations.lightning import MethodCallback
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--folder", default="runs/lightning")
@@ -43,7 +43,7 @@ trainer = pl.Trainer(
     gradient_clip_val=1.0,
     log_every_n_steps=4,
     default_root_dir=args.folder,
-    callbacks=[GSRCallback(rho=0.5, bases=f"{args.folder}-bases.safetensors")],
+    callbacks=[MethodCallback(rho=0.5, bases=f"{args.folder}-bases.safetensors")],
 )
 trainer.fit(Module(), torch.utils.data.DataLoader(tokens, batch_size=8), ckpt_path=args.resume, weights_only=True)
 print({name: round(value.item(), 4) for name, value in trainer.callback_metrics.items()})

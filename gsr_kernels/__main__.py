@@ -1,4 +1,4 @@
-"""``python -m gsr_kernels COMMAND``."""
+"""``gsr-kernels COMMAND``, or ``python -m gsr_kernels COMMAND``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ COMMANDS = {
         "gsr_kernels.cli.bench",
         "time on this machine, beside the floor and what one might use instead",
     ),
-    "info": ("gsr_kernels.cli.info", "versions, the GPU, what was built, and which backend serves each operator"),
+    "info": ("gsr_kernels.cli.info", "versions, the GPU, what was built, and which backend computes each operator"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0, or 2 after bad input, of which one line on stderr says what and what to do."""
+    """Run one command; return 0, or 2 after bad input, which one line on stderr explains."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m gsr_kernels", description=gsr_kernels.__doc__)
+    parser = argparse.ArgumentParser(prog="gsr-kernels", description=gsr_kernels.__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {gsr_kernels.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, about) in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gsr_kernels.adapters import reference
 from gsr_kernels.adapters.merging import merge
 from gsr_kernels.adapters.stability import stability_loss
-from gsr_kernels.adapters.stiefel import retract, tangent
 from gsr_kernels.cli.floors import Work
+from gsr_kernels.linalg.polar import retract, tangent
+from python_tests.adapters import reference
 
 from ..decompositions import svd_work
 from ..draw import error

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
-from gsr_kernels.adapters import reference
 from gsr_kernels.adapters.stability import stability_loss
 from gsr_kernels.cli.floors import Work
+from python_tests.adapters import reference
 
 from ..run import Run
 from ..timing import interleaved, peak_extra_bytes, percentiles

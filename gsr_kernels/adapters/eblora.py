@@ -1,10 +1,10 @@
-"""EBLoRA: adapters with equal singular values, away from the input directions that earlier tasks used."""
+"""EBLoRA: what a task begins with, and the inputs that it leaves protected."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gsr_kernels.adapters.factors import Factors, adapter_names, find_factors
+from gsr_kernels.adapters.factors import Factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
-from gsr_kernels.adapters.stiefel import away
 from gsr_kernels.io.atomic import replacing
 from gsr_kernels.linalg import svd
-from gsr_kernels.linalg.polar import polar_factor
+from gsr_kernels.linalg.polar import away, polar_factor
+from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
 
 # a singular value below this share of the gradient's norm is rounding
 ROUNDING = 1e-5
@@ -28,26 +29,33 @@ ROUNDING = 1e-5
 HELD, NEXT = "held.", "next."
 
 
-class EBLoRA:
-    """The tasks' protected inputs F, and the beginning of every task ("Spectral Imbalance Causes Forgetting in Low-Rank
-    Continual Adaptation", arXiv 2602.00722):
+class EBLoRA(ModelMethod):
+    """Adapters with equal singular values, away from the input directions F that earlier tasks used ("Spectral
+    Imbalance Causes Forgetting in Low-Rank Continual Adaptation", arXiv 2602.00722):
 
         eblora = EBLoRA()
         for task in tasks:
             model = get_peft_model(base, lora)
-            optimizer = eblora.begin(model, task.batches, loss)
+            optimizer = RiemannianAdamW(find_factors(model))
+            handle = attach(model, optimizer, eblora)
+            handle.start_task(task.batches, loss)
             ...                                # the task is trained
-            eblora.end()
+            handle.finish_task()
             base = model.merge_and_unload()
 
     ``ΔW = scaling · s Q A``, with Q's columns and A's rows orthonormal and ``A F = 0``: all r singular values are
     equal, and inputs inside F are mapped as before.
 
+    ``start_task`` begins the adapter at ``s = 0`` with the top r singular pairs of ``(I − F Fᵀ) Gᵀ``, G the mean over
+    batches of the frozen weights' gradients; the public code takes a fifth of the task. The adapter must be fresh. In
+    the processes of a default group, which are replicas of one model, G is the mean over the batches of all, and the
+    first one's directions are everyone's. ``finish_task`` lets F grow by what follows from the same G.
+
     Args:
         energy: the share of a task's gradient, in squares, that F holds after it; in (0, 1].
         protected: F ``[d_in, p]`` of earlier tasks by the name of the module, orthonormal columns.
 
-    Raises ValueError where energy is out of range.
+    Raises ValueError where energy is out of range; in ``attach`` TypeError for another optimizer.
     """
 
     def __init__(self, energy: float = 0.99, protected: Mapping[str, Tensor] | None = None) -> None:
@@ -55,44 +63,74 @@ class EBLoRA:
             raise ValueError(f"energy must lie in (0, 1], got {energy}")
         self.energy = energy
         self.protected: dict[str, Tensor] = dict(protected or {})
-        self._grown: dict[str, Tensor] = {}
+        # what F will be when the task ends
+        self.grown: dict[str, Tensor] = {}
 
-    def begin(
-        self,
-        model: nn.Module,
-        batches: Iterable[Any],
-        loss: Callable[[Any, Any], Tensor],
-        adapter: str | None = None,
-        **settings: Any,
-    ) -> RiemannianAdamW:
-        """Starts the adapter at ``s = 0`` with the top r singular pairs of ``(I − F Fᵀ) Gᵀ``.
+    def bind(self, model: nn.Module) -> BoundMethod:
+        """See ModelMethod.bind."""
+        return _BoundEBLoRA(self, model)
 
-        G is the mean over batches of the frozen weights' gradients; the model is as it was before. What F grows by
-        follows from G too, and counts from ``end()`` on. In the processes of a default group, which are replicas of one
-        model, G is the mean over the batches of all, and the first one's directions are everyone's.
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return F, and what it will be at the end of a task that has begun."""
+        kinds = {HELD: self.protected, NEXT: self.grown}
+        return {kind + name: F.contiguous() for kind, each in kinds.items() for name, F in each.items()}
 
-        Args:
-            model: with a fresh LoRA adapter on linear layers in float32.
-            batches: some of the task's; the public code takes a fifth of the task.
-            loss: ``loss(model, batch)``.
-            adapter: by default the last one that was added.
-            settings: of ``RiemannianAdamW``; its lr is 2e-4 and weight_decay 0.1 by default.
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from ``state_dict()``."""
+        self.protected = {key.removeprefix(HELD): F for key, F in saved.items() if key.startswith(HELD)}
+        self.grown = {key.removeprefix(NEXT): F for key, F in saved.items() if key.startswith(NEXT)}
 
-        Returns:
-            The optimizer of the adapter.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to one safetensors file, whole or not at all."""
+        with replacing(path) as partial:
+            save_file(self.state_dict(), partial, {"energy": repr(self.energy)})
 
-        Raises as ``find_factors`` and ``RiemannianAdamW``, and ValueError where the adapter is not fresh, batches is
-        empty, a gradient is not finite, or r directions do not fit beside F; nothing has changed then.
-        """
-        factors = find_factors(model, adapter_names(model)[-1] if adapter is None else adapter)
-        for one in factors:
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> EBLoRA:
+        """Go on from a file that ``save`` wrote; FileNotFoundError or ValueError where there is none."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"protected inputs: no file {os.fspath(path)}; save() writes one")
+        try:
+            with safe_open(path, framework="pt") as file:
+                eblora = cls(float((file.metadata() or {})["energy"]))
+            eblora.load_state_dict(load_file(path))
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"protected inputs: {os.fspath(path)} is truncated or damaged ({error})") from error
+        return eblora
+
+    def __repr__(self) -> str:
+        return f"EBLoRA(energy={self.energy:g}, protecting inputs of {len(self.protected)} modules)"
+
+
+class _BoundEBLoRA(BoundMethod):
+    """EBLoRA on one model; the optimizer does its steps."""
+
+    acts = False
+    name = "EBLoRA"
+
+    def __init__(self, method: EBLoRA, model: nn.Module) -> None:
+        self._method, self._model = method, model
+        self.parameters = []
+
+    def prepare(self, optimizer: Optimizer) -> None:
+        """Have the optimizer protect F."""
+        if not isinstance(optimizer, RiemannianAdamW):
+            raise TypeError(
+                f"optimizer: EBLoRA steps by RiemannianAdamW(find_factors(model)), got {type(optimizer).__name__}"
+            )
+        optimizer.protect(self._method.protected)
+
+    def start_task(self, optimizer: Optimizer, batches: Iterable[Any], loss: Loss) -> None:
+        """Begin the adapter. Raises ValueError where it is not fresh, or r directions do not fit beside F."""
+        assert isinstance(optimizer, RiemannianAdamW)
+        for one in optimizer.factors:
             if one.B.any():
                 raise ValueError(f"adapter has learned already at {one.name}: a task begins with a fresh one")
-        gradients = average_gradients(model, factors, batches, loss)
+        gradients = average_gradients(self._model, optimizer.factors, batches, loss)
         starts, grown = {}, {}
-        for one in tqdm(factors, "gradients' directions", unit="matrix", leave=False, disable=None):
+        for one in tqdm(optimizer.factors, "gradients' directions", unit="matrix", leave=False, disable=None):
             G = gradients.pop(one.name)
-            F = self.protected.get(one.name, G.new_zeros(G.shape[1], 0)).to(G)
+            F = self._method.protected.get(one.name, G.new_zeros(G.shape[1], 0)).to(G)
             if one.rank > min(G.shape[1] - F.shape[1], G.shape[0]):
                 raise ValueError(
                     f"r = {one.rank} does not fit into {one.name}, {G.shape[0]} x {G.shape[1]}, beside {F.shape[1]} "
@@ -103,56 +141,34 @@ class EBLoRA:
             count = int((sigma > ROUNDING * torch.linalg.matrix_norm(G)).sum())
             U, sigma, Vh = _free(U[:, :count], F), sigma[:count], Vh[:count]
             start = _filled(U[:, : one.rank], F, one.rank), _filled(Vh[: one.rank].mT, G.new_zeros(len(G), 0), one.rank)
-            more = U[:, : self._missing(G, sigma, F, one.rank)]
-            # the signs of singular vectors are nobody's, and replicas must agree
+            more = U[:, : _missing(self._method.energy, G, sigma, F, one.rank)]
+            # the signs of singular vectors are arbitrary, and replicas must agree
             A, Q, more = map(_of_first_rank, (*start, more))
             starts[one.name] = A.to(one.A.dtype), Q.to(one.B.dtype)
             grown[one.name] = torch.cat([F, more], 1)
-        optimizer = RiemannianAdamW(factors, self.protected, {name: Q for name, (_, Q) in starts.items()}, **settings)
+        optimizer.start({name: Q for name, (_, Q) in starts.items()})
         with torch.no_grad():
-            for one in factors:
+            for one in optimizer.factors:
                 one.A.copy_(starts[one.name][0].mT)
-        self._grown = grown
-        return optimizer
+        self._method.grown = grown
 
-    def end(self) -> None:
-        """The task is learned: F holds ``energy`` of its gradient from now on. Without ``begin()`` nothing happens."""
-        self.protected.update(self._grown)
-        self._grown = {}
+    def finish_task(self, batches: Iterable[Any] | None, loss: Loss | None) -> None:
+        """Let F hold ``energy`` of the task's gradient from now on. Without ``start_task()`` nothing happens."""
+        self._method.protected.update(self._method.grown)
+        self._method.grown = {}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes F, and what it will be at the end of a task that has begun, to one safetensors file, whole or not."""
-        kinds = {HELD: self.protected, NEXT: self._grown}
-        tensors = {kind + name: F.contiguous() for kind, each in kinds.items() for name, F in each.items()}
-        with replacing(path) as partial:
-            save_file(tensors, partial, {"energy": repr(self.energy)})
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> EBLoRA:
-        """Goes on from a file that ``save`` wrote; FileNotFoundError or ValueError where there is none."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"protected inputs: no file {os.fspath(path)}; save() writes one")
-        try:
-            with safe_open(path, framework="pt") as file:
-                energy = float((file.metadata() or {})["energy"])
-            tensors = load_file(path)
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"protected inputs: {os.fspath(path)} is truncated or damaged ({error})") from error
-        eblora = cls(energy, {key.removeprefix(HELD): F for key, F in tensors.items() if key.startswith(HELD)})
-        eblora._grown = {key.removeprefix(NEXT): F for key, F in tensors.items() if key.startswith(NEXT)}
-        return eblora
-
-    def _missing(self, G: Tensor, sigma: Tensor, F: Tensor, rank: int) -> int:
-        """How many of the next directions bring F to its share of G; r always stay free."""
-        squares = sigma.double().square()
-        total = torch.linalg.matrix_norm(G.double()).square()
-        lacking = squares.sum() - (1 - self.energy) * total
-        count = int((squares.cumsum(0) < lacking - 1e-12 * total).sum()) + 1 if lacking > 0 else 0
-        return min(count, len(squares), max(0, G.shape[1] - rank - F.shape[1]))
+def _missing(energy: float, G: Tensor, sigma: Tensor, F: Tensor, rank: int) -> int:
+    """Count the next directions that bring F to its share of G; r always stay free."""
+    squares = sigma.double().square()
+    total = torch.linalg.matrix_norm(G.double()).square()
+    lacking = squares.sum() - (1 - energy) * total
+    count = int((squares.cumsum(0) < lacking - 1e-12 * total).sum()) + 1 if lacking > 0 else 0
+    return min(count, len(squares), max(0, G.shape[1] - rank - F.shape[1]))
 
 
 def _of_first_rank(X: Tensor) -> Tensor:
-    """The first rank's, which rounding may have given other columns."""
+    """Return the first rank's X, since rounding may differ between ranks."""
     if not dist.is_initialized():
         return X
     columns = torch.tensor(X.shape[1], device=X.device)
@@ -163,10 +179,10 @@ def _of_first_rank(X: Tensor) -> Tensor:
 
 
 def _free(U: Tensor, F: Tensor) -> Tensor:
-    """The nearest orthonormal columns to those of U that are orthogonal to F; U nearly is.
+    """Return the nearest orthonormal columns to those of U that are orthogonal to F; U nearly is.
 
-    What rounding leaves of F in the direction of a small singular value is as large as ROUNDING is coarse. Unlike a QR
-    this turns no column round.
+    The part in F that rounding leaves to the direction of a small singular value is as large as ROUNDING is coarse.
+    Unlike a QR this turns no column round.
     """
     for _ in range(2):
         U = polar_factor(away(U, F)) if U.shape[1] else U
@@ -174,7 +190,7 @@ def _free(U: Tensor, F: Tensor) -> Tensor:
 
 
 def _filled(X: Tensor, F: Tensor, count: int) -> Tensor:
-    """The orthonormal columns of X and random ones, up to ``count``, that are orthogonal to them and to F."""
+    """Return the orthonormal columns of X and random ones, up to ``count``, that are orthogonal to them and to F."""
     generator = torch.Generator().manual_seed(0)
     others = torch.randn(len(X), count - X.shape[1], generator=generator, dtype=X.dtype).to(X.device)
     # what one projection leaves of them by rounding, the second removes
@@ -184,9 +200,9 @@ def _filled(X: Tensor, F: Tensor, count: int) -> Tensor:
 
 
 def average_gradients(
-    model: nn.Module, factors: list[Factors], batches: Iterable[Any], loss: Callable[[Any, Any], Tensor]
+    model: nn.Module, factors: list[Factors], batches: Iterable[Any], loss: Loss
 ) -> dict[str, Tensor]:
-    """The mean over batches of the gradient ``[d_out, d_in]`` of every module's frozen weight, float32 or better.
+    """Return the mean over batches of the gradient ``[d_out, d_in]`` of each frozen weight, in float32 or better.
 
     In the processes of a default group it is the mean over the batches of all, some of which may have none.
 

@@ -35,12 +35,12 @@ class Factors:
 
     @property
     def transposed(self) -> bool:
-        """Whether the frozen weight is kept as ``[d_in, d_out]`` (Conv1D)."""
+        """True where the frozen weight is kept as ``[d_in, d_out]`` (Conv1D)."""
         return bool(getattr(self.layer, "fan_in_fan_out", False))
 
     @property
     def weight(self) -> Any:
-        """The frozen weight, a view ``[d_out, d_in]`` of it."""
+        """Frozen weight, a view ``[d_out, d_in]`` of it."""
         weight = self.layer.get_base_layer().weight.data
         return weight.mT if self.transposed else weight
 
@@ -56,7 +56,7 @@ class Factors:
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """The LoRA adapters of a model, in the order in which they were added.
+    """Return the LoRA adapters of a model, in the order in which they were added.
 
     Raises TypeError for what is no module, ValueError for a model without adapters.
     """
@@ -75,8 +75,8 @@ def adapter_names(model: nn.Module) -> list[str]:
     return names
 
 
-def find_factors(model: nn.Module, adapter: str) -> list[Factors]:
-    """The factors of one adapter, in the order of the modules.
+def find_factors(model: nn.Module, adapter: str | None = None) -> list[Factors]:
+    """Return the factors of one adapter, by default the last one that was added, in the order of the modules.
 
     Raises:
         TypeError: model is no module; a module of the adapter is no linear layer, a variant of LoRA (DoRA,
@@ -84,6 +84,7 @@ def find_factors(model: nn.Module, adapter: str) -> list[Factors]:
         ValueError: the model has no adapter of this name.
     """
     names = adapter_names(model)
+    adapter = names[-1] if adapter is None else adapter
     if adapter not in names:
         raise ValueError(f"adapter must be one of {', '.join(names)}, got {adapter!r}")
     found = []
@@ -92,7 +93,7 @@ def find_factors(model: nn.Module, adapter: str) -> list[Factors]:
             continue
         if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter], nn.Linear) or not _is_linear(layer):
             kind = type(layer.get_base_layer()).__name__
-            raise TypeError(f"adapter {adapter!r} acts on {name}, a {kind}: only linear layers are served")
+            raise TypeError(f"adapter {adapter!r} acts on {name}, a {kind}: only linear layers are supported")
         if layer.lora_B[adapter].bias is not None:
             raise TypeError(f"adapter {adapter!r} has a bias at {name}, which no merge can hold: use lora_bias=False")
         if adapter in layer.lora_variant:
@@ -100,20 +101,20 @@ def find_factors(model: nn.Module, adapter: str) -> list[Factors]:
             raise TypeError(f"adapter {adapter!r} is a {kind} at {name}: only plain LoRA is B A, use use_dora=False")
         B, A = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
         if hasattr(A, "placements") or hasattr(B, "placements"):
-            raise TypeError(f"{name} is sharded (DTensor), which is not served: keep adapters whole on every rank")
+            raise TypeError(f"{name} is sharded (DTensor), which is not supported: keep adapters whole on every rank")
         found.append(Factors(name, layer, layer.lora_A[adapter], B, A, float(layer.scaling[adapter])))
     return found
 
 
 def _is_linear(layer: LoraLayer) -> bool:
-    """Whether it is around a module with one matrix: no parameter by name, no attention's inner weights."""
+    """True around a module with one matrix: no parameter by name, no attention's inner weights."""
     return not isinstance(layer, ParamWrapper) and (
         isinstance(layer.get_base_layer(), Conv1D) or hasattr(layer.get_base_layer(), "in_features")
     )
 
 
 def same_modules(model: nn.Module, adapters: Sequence[str]) -> list[list[Factors]]:
-    """The factors of several adapters, one list a module, each in the order of ``adapters``.
+    """Return the factors of several adapters, one list a module, each in the order of ``adapters``.
 
     Raises as ``find_factors``, and ValueError where one adapter has another rank in a module, or not its modules.
     """
@@ -134,7 +135,7 @@ def same_modules(model: nn.Module, adapters: Sequence[str]) -> list[list[Factors
 
 
 def by_shape(rows: Iterable[list[Factors]]) -> list[list[list[Factors]]]:
-    """Modules of one shape, dtype and device together."""
+    """Group modules of one shape, dtype and device."""
     groups: dict[tuple, list[list[Factors]]] = {}
     for row in rows:
         groups.setdefault((row[0].shape, row[0].A.dtype, row[0].A.device), []).append(row)
@@ -142,7 +143,7 @@ def by_shape(rows: Iterable[list[Factors]]) -> list[list[list[Factors]]]:
 
 
 def stacked(group: Sequence[Factors]) -> tuple[Tensor, Tensor]:
-    """``scaling · B [n, d_out, r]`` and ``A [n, r, d_in]`` of modules of one shape, with gradients.
+    """Stack ``scaling · B [n, d_out, r]`` and ``A [n, r, d_in]`` of modules of one shape, with gradients.
 
     The first in float32 or better: in 16 bits a scaling would round it.
     """

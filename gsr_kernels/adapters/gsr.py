@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +12,19 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from gsr_kernels.adapters.factors import Factors, adapter_names, by_shape, find_factors, stacked
-from gsr_kernels.adapters.hook import before_steps
+from gsr_kernels.adapters.factors import Factors, by_shape, find_factors, stacked
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_rho
+from gsr_kernels.methods.on_model import BoundMethod, ModelMethod
 from gsr_kernels.ops import implementation
 from gsr_kernels.reference import FLOOR
 
-SPECTRA = ("adapter", "base")
+Spectrum = Literal["adapter", "base"]
+SPECTRA: tuple[Spectrum, ...] = get_args(Spectrum)
 
 
-class AdapterGSR:
+@dataclass(frozen=True)
+class AdapterGSR(ModelMethod):
     """GSR of ``W + s B A`` through the gradients of B and A.
 
     With G the gradient of the weight, which exists nowhere, GSR keeps what a basis does not span and adds to it
@@ -34,74 +37,64 @@ class AdapterGSR:
         "adapter"   the basis of ``s B A`` at every step, by thin QRs; ``g_i = u_iᵀ ∂B c_i / s`` with ``v_i = Aᵀ c_i``
         "base"      the basis of the frozen W; ``g_i = Σ_t (u_iᵀ dy_t) (v_iᵀ x_t)`` over all micro-batches' tokens
 
-    While B is 0, as at the start, "adapter" has no direction and does nothing: ``scalars()`` counts that.
+    While B is 0, as at the start, "adapter" has no direction and does nothing: ``scalars()`` counts that. Scaled and
+    clipped gradients give a scaled correction.
 
-        hook = AdapterGSR(model, rho=0.5).attach(optimizer)
+        handle = attach(model, optimizer, AdapterGSR(rho=0.5))
 
     Args:
-        model: a PEFT model, or one with PEFT's adapters injected.
         rho: in [0, 1]; 0 changes nothing.
         spectrum: "adapter" or "base".
         adapter: by default the last one that was added.
         rank: directions of W's basis, for "base"; None: all, which costs as much as the frozen layers' forward pass.
 
-    Raises TypeError and ValueError for adapters that cannot be served and for settings out of range.
+    Raises ValueError for settings out of range; in ``attach`` TypeError and ValueError for adapters that are not
+    supported, and ValueError for "base" where processes train together.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rho: float,
-        spectrum: str = "adapter",
-        adapter: str | None = None,
-        rank: int | None = None,
-    ) -> None:
-        check_rho(rho)
-        if spectrum not in SPECTRA:
-            raise ValueError(f"spectrum must be one of {', '.join(SPECTRA)}, got {spectrum!r}")
-        if spectrum == "adapter" and rank is not None:
+    rho: float
+    spectrum: Spectrum = "adapter"
+    adapter: str | None = None
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        check_rho(self.rho)
+        if self.spectrum not in SPECTRA:
+            raise ValueError(f"spectrum must be one of {', '.join(SPECTRA)}, got {self.spectrum!r}")
+        if self.spectrum == "adapter" and self.rank is not None:
             raise ValueError("rank is a setting of spectrum='base': the adapter's basis has its rank")
-        factors = find_factors(model, adapter_names(model)[-1] if adapter is None else adapter)
-        self._factors = factors
-        self._spectrum: _Spectrum = _OfAdapter(factors, rho) if spectrum == "adapter" else _OfBase(factors, rho, rank)
 
-    def attach(self, optimizer: Optimizer) -> RemovableHandle:
-        """Corrects the gradients before every step of optimizer, until the handle's ``remove()``.
-
-        It acts once a step, after unscaling and clipping; scaled and clipped gradients give a scaled correction.
-
-        Raises as ``hook.before_steps``, and ValueError for "base" where processes train together.
-        """
-        factors = [factor for one in self._factors for factor in (one.A, one.B)]
-        hook = before_steps("AdapterGSR", optimizer, factors, lambda optimizer: self._spectrum.correct())
-        try:
-            return _Together([hook, *self._spectrum.watch()])
-        except ValueError:
-            hook.remove()
-            raise
-
-    def scalars(self) -> dict[str, float]:
-        """Of the last step, over all modules: directions without a σ, and modules left alone since g was not finite."""
-        return {f"gsr/{name}": float(count) for name, count in self._spectrum.counts.items()}
+    def bind(self, model: nn.Module) -> BoundMethod:
+        """Return the method on a PEFT model, or one with PEFT's adapters injected."""
+        factors = find_factors(model, self.adapter)
+        return _OfAdapter(factors, self.rho) if self.spectrum == "adapter" else _OfBase(factors, self.rho, self.rank)
 
 
-class _Spectrum(ABC):
-    """Where the basis comes from, and how g is found."""
+class _OfSpectrum(BoundMethod, ABC):
+    """GSR on one adapter; subclasses say which basis, and how g is found."""
+
+    name = "AdapterGSR"
 
     def __init__(self, factors: list[Factors], rho: float) -> None:
         self.factors, self.rho = factors, rho
+        self.parameters = [factor for one in factors for factor in (one.A, one.B)]
         self.counts: dict[str, Tensor | int] = {"inactive_directions": 0, "skipped_nonfinite": 0}
 
-    def watch(self) -> list[Any]:
-        """Begins to listen where the gradients of the factors do not say enough."""
-        return []
+    def scalars(self) -> dict[str, float]:
+        """Count, in the last step, directions without a σ, and modules left alone since g was not finite."""
+        return {f"gsr/{name}": float(count) for name, count in self.counts.items()}
+
+    def act(self, optimizer: Optimizer) -> None:
+        """Add the correction to the factors' gradients."""
+        self.counts = dict.fromkeys(self.counts, 0)
+        self.correct()
 
     @abstractmethod
     def correct(self) -> None:
-        """Adds the correction to the factors' gradients."""
+        """Add the correction to the factors' gradients."""
 
     def deltas(self, g: Tensor, S: Tensor) -> Tensor:
-        """δ = g' − g ``[n, k]``, zero for a module whose g is not finite; counts."""
+        """Return δ = g' − g ``[n, k]``, zero for a module whose g is not finite, and count."""
         finite = g.isfinite().all(-1, keepdim=True)
         found = torch.where(finite, implementation("rescale", "auto", g.device)(g, S, self.rho) - g, 0)
         inactive = (FLOOR * S.amax(-1, keepdim=True) >= S).sum()
@@ -109,20 +102,15 @@ class _Spectrum(ABC):
             self.counts[name] = self.counts[name] + count
         return found
 
-    def forget_counts(self) -> None:
-        """A step begins."""
-        self.counts = dict.fromkeys(self.counts, 0)
 
-
-class _OfAdapter(_Spectrum):
-    """The thin SVD of s B A: with ``s B = Q_B R_B`` and ``Aᵀ = Q_A R_A`` that of the r × r core ``R_B R_Aᵀ``."""
+class _OfAdapter(_OfSpectrum):
+    """Thin SVD of s B A: with ``s B = Q_B R_B`` and ``Aᵀ = Q_A R_A`` that of the r × r core ``R_B R_Aᵀ``."""
 
     def __init__(self, factors: list[Factors], rho: float) -> None:
         super().__init__(factors, rho)
         self._groups = [[row[0] for row in group] for group in by_shape([one] for one in factors)]
 
     def correct(self) -> None:
-        self.forget_counts()
         for group in self._groups:
             present = [one for one in group if one.A.grad is not None and one.B.grad is not None]
             if present:
@@ -147,8 +135,8 @@ class _OfAdapter(_Spectrum):
             one.A.grad.add_(grad_A[i])  # type: ignore[union-attr]
 
 
-class _OfBase(_Spectrum):
-    """The basis of each frozen weight, taken once; g is summed up while the model runs."""
+class _OfBase(_OfSpectrum):
+    """Basis of each frozen weight, taken once; g is summed up while the model runs."""
 
     def __init__(self, factors: list[Factors], rho: float, rank: int | None) -> None:
         super().__init__(factors, rho)
@@ -164,11 +152,14 @@ class _OfBase(_Spectrum):
         # of each module what its lora_A gave for the tokens of this pass, which have gone through dropout
         self._inner: dict[str, Tensor] = {}
 
-    def watch(self) -> list[Any]:
+    def prepare(self, optimizer: Optimizer) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise ValueError(
                 "spectrum='base' sums over one process's tokens, and several train together: use spectrum='adapter'"
             )
+        super().prepare(optimizer)
+
+    def watch(self) -> list[RemovableHandle]:
         return [hook for one in self.factors for hook in self._listen(one)]
 
     def _listen(self, one: Factors) -> list[RemovableHandle]:
@@ -185,7 +176,7 @@ class _OfBase(_Spectrum):
         return [one.inner.register_forward_hook(hear_inner), one.layer.register_forward_hook(hear)]
 
     def _begin(self, one: Factors) -> None:
-        """A step was taken, or skipped: a new sum begins where ∂B is gone, or zeroed in place."""
+        """Begin a new sum where ∂B is gone, or zeroed in place: a step was taken, or skipped."""
         if one.B.grad is None:
             self._sums.pop(one.name, None)
         elif one.name in self._sums:
@@ -204,7 +195,6 @@ class _OfBase(_Spectrum):
         self._sums[one.name] = parts if before is None else (before[0] + parts[0], before[1] + parts[1])
 
     def correct(self) -> None:
-        self.forget_counts()
         for one in self.factors:
             if one.name not in self._sums or one.A.grad is None or one.B.grad is None:
                 continue
@@ -218,15 +208,3 @@ class _OfBase(_Spectrum):
             B, A = one.B.to(U.dtype), one.A.to(U.dtype)
             one.B.grad.add_(one.scaling * ((U * delta) @ (Vh @ A.mT)))
             one.A.grad.add_(one.scaling * ((B.mT @ U * delta) @ Vh))
-
-
-class _Together(RemovableHandle):
-    """Several hooks as one."""
-
-    def __init__(self, handles: list[Any]) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        """Removes them all."""
-        for handle in self._handles:
-            handle.remove()

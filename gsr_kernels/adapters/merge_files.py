@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from gsr_kernels.adapters.merging import DENSITY, check_finite, check_how, merge
+from gsr_kernels.adapters.merging import DENSITY, How, check_finite, check_how, merge
 from gsr_kernels.io.atomic import replacing
 
 WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."
@@ -33,7 +33,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Saved:
-    """One adapter's folder: by the name of a weight its ``scaling · B`` and A, and of which base model.
+    """One adapter's folder: ``scaling · B`` and A of each weight by name, and the base model.
 
     ``transposed`` is what its configuration says of Conv1D: of all modules what is true of the last one.
     """
@@ -48,10 +48,10 @@ class Saved:
 def merge_files(
     directory: str | os.PathLike[str],
     adapters: Sequence[str | os.PathLike[str]],
-    how: str = "magnitude",
+    how: How = "magnitude",
     density: float = DENSITY,
 ) -> list[Path]:
-    """Merges saved adapters into the shards of a saved model, in place, on the CPU.
+    """Merge saved adapters into the shards of a saved model, in place, on the CPU.
 
     Every shard is replaced whole by a file that was written beside it, so that an interruption leaves the old file. A
     merge that was interrupted between two shards is finished by the same call: a shard's metadata says what was merged
@@ -75,7 +75,7 @@ def merge_files(
     """
     check_how(how, density)
     saved = [_read(folder) for folder in adapters]
-    _check_alike(saved)
+    _check_same_kind(saved)
     shards = _shards(directory, set(saved[0].pairs))
     transposed = _transposed(shards, saved[0])
     digest = hashlib.sha256(json.dumps([how, density, *(one.digest for one in saved)]).encode()).hexdigest()
@@ -137,7 +137,7 @@ def _read(folder: str | os.PathLike[str]) -> Saved:
     return Saved(str(path), config.base_model_name_or_path, config.fan_in_fan_out, pairs, digest)
 
 
-def _check_alike(saved: Sequence[Saved]) -> None:
+def _check_same_kind(saved: Sequence[Saved]) -> None:
     if not saved:
         raise ValueError("adapters is empty: name the folders of those to be merged")
     first = saved[0]
@@ -156,7 +156,7 @@ def _check_alike(saved: Sequence[Saved]) -> None:
 
 
 def _shards(directory: str | os.PathLike[str], names: set[str]) -> dict[Path, list[str]]:
-    """The weights that each shard holds of those asked for, without the shards that hold none."""
+    """Return the weights that each shard holds of those asked for, without the shards that hold none."""
     files = sorted(Path(directory).glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no *.safetensors in {os.fspath(directory)}: save the model with save_pretrained()")
@@ -176,14 +176,14 @@ def _names(file: Path) -> list[str]:
 
 
 def _transposed(shards: dict[Path, list[str]], saved: Saved) -> set[str]:
-    """The weights that are kept as ``[d_in, d_out]`` (Conv1D), by their shapes, and by the configuration where square.
+    """Return the weights that are kept as ``[d_in, d_out]`` (Conv1D): by shape, square ones by the configuration.
 
     Raises TypeError for a quantised weight, ValueError for one of another shape, and for square ones where the
     configuration is not true of all others: it tells of Conv1D beside Linear only what the last module was.
     """
     square: list[str] = []
-    lying: set[str] = set()
-    standing: set[str] = set()
+    transposed: set[str] = set()
+    upright: set[str] = set()
     for file, names in shards.items():
         with safe_open(file, framework="pt") as shard:
             for name in names:
@@ -198,17 +198,17 @@ def _transposed(shards: dict[Path, list[str]], saved: Saved) -> set[str]:
                 if len(B) == A.shape[1]:
                     square.append(name)
                 else:
-                    (standing if shape == fits else lying).add(name)
-    if square and (standing if saved.transposed else lying):
+                    (upright if shape == fits else transposed).add(name)
+    if square and (upright if saved.transposed else transposed):
         raise ValueError(
             f"{saved.folder} acts on Linear beside Conv1D, and of the square {square[0]} nothing says which it is: "
             "merge the loaded model by merge_and_unload"
         )
-    return lying.union(square if saved.transposed else [])
+    return transposed.union(square if saved.transposed else [])
 
 
 def _waiting(directory: Path, shards: dict[Path, list[str]], digest: str) -> list[Path]:
-    """The shards that this merge has not reached; ValueError where it has reached all, or another stopped halfway."""
+    """Return the shards that this merge has not reached; ValueError where none is left, or another was cut off."""
     histories = {}
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, framework="pt") as shard:

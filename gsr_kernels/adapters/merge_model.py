@@ -1,4 +1,4 @@
-"""The adapters of a PEFT model, merged into its weights."""
+"""Merge the adapters of a PEFT model into its weights."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import nn
 from tqdm import tqdm
 
 from gsr_kernels.adapters.factors import adapter_names, same_modules, stacked
-from gsr_kernels.adapters.merging import DENSITY, check_finite, check_how, merge
+from gsr_kernels.adapters.merging import DENSITY, How, check_finite, check_how, merge
 from gsr_kernels.adapters.stability import check_factor
+from gsr_kernels.checks import Backend
 
 
 def merge_and_unload(
     model: PeftModel,
     adapters: Sequence[str] | None = None,
-    how: str = "magnitude",
+    how: How = "magnitude",
     density: float = DENSITY,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> nn.Module:
-    """The base model with the adapters merged into its weights, in place, as PEFT's ``merge_and_unload`` for one.
+    """Return the base model with the adapters merged into its weights in place, as PEFT's function does with one.
 
     Args:
         model: a PeftModel whose adapters are plain LoRA of linear layers.

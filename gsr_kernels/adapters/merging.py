@@ -1,30 +1,33 @@
-"""Several tasks' adapters into one weight."""
+"""Merge several tasks' adapters into one weight."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.adapters.stability import check_factor
+from gsr_kernels.checks import Backend
 from gsr_kernels.ops import implementation
 
-HOW = ("magnitude", "sum", "mean", "ties")
+How = Literal["magnitude", "sum", "mean", "ties"]
+HOW: tuple[How, ...] = get_args(How)
 # the share of entries that TIES keeps, as its paper does
 DENSITY = 0.2
 
 
 @torch.no_grad()
 def merge(
-    W: Tensor, B: Tensor, A: Tensor, how: str = "magnitude", density: float = DENSITY, backend: str = "auto"
+    W: Tensor, B: Tensor, A: Tensor, how: How = "magnitude", density: float = DENSITY, backend: Backend = "auto"
 ) -> Tensor:
-    """``W += M`` in place, M made of the adapters ``D_t = B_t A_t``, oldest first:
+    """Add M to W in place, made of the adapters ``D_t = B_t A_t``, oldest first:
 
         magnitude   M_ij = the D_t,ij of largest size; of equal ones the newest (PS-LoRA, algorithm 1)
         sum, mean   Σ_t D_t, or 1 / T of it
-        ties        of each D_t the largest ``density`` of its entries; of what is left at a place the mean over the
-                    adapters whose sign is that of the sum there (Yadav et al. 2023, lambda 1)
+        ties        of each D_t the largest ``density`` of its entries; of what is left of an entry the mean over the
+                    adapters whose sign is that of their sum (Yadav et al. 2023, lambda 1)
 
     Args:
         W: ``[d1, d2]`` of any float dtype and strides; the sum is rounded to it once.
@@ -52,7 +55,7 @@ def merge(
 
 
 def check_how(how: str, density: float) -> None:
-    """Raises ValueError for an unknown way of merging, and for a density outside of (0, 1]."""
+    """Raise ValueError for an unknown way of merging, and for a density outside of (0, 1]."""
     if how not in HOW:
         raise ValueError(f"how must be one of {', '.join(HOW)}, got {how!r}")
     if not (math.isfinite(density) and 0 < density <= 1):
@@ -60,6 +63,6 @@ def check_how(how: str, density: float) -> None:
 
 
 def check_finite(adapter: str, name: str, *factors: Tensor) -> None:
-    """Raises ValueError for factors with NaN or Inf, which would spread over the weight."""
+    """Raise ValueError for factors with NaN or Inf, which would spread over the weight."""
     if not all(factor.isfinite().all() for factor in factors):
         raise ValueError(f"adapter {adapter!r} holds NaN or Inf at {name}: it cannot be merged")

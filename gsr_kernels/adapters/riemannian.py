@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gsr_kernels.adapters.factors import Factors, by_shape
-from gsr_kernels.adapters.stiefel import away, retract, tangent
-from gsr_kernels.linalg.polar import polar_factor
+from gsr_kernels.linalg.polar import away, polar_factor, retract, tangent
 from gsr_kernels.linalg.precision import full_precision
 
 
@@ -24,27 +23,22 @@ class RiemannianAdamW(Optimizer):
         g ← tangent(X, g)   AdamW's step D from g   D ← tangent(X, scale · D)   X ← polar(X + D)
 
     Modules of one shape are computed together. s takes a plain AdamW step, and the weight decay; that of Q and A has
-    no tangent part.
+    no tangent part. F is EBLoRA's, and Q too, once ``handle.start_task`` has begun a task; to resume load the state.
 
     Args:
-        factors: of one adapter, see ``find_factors``; lora_A has orthonormal rows without a part in F.
-        F: the protected input directions ``[d_in, p]`` by the name of the module, orthonormal; may lack modules.
-        Q: ``[d_out, r]`` by the name of the module, where lora_B is zero. None: lora_B is a multiple of it, to resume;
-            then load the optimizer's state.
+        factors: of one adapter, see ``find_factors``.
         lr, betas, eps, weight_decay: AdamW's.
         scale: of the steps of Q and A; None is √(4096 / r), that of the public code, for a model of that width.
 
     Raises:
         TypeError: factors are not float32 or float64: 16 bits are not orthonormal to 1e-3.
-        ValueError: a setting is out of range; F names a module that the adapter does not act on; in the first step,
-            where lora_B is zero, Q was not given and no state has been loaded.
+        ValueError: a setting is out of range; in the first step, where lora_B is zero, and neither a task has begun nor
+            a state been loaded.
     """
 
     def __init__(
         self,
         factors: Sequence[Factors],
-        F: Mapping[str, Tensor],
-        Q: Mapping[str, Tensor] | None = None,
         lr: float = 2e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -62,37 +56,58 @@ class RiemannianAdamW(Optimizer):
                     f"{one.name} has factors in {one.A.dtype}, EBLoRA wants float32: get_peft_model makes them so by "
                     "default (autocast_adapter_dtype)"
                 )
-        if unknown := sorted(set(F) - {one.name for one in factors}):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "scale": scale}
+        super().__init__([factor for one in factors for factor in (one.A, one.B)], defaults)
+        self.factors = list(factors)
+        self._groups = [[row[0] for row in group] for group in by_shape([one] for one in factors)]
+        self.protect({})
+
+    def protect(self, F: Mapping[str, Tensor]) -> None:
+        """Keep A away from input directions from now on.
+
+        Args:
+            F: ``[d_in, p]`` by the name of the module, orthonormal columns; may lack modules.
+
+        Raises ValueError where F names a module that the adapter does not act on.
+        """
+        if unknown := sorted(set(F) - {one.name for one in self.factors}):
             raise ValueError(
                 f"F protects inputs of {unknown[0]}, which is no module of the adapter: name modules as find_factors "
                 "does on the model that is trained, and leave others out"
             )
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "scale": scale}
-        super().__init__([factor for one in factors for factor in (one.A, one.B)], defaults)
-        self._groups = [[row[0] for row in group] for group in by_shape([one] for one in factors)]
-        self._protected = [_together([F.get(one.name) for one in group], group[0].A) for group in self._groups]
-        for one in factors:
+        self._protected = [_stack_protected([F.get(one.name) for one in group], group[0].A) for group in self._groups]
+
+    def start(self, Q: Mapping[str, Tensor] | None = None) -> None:
+        """Begin with zero moments.
+
+        Args:
+            Q: ``[d_out, r]`` by the name of the module. None: lora_B is a multiple of it.
+
+        Raises ValueError where Q is not given and lora_B is zero.
+        """
+        for one in self.factors:
             B = one.B.detach()
+            if Q is None and not B.any():
+                raise ValueError(
+                    f"lora_B is zero at {one.name} and says no Q: load the optimizer's state, or begin the task by "
+                    "handle.start_task()"
+                )
             direction = polar_factor(B) if Q is None else Q[one.name]
             size = (direction * B).sum() / one.rank
             self.state[one.A] = _moments(one.A)
             self.state[one.B] = {**_moments(one.B), **_moments(size, "size_"), "Q": direction.clone(), "size": size}
-        # of them lora_B does not say Q: the state that is loaded must
-        self._unsaid = [one for one in factors if Q is None and not one.B.any()]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raises ValueError: other parameters, as a head's, want an optimizer of their own."""
+        """Raise ValueError: other parameters, as a head's, want an optimizer of their own."""
         if self.param_groups:
             raise ValueError("RiemannianAdamW steps one adapter: give other parameters an optimizer of their own")
         super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of every module whose two factors have gradients."""
-        for one in self._unsaid:
-            if not self.state[one.B]["Q"].any():
-                raise ValueError(f"lora_B is zero at {one.name} and says no Q: load the optimizer's state, or give Q")
-        self._unsaid = []
+        """Step every module whose two factors have gradients."""
+        if not self.state:
+            self.start()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -129,7 +144,7 @@ class RiemannianAdamW(Optimizer):
         return torch.stack([self.state[one.B][key] for one in group])
 
     def _adam(self, parameters: list[Tensor], prefix: str, gradient: Tensor) -> Tensor:
-        """AdamW's step for gradients ``[n, ..]`` of the parameters, without decay; their moments move on."""
+        """Return AdamW's step for gradients ``[n, ..]`` of the parameters, without decay; their moments move on."""
         settings = self.param_groups[0]
         (first, second), shape = settings["betas"], (-1, *[1] * (gradient.ndim - 1))
         states = [self.state[parameter] for parameter in parameters]
@@ -148,11 +163,11 @@ def _moments(like: Tensor, prefix: str = "") -> dict[str, Tensor]:
     return {f"{prefix}step": torch.zeros((), device=like.device), **zeros}
 
 
-def _together(protected: list[Tensor | None], like: Tensor) -> Tensor:
-    """F of several modules ``[n, d_in, p]``, with zero columns where one has fewer."""
+def _stack_protected(protected: list[Tensor | None], like: Tensor) -> Tensor:
+    """Return F of several modules ``[n, d_in, p]``, with zero columns where one has fewer."""
     widths = [0 if F is None else F.shape[-1] for F in protected]
-    together = like.new_zeros(len(protected), like.shape[-1], max(widths))
-    for one, F, width in zip(together, protected, widths):
+    stack = like.new_zeros(len(protected), like.shape[-1], max(widths))
+    for one, F, width in zip(stack, protected, widths):
         if F is not None:
             one[:, :width] = F
-    return together
+    return stack

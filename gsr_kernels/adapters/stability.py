@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gsr_kernels.checks import Backend
 from gsr_kernels.ops import implementation
 
-TERMS = ("both", "magnitude", "sign")
+Terms = Literal["both", "magnitude", "sign"]
+TERMS: tuple[Terms, ...] = get_args(Terms)
 # beyond, squares of alpha D leave float32; no entry of a weight is as small or as large as their inverses
 LEAST, MOST = 1e-12, 1e12
 
@@ -20,11 +22,11 @@ def stability_loss(
     A: Tensor,
     old_B: Tensor,
     old_A: Tensor,
-    alpha: float | str | Tensor = "auto",
-    terms: str = "both",
-    backend: str = "auto",
+    alpha: float | Literal["auto"] | Tensor = "auto",
+    terms: Terms = "both",
+    backend: Backend = "auto",
 ) -> Tensor:
-    """The stability loss of "Combating Parameter Shifts in Low-Rank Adaptation" (equation 4), one number a module:
+    """Return PS-LoRA's stability loss of each module (equation 4 of its paper):
 
         Σ_ij D_ij² (1 − tanh(α D_ij) tanh(α P_ij))        D = B A,  P = old_B old_A
 
@@ -33,8 +35,8 @@ def stability_loss(
     Args:
         B: ``[.., d1, r]`` of the current task, A: ``[.., r, d2]``, any float dtype; leading dimensions are modules.
         old_B: ``[.., d1, R]`` and old_A: ``[.., R, d2]``, the factors of all earlier tasks side by side.
-        alpha: how soon a sign counts as one: a number in [1e-12, 1e12]; a tensor, one a module, which is not looked
-            into; or "auto", see ``auto_alpha``.
+        alpha: how soon a sign counts as one: a number in [1e-12, 1e12]; a tensor with one of each module, whose range
+            is not checked; or "auto", see ``auto_alpha``.
         terms: "both"; "magnitude", the sum of D² alone; "sign", that of ``1 − tanh(α D) tanh(α P)`` alone.
         backend: "auto" (Triton on a GPU, torch elsewhere), "torch" or "triton".
 
@@ -57,8 +59,8 @@ def stability_loss(
     return _Stability.apply(*flat, scale.reshape(-1), terms == "sign", compute).view(batch)
 
 
-def sign_shares(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """The shares of D's entries whose sign is that of P's, and the opposite of it; ``[..]`` each, in float64.
+def sign_shares(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+    """Return the shares of D's entries with the sign of P's, and with the opposite one; ``[..]`` each, in float64.
 
     Zeros belong to neither. Arguments and errors as ``stability_loss``.
     """
@@ -72,10 +74,10 @@ def sign_shares(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor, backend: str
 
 @torch.no_grad()
 def auto_alpha(old_B: Tensor, old_A: Tensor) -> Tensor:
-    """``1 / rms(P)``, one number a module ``[..]``: the sign of a typical entry then counts; 1 where P is zero. It
-    is kept within [1e-12, 1e12].
+    """Return ``1 / rms(P)`` of each module ``[..]``, within [1e-12, 1e12]; 1 where P is zero.
 
-    The paper gives no value, and 1 lets the signs vanish at the size of an adapter. The norm comes from the factors,
+    The sign of a typical entry then counts: the paper gives no value, and 1 lets the signs vanish at the size of an
+    adapter. The norm comes from the factors,
     ``‖P‖² = Σ (old_Bᵀ old_B) ⊙ (old_A old_Aᵀ)``.
     """
     left, right = (factor.double() for factor in (old_B, old_A))
@@ -84,8 +86,8 @@ def auto_alpha(old_B: Tensor, old_A: Tensor) -> Tensor:
     return torch.where(rms > 0, 1 / torch.where(rms > 0, rms, 1), 1).clamp(LEAST, MOST)
 
 
-def check_alpha(alpha: float | str | Tensor, batch: torch.Size, device: torch.device) -> Tensor:
-    """alpha as a float64 tensor of the batch's shape; ValueError for a number out of bounds."""
+def check_alpha(alpha: float | Tensor, batch: torch.Size, device: torch.device) -> Tensor:
+    """Return alpha as a float64 tensor of the batch's shape; ValueError for a number out of bounds."""
     if isinstance(alpha, Tensor):
         if alpha.shape not in (batch, ()):
             raise ValueError(f"alpha must be one number, or one a module {tuple(batch)}, got {tuple(alpha.shape)}")
@@ -96,18 +98,18 @@ def check_alpha(alpha: float | str | Tensor, batch: torch.Size, device: torch.de
 
 
 def check_factor(name: str, factor: Tensor) -> None:
-    """Raises TypeError for what is no floating-point tensor, and for a sharded one."""
+    """Raise TypeError for what is no floating-point tensor, and for a sharded one."""
     if not isinstance(factor, Tensor) or not factor.is_floating_point():
         got = factor.dtype if isinstance(factor, Tensor) else type(factor).__name__
         raise TypeError(f"{name} must be a real floating-point tensor, got {got}")
     if factor.dtype.itemsize < 2:
         raise TypeError(f"{name} is kept as {factor.dtype}, whose scales are elsewhere: use 16 bits or more")
     if hasattr(factor, "placements"):
-        raise TypeError(f"{name} is sharded (DTensor), which is not served: keep adapters whole on every rank")
+        raise TypeError(f"{name} is sharded (DTensor), which is not supported: keep adapters whole on every rank")
 
 
 def check_factors(**factors: Tensor) -> None:
-    """``[.., d1, r]``, ``[.., r, d2]`` and, where given, ``[.., d1, R]``, ``[.., R, d2]``: TypeError or ValueError."""
+    """Check ``[.., d1, r]``, ``[.., r, d2]`` and, where given, ``[.., d1, R]``, ``[.., R, d2]``."""
     for name, factor in factors.items():
         check_factor(name, factor)
     (left, B), (_, A), *_ = factors.items()
@@ -120,11 +122,11 @@ def check_factors(**factors: Tensor) -> None:
             raise ValueError(f"factors differ in their leading dimensions: {shapes}")
     for name, factor in factors.items():
         if factor.device != B.device:
-            raise ValueError(f"factors must lie on one device: {name} is on {factor.device}, {left} on {B.device}")
+            raise ValueError(f"factors must be on one device: {name} is on {factor.device}, {left} on {B.device}")
 
 
 def _magnitude(B: Tensor, A: Tensor) -> Tensor:
-    """``‖B A‖²`` by two products of r × r, in float64: columns of B may nearly cancel."""
+    """Return ``‖B A‖²`` by two products of r × r, in float64: columns of B may nearly cancel."""
     wide = torch.promote_types(torch.promote_types(B.dtype, A.dtype), torch.float32)
     B, A = B.double(), A.double()
     return ((B.mT @ B) * (A @ A.mT)).sum((-2, -1)).to(wide)

@@ -13,11 +13,13 @@ from torch.optim import AdamW, Optimizer
 from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.adapters.factors import find_factors
 from gsr_kernels.adapters.merge_model import merge_and_unload
+from gsr_kernels.adapters.riemannian import RiemannianAdamW
 from gsr_kernels.continual.adapting import GRADIENT_ROWS, Adapting
 from gsr_kernels.continual.library import Row
 from gsr_kernels.continual.methods import MethodSettings
 from gsr_kernels.continual.model import ByteDecoder
 from gsr_kernels.continual.train import loss
+from gsr_kernels.optim import attach
 
 TARGETS = ["q", "k", "v", "o", "up", "down"]
 # rows at a time where EBLoRA begins
@@ -40,6 +42,7 @@ class Learner:
         self._names: list[str] = []
         self._peft: Any = None
         self._eblora = EBLoRA()
+        self._handle: Any = None
 
     def start_task(self, rows: Sequence[Row]) -> Optimizer:
         """What trains the next task, of which these are the rows."""
@@ -51,7 +54,7 @@ class Learner:
         optimizer = AdamW([factor for one in factors for factor in (one.A, one.B)], lr=self._settings.adapter_lr)
         held = self._adapting.held(self._model, self._settings)
         if held is not None:
-            held.attach(optimizer)
+            attach(self._model, optimizer, held)
         return optimizer
 
     def scored(self) -> ByteDecoder:
@@ -62,14 +65,17 @@ class Learner:
     def _balanced(self, rows: Sequence[Row]) -> Optimizer:
         """Merges the adapter of the task before; the new one begins with the gradient of some of the rows."""
         if self._names:
-            self._eblora.end()
+            self._handle.finish_task()
             merge_and_unload(self._peft, self._names, self._adapting.how)
             self._names = []
         self._add("task")
         some = rows[:GRADIENT_ROWS]
         batches = [some[start : start + GRADIENT_BATCH] for start in range(0, len(some), GRADIENT_BATCH)]
         scale = (self._model.config.width / self._settings.adapter_rank) ** 0.5
-        return self._eblora.begin(self._model, batches, loss, lr=self._settings.adapter_lr, scale=scale)
+        optimizer = RiemannianAdamW(find_factors(self._model), lr=self._settings.adapter_lr, scale=scale)
+        self._handle = attach(self._model, optimizer, self._eblora)
+        self._handle.start_task(batches, loss)
+        return optimizer
 
     def _add(self, name: str) -> None:
         # a generator of its own: what training draws stays the same

@@ -8,10 +8,10 @@ from torch import nn
 
 from gsr_kernels.adapters.factors import adapter_names
 from gsr_kernels.adapters.gsr import AdapterGSR
-from gsr_kernels.adapters.o_lora import OLoRA
-from gsr_kernels.adapters.ps_lora import PSLoRA
-from gsr_kernels.adapters.term import Term
+from gsr_kernels.adapters.merging import How
+from gsr_kernels.adapters.terms import OLoRA, PSLoRA, Term
 from gsr_kernels.continual.methods import MethodSettings
+from gsr_kernels.methods.on_model import ModelMethod
 
 # rows of a task whose mean gradient EBLoRA begins with
 GRADIENT_ROWS = 256
@@ -30,7 +30,7 @@ class Adapting:
     """
 
     own: bool = True
-    how: str = "sum"
+    how: How = "sum"
     term: type[Term] | None = None
     lam: float = 0.0
     rescaled: bool = False
@@ -47,13 +47,13 @@ class Adapting:
             parts.append(f"EBLoRA(energy=0.99), gradient of {GRADIENT_ROWS} rows, steps scaled by √(width / rank)")
         return ", ".join(parts)
 
-    def held(self, model: nn.Module, settings: MethodSettings, lam: float | None = None) -> Term | AdapterGSR | None:
+    def held(self, model: nn.Module, settings: MethodSettings, lam: float | None = None) -> ModelMethod | None:
         """What acts on the steps of the adapter that was added last; the first task needs no term."""
         if self.rescaled:
-            return AdapterGSR(model, settings.rho)
+            return AdapterGSR(settings.rho)
         if self.term is None or len(adapter_names(model)) < 2:
             return None
-        return self.term(model, lam or self.lam)
+        return self.term(lam or self.lam)
 
 
 # strengths: O-LoRA's public code's, and the PS-LoRA paper's for a long sequence

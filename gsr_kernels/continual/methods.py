@@ -100,15 +100,14 @@ def dense(title: str, method: Callable[[MethodSettings], Method], reads: tuple[s
 @contextmanager
 def ewc(model: ByteDecoder, optimizer: Optimizer, settings: MethodSettings) -> Iterator[AtWork]:
     """Elastic weight consolidation of the tasks learned so far; like all others it sees no pretraining text."""
-    held = EWC(model, EWC_LAM)
-    hook = held.attach(optimizer)
+    handle = attach(model, optimizer, EWC(EWC_LAM))
     try:
         yield AtWork(
-            f"EWC(lam={EWC_LAM:g}), Fisher from {EWC_ROWS} rows of a task",
-            lambda learned: held.consolidate([[row] for row in learned[:EWC_ROWS]], loss),
+            f"{handle.methods[0]!r}, Fisher from {EWC_ROWS} rows of a task",
+            lambda learned: handle.finish_task([[row] for row in learned[:EWC_ROWS]], loss),
         )
     finally:
-        hook.remove()
+        handle.remove()
 
 
 def adapters(title: str, name: str, reads: tuple[str, ...] = ("adapter_lr", "adapter_rank")) -> Entry:

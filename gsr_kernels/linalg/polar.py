@@ -1,4 +1,4 @@
-"""The orthonormal polar factor by products alone."""
+"""Orthonormal polar factor by products alone, and steps on matrices with orthonormal columns."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,13 @@ from torch import Tensor
 # singular values onto the smallest, and with them their rounding errors: here they stay above a third
 LARGEST_SCALE = 1.6
 
+# a tangent step stretches: singular values of X + D are between 1 and √(1 + ‖D‖²), so that this supports steps of ‖D‖
+# up to 30 and ranks up to 100
+LEAST = 0.01
+
 
 def polar_factor(W: Tensor, low: float | None = None) -> Tensor:
-    """The Q of ``W = Q H``, ``W [.., m, n]``, m >= n, Q with orthonormal columns, H positive semidefinite.
+    """Return the Q of ``W = Q H``, ``W [.., m, n]``, m >= n, Q with orthonormal columns, H positive semidefinite.
 
     Newton–Schulz, ``X <- a X (3 − a² XᵀX) / 2``, each a the best for the interval that the singular values of X still
     fill, as far as that is stable (Chen, Chow: A stable scaling of Newton–Schulz for improving the sign function
@@ -30,6 +34,22 @@ def polar_factor(W: Tensor, low: float | None = None) -> Tensor:
         X = X @ step
         gram = X.mT @ X
     return X
+
+
+def away(X: Tensor, F: Tensor) -> Tensor:
+    """Return ``(I − F Fᵀ) X``, ``X [.., d, r]``, ``F [.., d, p]`` with orthonormal or zero columns."""
+    return X - F @ (F.mT @ X)
+
+
+def tangent(X: Tensor, D: Tensor) -> Tensor:
+    """Return ``D − X sym(Xᵀ D)``, the part of D that leaves ``Xᵀ X = I`` as it is; applied twice it is the same."""
+    inner = X.mT @ D
+    return D - X @ ((inner + inner.mT) / 2)
+
+
+def retract(X: Tensor, D: Tensor) -> Tensor:
+    """Return the nearest orthonormal columns ``[.., d, r]`` to X + D, D a tangent at X, without waiting."""
+    return polar_factor(X + D, LEAST)
 
 
 def _scales(low: float) -> list[float]:

@@ -7,6 +7,7 @@ from gsr_kernels.methods.gsr import GSR
 from gsr_kernels.methods.gsr_data_aware import DataAwareGSR
 from gsr_kernels.methods.gsr_full import GSRFull
 from gsr_kernels.methods.in_span import InSpan
+from gsr_kernels.methods.on_model import ModelMethod
 from gsr_kernels.methods.osf import OSF, adaptive_shares, scheduled_share
 from gsr_kernels.methods.psp import PSP
 from gsr_kernels.methods.sr import SR
@@ -23,6 +24,7 @@ __all__ = [
     "GSRFull",
     "InSpan",
     "Method",
+    "ModelMethod",
     "adaptive_shares",
     "input_scales",
     "layer_importance",

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from gsr_kernels.basis import split_heads
+from gsr_kernels.checks import OutOfSpan
 from gsr_kernels.distributed.agreement import (
     all_ranks_agree,
     common_layout,
@@ -27,9 +28,11 @@ from gsr_kernels.distributed.placements import advise, read_layouts
 from gsr_kernels.distributed.schemes import choose_scheme
 from gsr_kernels.io.bases_file import check_folder, is_stored
 from gsr_kernels.methods import GSR, Chain, Method
+from gsr_kernels.methods.on_model import ModelMethod
 from gsr_kernels.offload import BASIS_DEVICES
 from gsr_kernels.optim.bases import decompose, prepare, stored_bases, stored_basis
 from gsr_kernels.optim.handle import Handle, attached
+from gsr_kernels.optim.model_handle import ModelHandle, model_methods
 from gsr_kernels.optim.report import summary
 from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets
@@ -37,6 +40,9 @@ from gsr_kernels.options import Rank, Rho, clamped_from, resolve_heads, resolve_
 from gsr_kernels.weight import Weight, origin
 
 
+@overload
+def attach(model: nn.Module, optimizer: Optimizer, method: ModelMethod | Sequence[ModelMethod]) -> ModelHandle: ...
+@overload
 def attach(
     model: nn.Module | Mapping[str, nn.Parameter],
     optimizer: Optimizer,
@@ -46,15 +52,32 @@ def attach(
     rank: Rank = None,
     targets: str | Iterable[str] = "all-linear",
     heads: Mapping[str, int | tuple[int, int]] | None = None,
-    out_of_span: str | None = None,
+    out_of_span: OutOfSpan | None = None,
     bases: str | os.PathLike[str] | None = None,
-    basis_device: str | None = None,
-    nonfinite: str = "skip",
+    basis_device: Literal["cpu"] | None = None,
+    nonfinite: Literal["skip", "error"] = "skip",
     record_every: int = 0,
     randomized: bool = False,
     shard_bases: bool = False,
-) -> Handle:
-    """Puts a method between a model's gradients and any torch optimizer, from the next ``optimizer.step()`` on.
+) -> Handle: ...
+def attach(
+    model: nn.Module | Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    method: Method | ModelMethod | Sequence[Method] | Sequence[ModelMethod] | None = None,
+    *,
+    rho: Rho | None = None,
+    rank: Rank = None,
+    targets: str | Iterable[str] = "all-linear",
+    heads: Mapping[str, int | tuple[int, int]] | None = None,
+    out_of_span: OutOfSpan | None = None,
+    bases: str | os.PathLike[str] | None = None,
+    basis_device: Literal["cpu"] | None = None,
+    nonfinite: Literal["skip", "error"] = "skip",
+    record_every: int = 0,
+    randomized: bool = False,
+    shard_bases: bool = False,
+) -> Handle | ModelHandle:
+    """Put a method between a model's gradients and any torch optimizer, from the next ``optimizer.step()`` on.
 
     Args:
         model: its weights are decomposed now; call ``handle.refresh()`` when the next task begins. Where the modules
@@ -62,7 +85,7 @@ def attach(
         optimizer: holds the model's parameters; closures are served. A wrapper with the optimizer inside (Accelerate)
             is looked through.
         method: what to do, or several in the order of their use; or give ``rho``, short for ``GSR(rho=rho)``,
-            a number or ``{regex: number}``.
+            a number or ``{regex: number}``. Methods on a whole model (EWC, those on adapters) take no other argument.
         rank: directions kept of each weight. None: all; an int, clamped to each weight's own rank; a float in (0, 1):
             that share of it; or ``{regex: either}``.
         targets: "all-linear", a regular expression or a list of name endings; see ``find_targets``.
@@ -84,12 +107,19 @@ def attach(
             gather them just before they are used, one weight at a time, twice a step: less memory, more traffic.
 
     Returns:
-        The handle: refresh, metrics, save_bases, state_dict, doctor, remove.
+        The handle: refresh, metrics, save_bases, state_dict, doctor, remove. Of methods on a whole model a
+        ``ModelHandle``: start_task, finish_task, scalars, state_dict, remove.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: what cannot be served, by the name of the argument; the optimizer is
             then as it was.
     """
+    settings = locals()
+    if whole := model_methods(method):
+        given = [name for name, default in (attach.__kwdefaults__ or {}).items() if settings[name] != default]
+        if given:
+            raise ValueError(f"{given[0]} is not a setting of {', '.join(type(one).__name__ for one in whole)}")
+        return ModelHandle(model, optimizer, whole)
     optimizer = innermost(optimizer)
     check_model(model)
     if id(optimizer) in attached:
@@ -208,7 +238,7 @@ def _fill(weights: list[Weight], parameters: list[Tensor], path: str | None, the
 
 
 def _resolve_methods(
-    method: Method | Sequence[Method] | None, rho: Rho | None, rank: Rank, out_of_span: str | None, names: list[str]
+    method: Any, rho: Rho | None, rank: Rank, out_of_span: str | None, names: list[str]
 ) -> dict[str, Method]:
     """The method of each weight; weights under one method share the object."""
     if (method is None) == (rho is None):

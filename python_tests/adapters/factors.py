@@ -2,8 +2,8 @@
 
 import torch
 
-from gsr_kernels.adapters import reference
 from gsr_kernels.adapters.stability import auto_alpha, stability_loss
+from python_tests.adapters import reference
 from python_tests.oracle import assert_as_good, double
 
 # (modules), d1, d2, rank, rank of the earlier tasks together

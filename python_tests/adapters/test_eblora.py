@@ -9,12 +9,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from gsr_kernels import attach
 from gsr_kernels.adapters import eblora
 from gsr_kernels.adapters.eblora import EBLoRA, average_gradients
 from gsr_kernels.adapters.factors import find_factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
-from gsr_kernels.adapters.stiefel import retract, tangent
 from gsr_kernels.linalg import svd
+from gsr_kernels.linalg.polar import retract, tangent
 from python_tests.distributed.ranks import run
 from python_tests.oracle import error
 
@@ -34,6 +35,14 @@ def draw(count, dtype=torch.float64, seed=0):
 
 def loss(model, batch):
     return (model(batch[0]) - batch[1]).square().mean()
+
+
+def begin(method, model, batches, loss, **settings):
+    """The optimizer and the handle of a task that has begun."""
+    optimizer = RiemannianAdamW(find_factors(model), **settings)
+    handle = attach(model, optimizer, method)
+    handle.start_task(batches, loss)
+    return optimizer, handle
 
 
 def polar(M):
@@ -74,7 +83,7 @@ def test_steps_are_those_of_the_definition(scale):
     model = make_model()
     factors = find_factors(model, "default")
     F = {one.name: torch.linalg.qr(torch.randn(8, 3, dtype=torch.float64)).Q for one in factors[:2]}
-    optimizer = EBLoRA(protected=F).begin(model, draw(3), loss, lr=3e-3, scale=scale)
+    optimizer, _ = begin(EBLoRA(protected=F), model, draw(3), loss, lr=3e-3, scale=scale)
     literal = [
         Literal(one, optimizer.state[one.B]["Q"], F.get(one.name, torch.zeros(8, 0, dtype=torch.float64)))
         for one in factors
@@ -94,7 +103,7 @@ def test_constraints_hold_in_float32_over_many_steps():
     model = make_model(torch.float32)
     batches = draw(4, torch.float32)
     F = {"base_model.model.0": torch.linalg.qr(torch.randn(8, 3)).Q}
-    optimizer = EBLoRA(protected=F).begin(model, batches, loss, lr=1e-3)
+    optimizer, _ = begin(EBLoRA(protected=F), model, batches, loss, lr=1e-3)
     start = sum(loss(model, batch).item() for batch in batches)
     for _ in range(40):
         for batch in batches:
@@ -134,7 +143,7 @@ def test_a_task_begins_where_the_gradient_points():
     truth = torch.autograd.grad(sum(loss(model, batch) for batch in batches) / 3, weights)
     for weight in weights:
         weight.requires_grad_(False)
-    optimizer = EBLoRA(protected={factors[0].name: F}).begin(model, batches, loss)
+    optimizer, _ = begin(EBLoRA(protected={factors[0].name: F}), model, batches, loss)
     for one, G in zip(factors, truth):
         assert error(gradients[one.name], G) < 1e-10
         R = G.mT - F @ F.mT @ G.mT if one is factors[0] else G.mT
@@ -152,7 +161,7 @@ def test_a_gradient_of_few_directions_is_filled_up():
     F = torch.linalg.qr(torch.randn(8, 5, dtype=torch.float64)).Q
     zero = [(x[:1] * 0, y[:1]) for x, y in draw(1)]
     for batches in ([(x[:1], y[:1]) for x, y in draw(1)], zero):
-        optimizer = EBLoRA(protected={"base_model.model.0": F}).begin(model, batches, loss)
+        optimizer, _ = begin(EBLoRA(protected={"base_model.model.0": F}), model, batches, loss)
         for one in find_factors(model, "default"):
             eye, Q = torch.eye(3, dtype=torch.float64), optimizer.state[one.B]["Q"]
             assert error(one.A.detach() @ one.A.detach().mT, eye) < 1e-12 and error(Q.mT @ Q, eye) < 1e-12
@@ -168,9 +177,9 @@ def test_the_protected_subspace_grows_to_its_share_and_no_further(energy):
         batches = draw(1, seed=task)
         G = average_gradients(model, find_factors(model, "default"), batches, loss)[name]
         known = eblora.protected.get(name, G.new_zeros(8, 0))
-        eblora.begin(model, batches, loss)
+        _, handle = begin(eblora, model, batches, loss)
         assert eblora.protected.get(name, G.new_zeros(8, 0)).shape == known.shape
-        eblora.end()
+        handle.finish_task()
         F = eblora.protected[name]
         assert error(F.mT @ F, torch.eye(F.shape[1], dtype=F.dtype)) < 1e-10
         held = [(part.mT @ G.mT).square().sum() / G.square().sum() for part in (F, F[:, :-1])]
@@ -186,12 +195,12 @@ def test_float32_keeps_the_protected_subspace_orthonormal_over_tasks_of_nearly_t
     for _ in range(5):
         model = make_model(torch.float32, r=4, base=nn.Sequential(nn.Linear(96, 40)))
         x = torch.cat([shared + 1e-5 * torch.randn(20, 96), 1e-3 * torch.randn(3, 96)])
-        eblora.begin(model, [(x, 100 * torch.randn(23, 40))], loss)
+        _, handle = begin(eblora, model, [(x, 100 * torch.randn(23, 40))], loss)
         one = find_factors(model, "default")[0]
         F = eblora.protected.get(one.name, torch.zeros(96, 0))
         assert (one.A @ F).norm() < 5e-6
         assert (one.A @ one.A.mT - torch.eye(4)).abs().max() < 1e-5
-        eblora.end()
+        handle.finish_task()
         F = eblora.protected[one.name]
         assert (F.mT @ F - torch.eye(F.shape[1])).abs().max() < 2e-6
     # rounding has not been protected
@@ -201,7 +210,7 @@ def test_float32_keeps_the_protected_subspace_orthonormal_over_tasks_of_nearly_t
 def test_inputs_of_the_protected_subspace_are_mapped_as_before():
     model = make_model()
     F = torch.linalg.qr(torch.randn(8, 3, dtype=torch.float64)).Q
-    optimizer = EBLoRA(protected={"base_model.model.0": F}).begin(model, draw(3), loss)
+    optimizer, _ = begin(EBLoRA(protected={"base_model.model.0": F}), model, draw(3), loss)
     layer = model.base_model.model[0]
     for batch in draw(10, seed=3):
         optimizer.zero_grad()
@@ -218,7 +227,7 @@ def test_a_checkpoint_resumes_bitwise_and_peft_holds_all(tmp_path):
         torch.manual_seed(1)
         model = make_model(torch.float32)
         batches = draw(6, torch.float32)
-        optimizer = EBLoRA().begin(model, batches, loss, lr=1e-3)
+        optimizer, _ = begin(EBLoRA(), model, batches, loss, lr=1e-3)
         for step, batch in enumerate(batches):
             if resume and step == 3:
                 model.save_pretrained(str(tmp_path))
@@ -226,7 +235,7 @@ def test_a_checkpoint_resumes_bitwise_and_peft_holds_all(tmp_path):
                 torch.save(state, tmp_path / "optimizer.pt")
                 model = make_model(torch.float32, base=model.unload())
                 model.load_adapter(str(tmp_path), "default", is_trainable=True)
-                optimizer = RiemannianAdamW(find_factors(model, "default"), {}, lr=1e-3)
+                optimizer = RiemannianAdamW(find_factors(model, "default"), lr=1e-3)
                 optimizer.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
             optimizer.zero_grad()
             loss(model, batch).backward()
@@ -238,12 +247,13 @@ def test_a_checkpoint_resumes_bitwise_and_peft_holds_all(tmp_path):
 def test_the_file_of_protected_inputs(tmp_path):
     eblora = EBLoRA(0.9)
     for _ in range(2):
-        eblora.begin(make_model(r=1), draw(1), loss)
+        model = make_model(r=1)
+        _, handle = begin(eblora, model, draw(1), loss)
         eblora.save(tmp_path / "F.safetensors")
         loaded = EBLoRA.load(tmp_path / "F.safetensors")
         assert loaded.protected.keys() == eblora.protected.keys()
-        for each in (eblora, loaded):
-            each.end()
+        for each in (handle, attach(model, RiemannianAdamW(find_factors(model)), loaded)):
+            each.finish_task()
     assert loaded.energy == 0.9 and loaded.protected and loaded.protected.keys() == eblora.protected.keys()
     assert all(torch.equal(F, eblora.protected[name]) for name, F in loaded.protected.items())
     with pytest.raises(FileNotFoundError, match="no file"):
@@ -261,23 +271,25 @@ def test_bad_input_is_named_and_changes_nothing():
     before = copy.deepcopy(model.state_dict())
     eblora = EBLoRA()
     with pytest.raises(ValueError, match="batches is empty"):
-        eblora.begin(model, [], loss)
+        begin(eblora, model, [], loss)
     with pytest.raises(ValueError, match=r"gradient of base_model.model.0 holds NaN"):
-        eblora.begin(model, [(torch.full((4, 8), torch.nan, dtype=torch.float64), draw(1)[0][1])], loss)
+        begin(eblora, model, [(torch.full((4, 8), torch.nan, dtype=torch.float64), draw(1)[0][1])], loss)
     wide = {"base_model.model.2": torch.eye(8, dtype=torch.float64)[:, :7]}
     with pytest.raises(ValueError, match=r"r = 2 does not fit into .*2, 8 x 8, beside 7 protected directions"):
-        EBLoRA(protected=wide).begin(model, draw(2), loss)
+        begin(EBLoRA(protected=wide), model, draw(2), loss)
+    with pytest.raises(TypeError, match=r"EBLoRA steps by RiemannianAdamW\(find_factors\(model\)\), got SGD"):
+        attach(model, torch.optim.SGD(model.parameters()), eblora)
     with pytest.raises(ValueError, match="no LoRA adapter"):
-        eblora.begin(nn.Linear(2, 2), draw(1), loss)
+        begin(eblora, nn.Linear(2, 2), draw(1), loss)
     with pytest.raises(ValueError, match="lr and weight_decay"):
-        eblora.begin(model, draw(2), loss, lr=-1.0)
+        begin(eblora, model, draw(2), loss, lr=-1.0)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     with pytest.raises(TypeError, match="EBLoRA wants float32"):
-        eblora.begin(make_model(torch.bfloat16), draw(2, torch.bfloat16), loss)
+        begin(eblora, make_model(torch.bfloat16), draw(2, torch.bfloat16), loss)
     with torch.no_grad():
         model.base_model.model[2].lora_B["default"].weight.fill_(1)
     with pytest.raises(ValueError, match=r"has learned already at base_model.model.2"):
-        eblora.begin(model, draw(2), loss)
+        begin(eblora, model, draw(2), loss)
 
 
 def test_names_that_protect_nothing_are_refused():
@@ -285,16 +297,16 @@ def test_names_that_protect_nothing_are_refused():
     before = copy.deepcopy(model.state_dict())
     F = {"module.base_model.model.0": torch.eye(8, dtype=torch.float64)[:, :3]}
     with pytest.raises(ValueError, match=r"F protects inputs of module.base_model.model.0, which is no module"):
-        EBLoRA(protected=F).begin(model, draw(2), loss)
+        begin(EBLoRA(protected=F), model, draw(2), loss)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_one_adapter_an_optimizer_and_a_state_that_is_missing():
     model = make_model()
-    optimizer = EBLoRA().begin(model, draw(2), loss)
+    optimizer, _ = begin(EBLoRA(), model, draw(2), loss)
     with pytest.raises(ValueError, match="an optimizer of their own"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
-    resumed = RiemannianAdamW(find_factors(model, "default"), {})
+    resumed = RiemannianAdamW(find_factors(model, "default"))
     loss(model, draw(1)[0]).backward()
     with pytest.raises(ValueError, match=r"lora_B is zero at base_model.model.0 and says no Q: load"):
         resumed.step()
@@ -320,7 +332,7 @@ def test_modules_without_gradients_rest_and_the_others_keep_their_own_protected_
     model = make_model()
     factors = find_factors(model, "default")
     F = {one.name: torch.linalg.qr(torch.randn(8, 3, dtype=torch.float64)).Q for one in factors[:2]}
-    optimizer = EBLoRA(protected=F).begin(model, draw(3), loss, lr=1e-2)
+    optimizer, _ = begin(EBLoRA(protected=F), model, draw(3), loss, lr=1e-2)
     rested = factors[0].A.detach().clone()
     for batch in draw(3, seed=1):
         optimizer.zero_grad()
@@ -335,7 +347,7 @@ def test_what_rounding_lets_into_the_protected_inputs_leaves_again():
     model = make_model()
     one = find_factors(model, "default")[0]
     F = {one.name: torch.linalg.qr(torch.randn(8, 3, dtype=torch.float64)).Q}
-    optimizer = EBLoRA(protected=F).begin(model, draw(3), loss, lr=1e-3)
+    optimizer, _ = begin(EBLoRA(protected=F), model, draw(3), loss, lr=1e-3)
     with torch.no_grad():
         one.A.add_(1e-6 * F[one.name].mT[:2])
     loss(model, draw(1)[0]).backward()
@@ -344,14 +356,14 @@ def test_what_rounding_lets_into_the_protected_inputs_leaves_again():
 
 
 def begun(shares):
-    """What a rank's adapter begins with; the second one's singular vectors have other signs, and it protects more."""
+    """Start a rank's adapter; the second one's singular vectors have other signs, and it protects more."""
     torch.manual_seed(0)
     model, rank = make_model(), dist.get_rank() if dist.is_initialized() else 0
     balanced = EBLoRA(0.9 + 0.05 * rank)
     if rank:
         eblora.svd = lambda W: [sign * part for sign, part in zip((-1, 1, -1), svd(W))]
-    optimizer = balanced.begin(model, shares[rank], loss)
-    balanced.end()
+    optimizer, handle = begin(balanced, model, shares[rank], loss)
+    handle.finish_task()
     factors = find_factors(model, "default")
     return [(one.A.detach(), optimizer.state[one.B]["Q"], balanced.protected[one.name]) for one in factors]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gsr_kernels.adapters.factors import by_shape, find_factors, same_modules, stacked
-from gsr_kernels.adapters.o_lora import OLoRA
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
+from gsr_kernels.adapters.terms import OLoRA
 from python_tests.adapters.peft_models import with_adapters
 
 
@@ -34,10 +34,8 @@ def test_modules_of_one_shape_on_two_devices_or_of_two_dtypes_are_apart(change):
 def test_what_acts_on_adapters_of_two_devices_keeps_them_apart():
     model = with_adapters("first", "second")
     model.get_submodule("base_model.model.2").to("meta")
-    held = [(len(new), new[0].A.device, old.device) for new, (old,) in OLoRA(model).modules()]
+    held = [(len(new), new[0].A.device, old.device) for new, (old,) in OLoRA().bind(model).modules()]
     cpu, meta = torch.device("cpu"), torch.device("meta")
     assert held == [(1, cpu, cpu), (1, meta, meta), (1, cpu, cpu)]
-    factors = find_factors(model, "second")
-    Q = {one.name: torch.zeros_like(one.B) for one in factors}
-    optimizer = RiemannianAdamW(factors, {}, Q)
+    optimizer = RiemannianAdamW(find_factors(model, "second"))
     assert [protected.device for protected in optimizer._protected] == [cpu, meta, cpu]

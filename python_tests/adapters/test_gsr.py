@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gsr_kernels import reference
+from gsr_kernels import attach, reference
 from gsr_kernels.adapters.factors import find_factors
 from gsr_kernels.adapters.gsr import SPECTRA, AdapterGSR
 from python_tests.adapters.peft_models import with_adapters
@@ -44,14 +44,14 @@ def after_step(model, method, x, parts=1, scaler=None, clip=None):
     factors = find_factors(model, "third")
     parameters = [factor for one in factors for factor in (one.A, one.B)]
     optimizer = torch.optim.SGD(parameters, lr=0.0)
-    method.attach(optimizer)
+    handle = attach(model, optimizer, method)
     for part in x.chunk(parts):
         value = loss(model, part) / parts
         (value if scaler is None else scaler.scale(value)).backward()
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters, clip)
     (optimizer if scaler is None else scaler).step(*(() if scaler is None else (optimizer,)))
-    return [(one.B.grad, one.A.grad) for one in factors]
+    return [(one.B.grad, one.A.grad) for one in factors], handle
 
 
 CASES = [("adapter", None), ("base", None), ("base", 2)]
@@ -62,7 +62,7 @@ CASES = [("adapter", None), ("base", None), ("base", 2)]
 def test_the_factors_get_what_the_dense_chain_gives(spectrum, rank, rho):
     model, x = with_adapters("first", "third"), draw()
     expected = truth(model, x, rho, spectrum, rank)
-    found = after_step(model, AdapterGSR(model, rho, spectrum, rank=rank), x, parts=3)
+    found, _ = after_step(model, AdapterGSR(rho, spectrum, rank=rank), x, parts=3)
     for mine, right in zip(found, expected):
         assert all(error(one, other) < 1e-10 for one, other in zip(mine, right))
     if rho:
@@ -76,7 +76,7 @@ def test_scaled_and_clipped_gradients_give_a_scaled_correction(spectrum):
     expected = truth(model, x, 0.6, spectrum)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     fresh = copy.deepcopy(model)
-    for mine, right in zip(after_step(fresh, AdapterGSR(fresh, 0.6, spectrum), x, 3, scaler), expected):
+    for mine, right in zip(after_step(fresh, AdapterGSR(0.6, spectrum), x, 3, scaler)[0], expected):
         assert all(error(one, other) < 1e-4 for one, other in zip(mine, right))
     fresh = copy.deepcopy(model)
     factors = find_factors(fresh, "third")
@@ -84,7 +84,7 @@ def test_scaled_and_clipped_gradients_give_a_scaled_correction(spectrum):
     norm = torch.stack([factor.grad.norm() for one in factors for factor in (one.A, one.B)]).norm().item()
     fresh.zero_grad()
     for mine, right in zip(
-        after_step(fresh, AdapterGSR(fresh, 0.6, spectrum), x, clip=norm / 4), truth(model, x, 0.6, spectrum, size=0.25)
+        after_step(fresh, AdapterGSR(0.6, spectrum), x, clip=norm / 4)[0], truth(model, x, 0.6, spectrum, size=0.25)
     ):
         assert all(error(one, other) < 1e-4 for one, other in zip(mine, right))
 
@@ -94,30 +94,28 @@ def test_an_adapter_that_has_learned_nothing_has_no_direction():
     with torch.no_grad():
         for one in find_factors(model, "third"):
             one.B.zero_()
-    method = AdapterGSR(model, 1.0)
     expected = truth(model, x, 0.0, "base")
-    for mine, right in zip(after_step(model, method, x), expected):
+    found, handle = after_step(model, AdapterGSR(1.0), x)
+    for mine, right in zip(found, expected):
         assert all(error(one, other) < 1e-12 for one, other in zip(mine, right))
-    assert method.scalars() == {"gsr/inactive_directions": 6.0, "gsr/skipped_nonfinite": 0.0}
+    assert handle.scalars() == {"gsr/inactive_directions": 6.0, "gsr/skipped_nonfinite": 0.0}
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_a_gradient_that_is_not_finite_stays(spectrum):
     model, x = with_adapters("third"), draw()
     x[0, 0, 0] = torch.nan
-    method = AdapterGSR(model, 1.0, spectrum)
-    found = after_step(model, method, x)
-    assert method.scalars()["gsr/skipped_nonfinite"] == 3.0
+    found, handle = after_step(model, AdapterGSR(1.0, spectrum), x)
+    assert handle.scalars()["gsr/skipped_nonfinite"] == 3.0
     assert all(not gradient.isfinite().all() for pair in found for gradient in pair[:1])
 
 
 def test_a_skipped_step_leaves_no_sum_behind():
     model, x = with_adapters("third"), draw()
     expected = truth(model, x, 0.6, "base")
-    method = AdapterGSR(model, 0.6, "base")
     factors = find_factors(model, "third")
     optimizer = torch.optim.SGD([factor for one in factors for factor in (one.A, one.B)], lr=0.0)
-    hook = method.attach(optimizer)
+    handle = attach(model, optimizer, AdapterGSR(0.6, "base"))
     loss(model, 7 * draw()).backward()
     optimizer.zero_grad()
     loss(model, x).backward()
@@ -126,7 +124,7 @@ def test_a_skipped_step_leaves_no_sum_behind():
     optimizer.step()
     for one, right in zip(factors, expected):
         assert error(one.B.grad, right[0]) < 1e-10 and error(one.A.grad, right[1]) < 1e-10
-    hook.remove()
+    handle.remove()
     optimizer.zero_grad()
     loss(model, x).backward()
     optimizer.step()
@@ -136,7 +134,7 @@ def test_a_skipped_step_leaves_no_sum_behind():
 
 def test_no_gradient_of_a_weight_is_formed():
     model = with_adapters("third")
-    after_step(model, AdapterGSR(model, 1.0, "base"), draw())
+    after_step(model, AdapterGSR(1.0, "base"), draw())
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if "lora_" not in name)
 
 
@@ -145,41 +143,40 @@ def test_several_processes_and_the_base_weights_spectrum(monkeypatch):
     optimizer = torch.optim.SGD([factor for one in find_factors(model, "third") for factor in (one.A, one.B)])
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     with pytest.raises(ValueError, match="one process's tokens, and several train together: use spectrum='adapter'"):
-        AdapterGSR(model, 0.5, "base").attach(optimizer)
+        attach(model, optimizer, AdapterGSR(0.5, "base"))
     assert not optimizer._optimizer_step_pre_hooks
-    AdapterGSR(model, 0.5).attach(optimizer)
+    attach(model, optimizer, AdapterGSR(0.5))
 
 
 def test_bad_input_is_named():
     model = with_adapters("third")
     with pytest.raises(ValueError, match="rho must be"):
-        AdapterGSR(model, 2.0)
+        AdapterGSR(2.0)
     with pytest.raises(ValueError, match="spectrum must be one of adapter, base"):
-        AdapterGSR(model, 0.5, "both")
+        AdapterGSR(0.5, "both")
     with pytest.raises(ValueError, match="rank is a setting of spectrum='base'"):
-        AdapterGSR(model, 0.5, rank=3)
+        AdapterGSR(0.5, rank=3)
     with pytest.raises(ValueError, match=r"rank must"):
-        AdapterGSR(model, 0.5, "base", rank=100)
+        AdapterGSR(0.5, "base", rank=100).bind(model)
     with pytest.raises(ValueError, match="no LoRA adapter"):
-        AdapterGSR(nn.Linear(2, 2), 0.5)
+        AdapterGSR(0.5).bind(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="optimizer lacks 6 of the adapter's 6 factors"):
-        AdapterGSR(model, 0.5).attach(torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
+        attach(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))]), AdapterGSR(0.5))
     factors = find_factors(model, "third")
     optimizer = torch.optim.SGD([factor for one in factors for factor in (one.A, one.B)])
-    AdapterGSR(model, 0.5).attach(optimizer)
-    with pytest.raises(TypeError, match="AdapterGSR serves no closure"):
+    attach(model, optimizer, AdapterGSR(0.5))
+    with pytest.raises(TypeError, match="AdapterGSR supports no closure"):
         optimizer.step(lambda: torch.tensor(0.0))
 
 
 def test_dropout_of_the_adapter_does_not_scale_the_correction():
     model, x = with_adapters("third", lora_dropout=0.5), draw()
     factors = find_factors(model, "third")
-    method = AdapterGSR(model, 0.6, "base")
     optimizer = torch.optim.SGD([factor for one in factors for factor in (one.A, one.B)], lr=0.0)
-    method.attach(optimizer)
+    bound = attach(model, optimizer, AdapterGSR(0.6, "base"))._bound[0]
     loss(model.train(), x).backward()
     for one in factors:
-        probe, U = method._spectrum._sums[one.name][1], method._spectrum._bases[one.name].U
+        probe, U = bound._sums[one.name][1], bound._bases[one.name].U
         assert error(probe, U.sum(-1) @ one.B.grad / one.scaling) < 1e-10
 
 
@@ -188,7 +185,7 @@ def test_a_step_that_was_skipped_and_zeroed_in_place_leaves_no_sum_behind():
     expected = truth(model, x, 0.6, "base")
     factors = find_factors(model, "third")
     optimizer = torch.optim.SGD([factor for one in factors for factor in (one.A, one.B)], lr=0.0)
-    AdapterGSR(model, 0.6, "base").attach(optimizer)
+    attach(model, optimizer, AdapterGSR(0.6, "base"))
     loss(model, 7 * draw()).backward()
     optimizer.zero_grad(set_to_none=False)
     loss(model, x).backward()

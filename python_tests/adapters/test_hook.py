@@ -4,10 +4,23 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
+from gsr_kernels import attach
 from gsr_kernels.adapters.factors import find_factors
-from gsr_kernels.adapters.hook import before_steps
-from gsr_kernels.adapters.ps_lora import PSLoRA
+from gsr_kernels.adapters.terms import PSLoRA
+from gsr_kernels.methods.on_model import BoundMethod, ModelMethod
 from python_tests.adapters.peft_models import with_adapters
+
+
+class Seeing(ModelMethod, BoundMethod):
+    """Notes the steps before which it acts."""
+
+    name = "it"
+
+    def __init__(self, parameters, seen):
+        self.parameters, self.act = parameters, seen.append
+
+    def bind(self, model):
+        return self
 
 
 def optimizer_of(model, lr):
@@ -18,7 +31,7 @@ def optimizer_of(model, lr):
 def test_the_step_that_fills_an_optimizer_for_a_checkpoint_is_none():
     model = with_adapters("first", "second")
     factors, optimizer = optimizer_of(model, 1e-3)
-    PSLoRA(model, 0.3).attach(optimizer)
+    attach(model, optimizer, PSLoRA(0.3))
     before = [factor.detach().clone() for factor in factors]
     get_optimizer_state_dict(model, optimizer)
     assert len(optimizer.state) == len(factors)
@@ -33,9 +46,9 @@ def test_the_step_that_fills_an_optimizer_for_a_checkpoint_is_none():
 
 @pytest.mark.parametrize(("lr", "gradient", "acts"), [(0.0, 0.0, False), (0.0, 1.0, True), (1e-3, 0.0, True)])
 def test_a_first_step_without_a_rate_and_without_a_gradient_is_none(lr, gradient, acts):
-    factors, optimizer = optimizer_of(with_adapters("first", "second"), lr)
-    seen = []
-    hook = before_steps("it", optimizer, factors, seen.append)
+    model, seen = with_adapters("first", "second"), []
+    factors, optimizer = optimizer_of(model, lr)
+    handle = attach(model, optimizer, Seeing(factors, seen))
     for factor in factors:
         factor.grad = torch.full_like(factor, gradient)
     optimizer.step()
@@ -43,4 +56,6 @@ def test_a_first_step_without_a_rate_and_without_a_gradient_is_none(lr, gradient
     # there is a state now: a rate of zero, as a warm-up begins with, is no rehearsal
     optimizer.step()
     assert seen == [optimizer] * (1 + acts)
-    hook.remove()
+    handle.remove()
+    optimizer.step()
+    assert len(seen) == 1 + acts

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from gsr_kernels.adapters import reference
 from gsr_kernels.adapters.merge_model import merge_and_unload
 from gsr_kernels.adapters.merging import HOW, merge
+from python_tests.adapters import reference
 from python_tests.adapters.factors import draw_tasks
 from python_tests.adapters.peft_models import pairs, with_adapters
 from python_tests.oracle import assert_as_good, double, error

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from bench.timing import peak_extra_bytes
-from gsr_kernels.adapters import reference
-from gsr_kernels.adapters.o_lora import overlap_loss
 from gsr_kernels.adapters.stability import TERMS, auto_alpha, sign_shares, stability_loss
+from gsr_kernels.adapters.terms import overlap_loss
+from python_tests.adapters import reference
 from python_tests.adapters.factors import SHAPES, check_float32, check_half, dense, draw, ours
 from python_tests.oracle import double, error
 

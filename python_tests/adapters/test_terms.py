@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from gsr_kernels.adapters import reference
+from gsr_kernels import attach
 from gsr_kernels.adapters.factors import adapter_names, find_factors
-from gsr_kernels.adapters.o_lora import OLoRA, overlap_loss
-from gsr_kernels.adapters.ps_lora import PSLoRA
 from gsr_kernels.adapters.stability import auto_alpha
+from gsr_kernels.adapters.terms import OLoRA, PSLoRA, overlap_loss
+from python_tests.adapters import reference
 from python_tests.adapters.peft_models import pairs, with_adapters
 from python_tests.oracle import error
 
@@ -44,10 +44,11 @@ def trained(model):
 @pytest.mark.parametrize("alpha", ["auto", 0.5])
 def test_losses_are_those_of_the_definitions(alpha):
     model = with_adapters(*TASKS)
-    for term, truth in ((PSLoRA(model, 0.3, alpha=alpha), ps_lora(model, alpha=alpha)), (OLoRA(model), o_lora(model))):
+    for method, truth in ((PSLoRA(0.3, alpha=alpha), ps_lora(model, alpha=alpha)), (OLoRA(), o_lora(model))):
+        term = method.bind(model)
         assert error(term.loss().detach(), truth.detach()) < 1e-10
-        mine = torch.autograd.grad(term.loss(), term._parameters)
-        for found, right in zip(mine, torch.autograd.grad(truth, term._parameters)):
+        mine = torch.autograd.grad(term.loss(), term.parameters)
+        for found, right in zip(mine, torch.autograd.grad(truth, term.parameters)):
             assert error(found, right) < 1e-10
 
 
@@ -63,8 +64,7 @@ def test_once_a_step_however_many_micro_batches():
     truth = torch.autograd.grad(model(x).square().mean() + ps_lora(model, alpha="auto") + o_lora(model), trained(model))
     before = [parameter.detach().clone() for parameter in trained(model)]
     optimizer = torch.optim.SGD(trained(model), lr=1.0)
-    for term in (PSLoRA(model, 0.3), OLoRA(model)):
-        term.attach(optimizer)
+    attach(model, optimizer, [PSLoRA(0.3), OLoRA()])
     for part in x.chunk(4):
         (model(part).square().mean() / 4).backward()
     optimizer.step()
@@ -91,7 +91,7 @@ def test_under_a_gradient_scaler(kind):
     truth = torch.autograd.grad(model(x).square().mean() + ps_lora(model, alpha="auto"), trained(model))
     before = [parameter.detach().clone() for parameter in trained(model)]
     optimizer = kind(trained(model), lr=1.0)
-    PSLoRA(model, 0.3).attach(optimizer)
+    attach(model, optimizer, PSLoRA(0.3))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     scaler.scale(model(x).square().mean()).backward()
     scaler.step(optimizer)
@@ -103,7 +103,7 @@ def test_an_overflow_adds_nothing():
     model = with_adapters(*TASKS, dtype=torch.float32)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(trained(model), lr=1.0)
-    PSLoRA(model, 0.3).attach(optimizer)
+    attach(model, optimizer, PSLoRA(0.3))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     scaler.scale(model(torch.full((1, 6), torch.inf)).sum()).backward()
     scaler.step(optimizer)
@@ -113,10 +113,10 @@ def test_an_overflow_adds_nothing():
 def test_removed_or_without_gradients_it_adds_nothing():
     model = with_adapters(*TASKS)
     optimizer = torch.optim.SGD(trained(model), lr=1.0)
-    hook = PSLoRA(model, 0.3).attach(optimizer)
+    handle = attach(model, optimizer, PSLoRA(0.3))
     before = [parameter.detach().clone() for parameter in trained(model)]
     optimizer.step()
-    hook.remove()
+    handle.remove()
     for parameter in trained(model):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -125,7 +125,7 @@ def test_removed_or_without_gradients_it_adds_nothing():
 
 def test_shares_of_signs_over_all_modules():
     model = with_adapters(*TASKS)
-    scalars = PSLoRA(model, 0.3).scalars()
+    scalars = PSLoRA(0.3).bind(model).scalars()
     same = opposite = entries = 0
     for (B, A), (B1, A1), (B2, A2) in zip(*(pairs(model, name) for name in TASKS[::-1])):
         signs = ((B @ A) * (B1 @ A1 + B2 @ A2)).sign()
@@ -133,7 +133,7 @@ def test_shares_of_signs_over_all_modules():
         entries += signs.numel()
     assert scalars["ps_lora/same_sign"] == pytest.approx(same / entries)
     assert scalars["ps_lora/opposite_sign"] == pytest.approx(opposite / entries)
-    assert OLoRA(model).scalars()["o_lora/loss"] == pytest.approx(o_lora(model).item())
+    assert OLoRA().bind(model).scalars()["o_lora/loss"] == pytest.approx(o_lora(model).item())
 
 
 def test_adapters_by_name():
@@ -141,8 +141,8 @@ def test_adapters_by_name():
     assert adapter_names(model) == list(TASKS)
     first = find_factors(model, "first")[0]
     assert (first.shape, first.rank, first.scaling) == ((6, 2, 6), 2, 3.0)
-    term = PSLoRA(model, 1.0, new="second", earlier=["first"])
-    assert {id(parameter) for parameter in term._parameters} == {
+    term = PSLoRA(1.0, new="second", earlier=["first"]).bind(model)
+    assert {id(parameter) for parameter in term.parameters} == {
         id(parameter) for name, parameter in model.named_parameters() if "second" in name
     }
 
@@ -150,29 +150,29 @@ def test_adapters_by_name():
 def test_bad_input_is_named():
     model = with_adapters(*TASKS)
     with pytest.raises(ValueError, match="model has no LoRA adapter"):
-        PSLoRA(nn.Linear(2, 2), 0.1)
+        PSLoRA(0.1).bind(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module"):
-        OLoRA("model")
+        OLoRA().bind("model")
     for lam in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="lam must be a finite number above 0"):
-            OLoRA(model, lam)
+            OLoRA(lam)
     with pytest.raises(ValueError, match="alpha must be"):
-        PSLoRA(model, 0.1, alpha=0.0)
+        PSLoRA(0.1, alpha=0.0)
     with pytest.raises(ValueError, match="terms must be"):
-        PSLoRA(model, 0.1, terms="none")
+        PSLoRA(0.1, terms="none")
     with pytest.raises(ValueError, match="adapter must be one of first, second, third, got 'fourth'"):
-        PSLoRA(model, 0.1, new="fourth")
+        PSLoRA(0.1, new="fourth").bind(model)
     with pytest.raises(ValueError, match="the first task needs no term"):
-        OLoRA(with_adapters("only"))
+        OLoRA().bind(with_adapters("only"))
     with pytest.raises(ValueError, match="which is the new adapter"):
-        OLoRA(model, new="first", earlier=["first"])
+        OLoRA(new="first", earlier=["first"]).bind(model)
     with pytest.raises(ValueError, match="optimizer lacks 6 of the adapter's 6 factors"):
-        PSLoRA(model, 0.1).attach(torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
-    with pytest.raises(ValueError, match="PSLoRA serves descent: negate the loss"):
-        PSLoRA(model, 0.1).attach(torch.optim.SGD(trained(model), maximize=True))
+        attach(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))]), PSLoRA(0.1))
+    with pytest.raises(ValueError, match="PSLoRA supports descent: negate the loss"):
+        attach(model, torch.optim.SGD(trained(model), maximize=True), PSLoRA(0.1))
     optimizer = torch.optim.SGD(trained(model))
-    PSLoRA(model, 0.1).attach(optimizer)
-    with pytest.raises(TypeError, match="PSLoRA serves no closure"):
+    attach(model, optimizer, PSLoRA(0.1))
+    with pytest.raises(TypeError, match="PSLoRA supports no closure"):
         optimizer.step(lambda: torch.tensor(0.0))
 
 
@@ -180,11 +180,11 @@ def test_adapters_that_do_not_fit_together():
     model = with_adapters("first")
     model.add_adapter("wider", LoraConfig(r=3, target_modules=["0", "2", "4"]))
     with pytest.raises(ValueError, match=r"different rank: at .*0 'wider' has 3 and 'first' 2"):
-        PSLoRA(model, 0.1)
+        PSLoRA(0.1).bind(model)
     model = with_adapters("first")
     model.add_adapter("fewer", LoraConfig(r=2, target_modules=["0", "2"]))
     with pytest.raises(ValueError, match=r"'fewer' and 'first' differ in their modules: .*4"):
-        OLoRA(model)
+        OLoRA().bind(model)
 
 
 def test_adapters_that_are_not_plain():
@@ -199,7 +199,8 @@ def test_adapters_that_are_not_plain():
 
 def test_constants_follow_a_model_that_is_moved():
     model = with_adapters(*TASKS, dtype=torch.float32).to("meta")
-    for term in (PSLoRA(model, 0.3, alpha=1.0, terms="magnitude"), OLoRA(model)):
+    for method in (PSLoRA(0.3, alpha=1.0, terms="magnitude"), OLoRA()):
+        term = method.bind(model)
         # as they were made before the move
         term._constants = [tuple(torch.ones_like(one, device="cpu") for one in each) for each in term._constants]
         assert {constant.device.type for _, each in term.modules() for constant in each} == {"meta"}
@@ -240,7 +241,7 @@ def test_modules_of_other_dtypes_are_not_put_together():
     truth = ps_lora(model).item()
     for parameter in model.base_model.model[2].parameters():
         parameter.data = parameter.data.float()
-    assert PSLoRA(model, 0.3, alpha=0.5).loss().item() == pytest.approx(truth, rel=1e-5)
+    assert PSLoRA(0.3, alpha=0.5).bind(model).loss().item() == pytest.approx(truth, rel=1e-5)
 
 
 def test_a_bias_and_sharded_factors_are_refused():

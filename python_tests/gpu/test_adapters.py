@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from gsr_kernels.adapters import reference
 from gsr_kernels.adapters.merging import merge
 from gsr_kernels.adapters.stability import sign_shares
-from gsr_kernels.adapters.stiefel import retract, tangent
+from gsr_kernels.linalg.polar import retract, tangent
+from python_tests.adapters import reference
 from python_tests.adapters.factors import SHAPES, dense, draw, draw_tasks, ours
 from python_tests.gpu.weights import BF16, FP16, FP32
 from python_tests.oracle import double

@@ -1,12 +1,13 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from gsr_kernels.adapters.o_lora import OLoRA
-from gsr_kernels.adapters.ps_lora import PSLoRA
-from gsr_kernels.integrations.adapters import TermCallback
+from gsr_kernels.adapters.terms import OLoRA, PSLoRA
+from gsr_kernels.integrations.transformers import MethodCallback, attach_to
 
 
 class Model(torch.nn.Module):
@@ -38,9 +39,8 @@ def after_training(folder, lam, accumulate):
         learning_rate=0.01, per_device_train_batch_size=8 // accumulate, gradient_accumulation_steps=accumulate,
         remove_unused_columns=False, label_names=["labels"],
     )  # fmt: skip
-    trainer = Trainer(
-        model, arguments, train_dataset=Rows(), callbacks=[TermCallback(PSLoRA(model, lam), OLoRA(model, lam))]
-    )
+    trainer = Trainer(model, arguments, train_dataset=Rows())
+    attach_to(trainer, [PSLoRA(lam), OLoRA(lam)])
     trainer.train()
     return model.base_model.model.linear.lora_A["new"].weight.detach(), trainer
 
@@ -60,7 +60,7 @@ def test_a_training_that_failed_leaves_no_second_hook():
     model = get_peft_model(Model(), LoraConfig(r=2, target_modules=["linear"]), adapter_name="old")
     model.add_adapter("new", LoraConfig(r=2, target_modules=["linear"]))
     optimizer = torch.optim.SGD(model.parameters())
-    callback = TermCallback(OLoRA(model))
+    callback = MethodCallback(SimpleNamespace(model=model), OLoRA(), {})
     for _ in range(2):
         callback.on_train_begin(None, None, None, optimizer=optimizer)
         assert len(optimizer._optimizer_step_pre_hooks) == 1

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gsr_kernels import attach
-from gsr_kernels.integrations.lightning import GSRCallback
+from gsr_kernels.integrations.lightning import MethodCallback
 from python_tests.optim.toy import assert_same_weights, loss_of, make_model, take_steps
 
 
@@ -22,7 +22,7 @@ class Module(pl.LightningModule):
 
 
 def fit(module, folder, **settings):
-    callback = GSRCallback(**settings)
+    callback = MethodCallback(**settings)
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",

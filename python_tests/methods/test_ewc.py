@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from gsr_kernels import attach
 from gsr_kernels.methods import EWC
 from python_tests.oracle import error
 
@@ -33,7 +34,8 @@ def literal(model, tasks, lam):
 
 def test_the_pull_is_the_gradient_of_the_penalties_of_all_tasks():
     model, tasks = make_model(), []
-    ewc = EWC(model, lam=3.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = attach(model, optimizer, EWC(lam=3.0))
     for seed in range(3):
         batches = rows(6, seed)
         squares = [
@@ -41,13 +43,11 @@ def test_the_pull_is_the_gradient_of_the_penalties_of_all_tasks():
         ]
         fishers = [torch.stack(one).mean(0) for one in zip(*squares)]
         tasks.append((fishers, [parameter.detach().clone() for parameter in model.parameters()]))
-        ewc.consolidate(batches, loss)
+        handle.finish_task(batches, loss)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    ewc.attach(optimizer)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     truth = literal(model, tasks, 3.0)
     for parameter in model.parameters():
@@ -59,15 +59,14 @@ def test_the_pull_is_the_gradient_of_the_penalties_of_all_tasks():
 
 def test_nothing_is_pulled_before_the_first_task_or_after_removal():
     model = make_model()
-    ewc = EWC(model, lam=1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    hook = ewc.attach(optimizer)
+    handle = attach(model, optimizer, EWC(lam=1.0))
     start = [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    ewc.consolidate(rows(2, 0), loss)
-    hook.remove()
+    handle.finish_task(rows(2, 0), loss)
+    handle.remove()
     with torch.no_grad():
         model[0].weight.add_(1)
     optimizer.step()
@@ -78,17 +77,17 @@ def test_it_holds_what_a_task_needs():
     def forgotten(lam):
         torch.manual_seed(0)
         model = make_model()
-        ewc = EWC(model, lam)
+        ewc = EWC(lam)
         old = rows(32, 0)
         for batches in (old, rows(32, 1)):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-            hook = ewc.attach(optimizer)
+            handle = attach(model, optimizer, ewc)
             for batch in 10 * batches:
                 optimizer.zero_grad()
                 loss(model, batch).backward()
                 optimizer.step()
-            hook.remove()
-            ewc.consolidate(batches, loss)
+            handle.remove()
+            handle.finish_task(batches, loss)
         return sum(loss(model, batch).item() for batch in old)
 
     assert forgotten(10.0) < forgotten(0.0)
@@ -97,16 +96,19 @@ def test_it_holds_what_a_task_needs():
 def test_refuses_bad_input_and_keeps_what_it_had():
     model = make_model()
     with pytest.raises(ValueError, match="lam"):
-        EWC(model, lam=-1.0)
+        EWC(lam=-1.0)
     with pytest.raises(ValueError, match="no parameter that requires gradients"):
-        EWC(nn.Linear(2, 2).requires_grad_(False), lam=1.0)
-    ewc = EWC(model, lam=1.0)
-    with pytest.raises(ValueError, match="batches is empty"):
-        ewc.consolidate([], loss)
-    with pytest.raises(ValueError, match=r"the gradient of 0.weight holds NaN"):
-        ewc.consolidate([(torch.full((1, 5), torch.nan, dtype=torch.float64), torch.tensor([0]))], loss)
-    assert not ewc.fisher and not ewc.anchors
+        EWC(lam=1.0).bind(nn.Linear(2, 2).requires_grad_(False))
+    ewc = EWC(lam=1.0)
     optimizer = torch.optim.SGD(model.parameters())
-    ewc.attach(optimizer)
+    handle = attach(model, optimizer, ewc)
+    with pytest.raises(ValueError, match="needs batches of the task"):
+        handle.finish_task()
+    with pytest.raises(ValueError, match="batches is empty"):
+        handle.finish_task([], loss)
+    with pytest.raises(ValueError, match=r"the gradient of 0.weight holds NaN"):
+        handle.finish_task([(torch.full((1, 5), torch.nan, dtype=torch.float64), torch.tensor([0]))], loss)
+    assert not ewc.fisher and not ewc.anchors
+    loss(model, rows(1, 0)[0]).backward()
     with pytest.raises(TypeError, match="closure"):
         optimizer.step(lambda: torch.tensor(0.0))

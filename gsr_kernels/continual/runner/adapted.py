@@ -15,13 +15,15 @@ from transformers import Trainer
 from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.adapters.factors import find_factors
 from gsr_kernels.adapters.merge_model import merge_and_unload
+from gsr_kernels.adapters.riemannian import RiemannianAdamW
 from gsr_kernels.continual.adapting import ADAPTING, GRADIENT_ROWS, Adapting
 from gsr_kernels.continual.runner.kinds import IGNORED, Kind
 from gsr_kernels.continual.runner.models import load
 from gsr_kernels.continual.runner.ranks import led, rank, world
 from gsr_kernels.continual.runner.settings import RunSettings
 from gsr_kernels.continual.runner.way import Way
-from gsr_kernels.integrations.adapters import TermCallback
+from gsr_kernels.integrations.transformers import attach_to
+from gsr_kernels.optim import attach
 
 PROTECTED = "protected.safetensors"
 
@@ -71,7 +73,7 @@ class Adapted(Way):
         """See Way.prepare."""
         held = self._adapting.held(self.model, self._settings.method, self._settings.adapter_lam)
         if held is not None:
-            trainer.callback_handler.callbacks.insert(0, TermCallback(held))
+            attach_to(trainer, held)
 
     def save(self, folder: Path) -> None:
         """See Way.save: a folder an adapter, as PEFT writes them."""
@@ -102,6 +104,7 @@ class Balanced(Adapted):
     def open(self, folder: Path | None) -> None:
         """See Way.open."""
         self.model = load(self._kind, folder or self._settings.model, self._settings.dtype, self._seed)
+        self._handle: Any = None
         self._eblora = EBLoRA() if folder is None else EBLoRA.load(folder / PROTECTED)
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
@@ -130,15 +133,16 @@ class Balanced(Adapted):
                 return mean(model(**batch), labels, items)
 
         adapter_rank = self._settings.method.adapter_rank
-        width = find_factors(self.model, self._names[-1])[0].A.shape[1]
-        trainer.optimizer = self._eblora.begin(
-            self.model.train(),
-            parts[rank()],
-            loss,
+        factors = find_factors(self.model.train(), self._names[-1])
+        width = factors[0].A.shape[1]
+        trainer.optimizer = RiemannianAdamW(
+            factors,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             scale=(width / adapter_rank) ** 0.5,
         )
+        self._handle = attach(self.model, trainer.optimizer, self._eblora)
+        self._handle.start_task(parts[rank()], loss)
 
     def save(self, folder: Path) -> None:
         """See Way.save: with the tokenizer, so that the folder is complete."""
@@ -154,7 +158,7 @@ class Balanced(Adapted):
     def whole(self) -> Any:
         """See Way.whole: the task is over, and its adapter a part of the model."""
         if self._names:
-            self._eblora.end()
+            self._handle.finish_task()
             self.model = merge_and_unload(self._peft, self._names, self._adapting.how).eval().requires_grad_()
             self._names = []
         return self.model

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gsr_kernels.adapters import reference
 from gsr_kernels.adapters.merging import HOW, merge
+from python_tests.adapters import reference
 from python_tests.adapters.factors import draw_tasks
 from python_tests.oracle import assert_as_good, double, error
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gsr_kernels.adapters import reference
 from gsr_kernels.adapters.stability import sign_shares, stability_loss
+from python_tests.adapters import reference
 from python_tests.adapters.factors import SHAPES, check_float32, check_half, draw
 from python_tests.oracle import double
 

@@ -1,0 +1,75 @@
+"""Base of the methods that act on a model as a whole: EWC, and those on adapters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+# the loss of a model on a batch
+Loss = Callable[[Any, Any], Tensor]
+
+
+class ModelMethod(ABC):
+    """Settings of a method, and what it remembers of finished tasks; ``attach`` binds it to a model.
+
+    A ``Method`` acts on one weight at a time, in its singular basis; these need no basis.
+    """
+
+    @abstractmethod
+    def bind(self, model: nn.Module) -> BoundMethod:
+        """Return the method on one model. Raises TypeError and ValueError for a model that is not supported."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the method remembers of finished tasks; empty for most."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Take back what ``state_dict`` returned; ValueError where the method remembers nothing."""
+        if saved:
+            raise ValueError(f"{type(self).__name__} remembers no task, the state holds {next(iter(saved))}")
+
+
+class BoundMethod:
+    """A method on one model, driven by its handle.
+
+    ``parameters`` are those whose gradients it changes.
+    """
+
+    # whether act() changes gradients before each step
+    acts: ClassVar[bool] = True
+    # a short name for messages
+    name: str
+    parameters: list[Tensor]
+
+    def prepare(self, optimizer: Optimizer) -> None:
+        """Ready an optimizer. Raises ValueError where it lacks one of the parameters, or ascends."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if missing := sum(id(parameter) not in held for parameter in self.parameters):
+            raise ValueError(
+                f"optimizer lacks {missing} of the adapter's {len(self.parameters)} factors: build it after the "
+                "adapter was added"
+            )
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            raise ValueError(f"{self.name} supports descent: negate the loss instead of maximize=True")
+
+    def watch(self) -> list[RemovableHandle]:
+        """Listen to the model where the gradients do not say enough; return the hooks."""
+        return []
+
+    def act(self, optimizer: Optimizer) -> None:
+        """Change the gradients of a step."""
+
+    def start_task(self, optimizer: Optimizer, batches: Iterable[Any], loss: Loss) -> None:
+        """Begin a task, where the method needs some of its batches for that."""
+
+    def finish_task(self, batches: Iterable[Any] | None, loss: Loss | None) -> None:
+        """Remember the task that was learned, where the method does."""
+
+    def scalars(self) -> dict[str, float]:
+        """Return a few numbers for a logger, by name; waits for the device."""
+        return {}
