@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import gsr_kernels
 from gsr_kernels.distributed import decompose
 from gsr_kernels.methods import SR
-from python_tests.distributed.storage import Decomposed
+from python_tests.distributed.storage import Decomposed, refused
 
 
 def made(placements, sides=None, mesh=None):
@@ -85,15 +85,6 @@ def other_weights(folder):
         handle.save_bases(second)
     old, new = (gsr_kernels.load_bases(path) for path in (first, second))
     return [torch.allclose(2 * old[name].S, new[name].S) for name in handle.bases]
-
-
-def refused(call, *arguments, **settings):
-    """What it raised, in words."""
-    try:
-        call(*arguments, **settings)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def failures(folder):

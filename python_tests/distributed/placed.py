@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor.placement_types import _StridedShard
 
 import gsr_kernels
 from python_tests.distributed.decisions import refused
@@ -85,3 +86,31 @@ def attention(placement):
 def in_one():
     """``attention`` replicated and cut."""
     return [attention(placement) for placement in (Replicate(), Shard(0), Shard(1))]
+
+
+def partial_gradients():
+    """Replicated weights with a sharded input, two steps: the gradient's placement, the error against one process."""
+    torch.manual_seed(0)
+    mesh = init_device_mesh("cpu", (2,))
+    begun, batch = torch.randn(5, 4, dtype=torch.float64), torch.randn(8, 4, dtype=torch.float64)
+    found, ends = [], []
+    for place in (lambda whole, _: whole, lambda whole, placement: distribute_tensor(whole, mesh, [placement])):
+        model = nn.Linear(4, 5, bias=False)
+        model.weight = nn.Parameter(place(begun.clone(), Replicate()))
+        optimizer, _ = attached(model)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(place(batch, Shard(0))).square().sum().backward()
+            found.append(str(getattr(model.weight.grad, "placements", None)))
+            optimizer.step()
+        ends.append(whole(model.weight).detach())
+    return found[2:], (ends[1] - ends[0]).norm().item()
+
+
+def packed_experts():
+    """Gate and up projections in one, each sharded in itself, as tensor parallelism does: what attach() raised."""
+    mesh = init_device_mesh("cpu", (2,))
+    model = nn.Module()
+    packed = DTensor.from_local(torch.randn(3, 4, 6), mesh, [_StridedShard(1, split_factor=2)], run_check=False)
+    model.experts = nn.Parameter(packed)
+    return refused(attached, model)

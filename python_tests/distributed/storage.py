@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,15 @@ from gsr_kernels import SpectralBasis
 from python_tests.distributed.training import gradients, make_model
 
 SIDES = (6, 13, 5, 2)
+
+
+def refused(call, *arguments, **settings):
+    """What it raised, in words."""
+    try:
+        call(*arguments, **settings)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 class Decomposed:
@@ -107,6 +117,45 @@ def damaged(folder):
     except ValueError as error:
         return str(error)
     return ""
+
+
+def lost_in_part(folder):
+    """Errors of attach() where a directory lacks what one rank wrote, and of save_bases() on a full disk."""
+    path, last = Path(folder, "lost"), dist.get_world_size() - 1
+    model = make_model(SIDES, torch.float32)
+    fully_shard(model)
+    settings = model, torch.optim.SGD(model.parameters(), 0.1)
+    handle = gsr_kernels.attach(*settings, rho=0.7, bases=path)
+    handle.remove()
+    dist.barrier()
+    if dist.get_rank() == 0:
+        next(path.glob(f"__{last}_*")).unlink()
+    dist.barrier()
+    found = [refused(gsr_kernels.attach, *settings, rho=0.7, bases=path)]
+
+    def full(*arguments, **settings):
+        raise OSError("No space left on device")
+
+    if dist.get_rank() == last:
+        with patch.object(dcp.FileSystemWriter, "write_data", full):
+            return [*found, refused(handle.save_bases, path)]
+    return [*found, refused(handle.save_bases, path)]
+
+
+def over_a_file(folder):
+    """Directories saved, twice, over a file of bases: what is there then."""
+    path = Path(folder, "over", "bases")
+    if dist.get_rank() == 0:
+        path.parent.mkdir()
+        path.write_text("of one process")
+    dist.barrier()
+    model = make_model(SIDES, torch.float32)
+    fully_shard(model)
+    handle = gsr_kernels.attach(model, torch.optim.SGD(model.parameters(), 0.1), rho=0.7)
+    for _ in range(2):
+        handle.save_bases(path)
+    dist.barrier()
+    return [one.name for one in path.parent.iterdir()], path.is_dir()
 
 
 def die_in_a_step(folder, victim):

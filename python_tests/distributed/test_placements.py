@@ -11,7 +11,7 @@ from python_tests.distributed.ranks import run
 def results(world):
     """One group of processes for all that is asked of so many ranks."""
     if world == 2:
-        return run(2, (placed.in_one,))
+        return run(2, (placed.in_one,), (placed.partial_gradients,), (placed.packed_experts,))
     with TemporaryDirectory() as folder:
         return run(4, (placed.hsdp_for_drop,), (placed.unequal_pieces_of_pieces, folder))
 
@@ -37,3 +37,13 @@ def test_attention_in_one_is_served_whole_and_refused_where_it_is_cut():
         for message in (rows, columns):
             assert message.startswith("ValueError: heads: in_proj_weight is taken in 3 parts")
             assert "targets=" in message and "ignored_params" in message
+
+
+def test_partial_gradients_are_summed_first():
+    for placements, error in results(2)["partial_gradients"]:
+        assert placements == ["(Partial(sum),)"] * 2 and error <= 1e-12
+
+
+def test_packed_experts_are_refused_by_name():
+    for message in results(2)["packed_experts"]:
+        assert message.startswith("ValueError: experts is placed as _StridedShard") and "targets=" in message

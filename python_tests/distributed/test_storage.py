@@ -13,7 +13,8 @@ from python_tests.distributed.ranks import run, start
 def left(tmp_path_factory):
     """A folder with what 4 ranks left after 4 steps, and what they did."""
     folder = str(tmp_path_factory.mktemp("run"))
-    found = run(4, (storage.leave, folder), (storage.go_on, folder), (storage.damaged, folder))
+    others = [(check, folder) for check in (storage.damaged, storage.lost_in_part, storage.over_a_file)]
+    found = run(4, (storage.leave, folder), (storage.go_on, folder), *others)
     return folder, found
 
 
@@ -48,6 +49,17 @@ def test_other_ranks_go_on_to_a_rounding(left):
 
 def test_a_directory_that_was_not_finished_is_refused(left):
     assert all("half was not written to its end, or is damaged" in found for found in left[1]["damaged"])
+
+
+def test_what_one_rank_cannot_read_or_write_is_said_by_all(left):
+    reads, writes = zip(*left[1]["lost_in_part"])
+    assert any(one.startswith("ValueError: bases:") and "is damaged" in one for one in reads)
+    assert all(one.startswith(("ValueError: bases:", "RuntimeError: another rank has failed")) for one in reads)
+    assert all(one.endswith("could not be written: rank 3 met OSError: No space left on device") for one in writes)
+
+
+def test_a_directory_takes_the_place_of_a_file(left):
+    assert left[1]["over_a_file"] == [(["bases"], True)] * 4
 
 
 @pytest.mark.parametrize("check", [storage.die_in_a_step, storage.die_in_a_save])
