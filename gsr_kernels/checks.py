@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -17,6 +17,12 @@ def check_rho(rho: float) -> float:
     if not isinstance(rho, Real) or isinstance(rho, bool) or not (math.isfinite(rho) and 0 <= rho <= 1):
         raise ValueError(f"rho must be a finite number in [0, 1], got {rho!r}")
     return float(rho)
+
+
+def check_choice(name: str, value: object, kind: Any) -> None:
+    """Raise ValueError where an argument is none of the texts of a ``Literal``."""
+    if value not in get_args(kind):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
 def check_out_of_span(out_of_span: str | None) -> None:

@@ -1,4 +1,4 @@
-"""What several messages say alike."""
+"""Phrases of several messages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 
 def some(names: Iterable[str]) -> str:
-    """The first three names, and how many more there are."""
+    """Join the first three names, and count the others."""
     listed = list(names)
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
     return (", ".join(listed[:3]) or "nothing") + more
 
 
 def install(extra: str) -> str:
-    """What the reader types to have the packages of an extra of pyproject.toml."""
+    """Return the command that installs the packages of an extra of pyproject.toml."""
     return f"pip install '.[{extra}]' in a checkout of gsr-kernels"

@@ -67,7 +67,6 @@ class EBLoRA(ModelMethod):
         self.grown: dict[str, Tensor] = {}
 
     def bind(self, model: nn.Module) -> BoundMethod:
-        """See ModelMethod.bind."""
         return _BoundEBLoRA(self, model)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from gsr_kernels.adapters.factors import Factors, by_shape, find_factors, stacked
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.checks import check_rho
+from gsr_kernels.checks import check_choice, check_rho
 from gsr_kernels.methods.on_model import BoundMethod, ModelMethod
 from gsr_kernels.ops import implementation
 from gsr_kernels.reference import FLOOR
 
 Spectrum = Literal["adapter", "base"]
-SPECTRA: tuple[Spectrum, ...] = get_args(Spectrum)
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ class AdapterGSR(ModelMethod):
 
     def __post_init__(self) -> None:
         check_rho(self.rho)
-        if self.spectrum not in SPECTRA:
-            raise ValueError(f"spectrum must be one of {', '.join(SPECTRA)}, got {self.spectrum!r}")
+        check_choice("spectrum", self.spectrum, Spectrum)
         if self.spectrum == "adapter" and self.rank is not None:
             raise ValueError("rank is a setting of spectrum='base': the adapter's basis has its rank")
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.adapters.stability import check_factor
-from gsr_kernels.checks import Backend
+from gsr_kernels.checks import Backend, check_choice
 from gsr_kernels.ops import implementation
 
 How = Literal["magnitude", "sum", "mean", "ties"]
-HOW: tuple[How, ...] = get_args(How)
 # the share of entries that TIES keeps, as its paper does
 DENSITY = 0.2
 
@@ -32,7 +31,7 @@ def merge(
     Args:
         W: ``[d1, d2]`` of any float dtype and strides; the sum is rounded to it once.
         B: ``[T, d1, r]``, scalings included. A: ``[T, r, d2]``.
-        how: one of ``HOW``.
+        how: one of the four.
         density: in (0, 1], for "ties".
         backend: "auto" (Triton on a GPU, torch elsewhere), "torch" or "triton".
 
@@ -56,8 +55,7 @@ def merge(
 
 def check_how(how: str, density: float) -> None:
     """Raise ValueError for an unknown way of merging, and for a density outside of (0, 1]."""
-    if how not in HOW:
-        raise ValueError(f"how must be one of {', '.join(HOW)}, got {how!r}")
+    check_choice("how", how, How)
     if not (math.isfinite(density) and 0 < density <= 1):
         raise ValueError(f"density must lie in (0, 1], got {density}")
 

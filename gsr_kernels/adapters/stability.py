@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gsr_kernels.checks import Backend
+from gsr_kernels.checks import Backend, check_choice
 from gsr_kernels.ops import implementation
 
 Terms = Literal["both", "magnitude", "sign"]
-TERMS: tuple[Terms, ...] = get_args(Terms)
 # beyond, squares of alpha D leave float32; no entry of a weight is as small or as large as their inverses
 LEAST, MOST = 1e-12, 1e12
 
@@ -48,8 +47,7 @@ def stability_loss(
         ValueError: shapes or devices do not fit; alpha, terms or backend is out of range.
     """
     check_factors(B=B, A=A, old_B=old_B, old_A=old_A)
-    if terms not in TERMS:
-        raise ValueError(f"terms must be one of {', '.join(TERMS)}, got {terms!r}")
+    check_choice("terms", terms, Terms)
     batch = B.shape[:-2]
     if terms == "magnitude":
         return _magnitude(B, A)

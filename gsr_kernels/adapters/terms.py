@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from gsr_kernels.adapters.factors import Factors, adapter_names, by_shape, same_modules, stacked
 from gsr_kernels.adapters.stability import (
-    TERMS,
     Terms,
     auto_alpha,
     check_alpha,
@@ -22,7 +21,7 @@ from gsr_kernels.adapters.stability import (
     sign_shares,
     stability_loss,
 )  # fmt: skip
-from gsr_kernels.checks import Backend
+from gsr_kernels.checks import Backend, check_choice
 from gsr_kernels.methods.on_model import BoundMethod, ModelMethod
 
 
@@ -147,7 +146,6 @@ class OLoRA(Term):
         return (torch.stack([torch.cat([one.A for one in row]) for row in earlier]),)
 
     def losses(self, new: list[Factors], *constants: Tensor) -> Tensor:
-        """See Term.losses."""
         return overlap_loss(torch.stack([one.A for one in new]), *constants)
 
 
@@ -178,8 +176,7 @@ class PSLoRA(Term):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.terms not in TERMS:
-            raise ValueError(f"terms must be one of {', '.join(TERMS)}, got {self.terms!r}")
+        check_choice("terms", self.terms, Terms)
         if self.alpha != "auto":
             check_alpha(self.alpha, torch.Size(), torch.device("cpu"))
 
@@ -196,7 +193,6 @@ class PSLoRA(Term):
         return old_B, old_A, check_alpha(self.alpha, old_B.shape[:-2], old_B.device)
 
     def losses(self, new: list[Factors], *constants: Tensor) -> Tensor:
-        """See Term.losses."""
         old_B, old_A, alpha = constants
         return stability_loss(*stacked(new), old_B, old_A, alpha, self.terms, self.backend)
 

@@ -1,4 +1,4 @@
-"""``python -m gsr_kernels bases``: the singular bases of a model ahead of time, from its shards, tensor by tensor."""
+"""``gsr-kernels bases``: the singular bases of a model ahead of time, from its shards, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint
-from gsr_kernels.cli.arguments import device_of, rank_of
+from gsr_kernels.cli import device_of, rank_of
 from gsr_kernels.io.bases_file import load_bases, writing_bases
 from gsr_kernels.io.model_checkpoint import Stored, stored_matrices
 from gsr_kernels.linalg import randomized_svd, svd
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Decomposes what the file does not hold yet and writes it anew; a refusal changes nothing."""
+    """Decompose what the file does not hold yet and write it anew; a refusal changes nothing."""
     if Path(args.out).is_dir():
         raise ValueError(f"--out {args.out} is a directory: name a file")
     if args.randomized and args.rank is None:
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> None:
 def _write(
     args: argparse.Namespace, planned: dict[str, SpectralBasis], kept: dict[str, SpectralBasis], missing: list[Stored]
 ) -> None:
-    """Basis by basis into the file."""
+    """Write basis by basis into the file."""
 
-    def of(places: list[int]) -> list[SpectralBasis]:
-        stored = [missing[place] for place in places]
+    def of(indices: list[int]) -> list[SpectralBasis]:
+        stored = [missing[i] for i in indices]
         weights, rank = [one.read(args.device) for one in stored], planned[stored[0].name].rank
         try:
             return of_several(weights, lambda W: SpectralBasis.of(W, rank, None, args.precision, args.randomized))
@@ -80,23 +80,23 @@ def _write(
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     with writing_bases(args.out, planned | kept) as add, progress("singular bases", sum(costs)) as bar:
         with closing(decomposed(pieces, of)) as found:
-            for place, basis in found:
-                add(missing[place].name, basis)
-                bar.update(costs[place])
-                # not to stand beside the next one
+            for i, basis in found:
+                add(missing[i].name, basis)
+                bar.update(costs[i])
+                # frees it before the next one is made
                 del basis
         for name, basis in kept.items():
             add(name, basis)
 
 
 def _piece(stored: Stored, rank: int, args: argparse.Namespace) -> Piece:
-    alike = (stored.shape, stored.dtype, rank) if len(stored.shape) == 2 else None
+    kind = (stored.shape, stored.dtype, rank) if len(stored.shape) == 2 else None
     wide = torch.float64 if stored.dtype == "F64" else torch.float32
-    return Piece(stored.shape, torch.device(args.device), wide, rank if args.randomized else None, alike)
+    return Piece(stored.shape, torch.device(args.device), wide, rank if args.randomized else None, kind)
 
 
 def _planned(stored: Stored, rank: int | None, args: argparse.Namespace) -> SpectralBasis:
-    """The shapes and dtypes of a basis to be, and how it is to be found."""
+    """Return the shapes and dtypes of a planned basis, and how it will be found."""
     *batch, d1, d2 = stored.shape
     k = rank or min(d1, d2)
     storage = STORAGE[args.precision]
@@ -107,7 +107,7 @@ def _planned(stored: Stored, rank: int | None, args: argparse.Namespace) -> Spec
 
 
 def _kept(args: argparse.Namespace, planned: dict[str, SpectralBasis]) -> dict[str, SpectralBasis]:
-    """What stays of the bases in the file: those that are as planned, and those that were not asked for."""
+    """Return the bases of the file that stay: those that are as planned, and those that were not asked for."""
     if not Path(args.out).exists():
         return {}
     # mapped, not read: what is not looked at takes no memory
@@ -139,7 +139,7 @@ def _settings(basis: SpectralBasis) -> tuple[int, torch.dtype, bool]:
 
 
 def _seconds(missing: list[Stored], ranks: dict[str, int | None], args: argparse.Namespace) -> float:
-    """One small matrix is decomposed, and its time taken up by the cost."""
+    """Estimate the time from that of one small matrix, scaled by the cost."""
     W = torch.randn(SAMPLE, SAMPLE, device=args.device)
     share = min(((ranks[one.name] or 1) / min(one.shape[-2:]) for one in missing), default=1)
     for _ in range(2):

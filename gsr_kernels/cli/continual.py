@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from gsr_kernels.cli.arguments import rank_of
+from gsr_kernels.cli import rank_of
 from gsr_kernels.continual.folder import begin, claimed, write
 from gsr_kernels.continual.methods import BOUNDS, METHODS, TITLES, MethodSettings
 from gsr_kernels.continual.model import ModelConfig

@@ -1,4 +1,4 @@
-"""``python -m gsr_kernels inspect``: the spectra of a model's weights, as a table and as plots."""
+"""``gsr-kernels inspect``: the spectra of a model's weights, as a table and as plots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gsr_kernels.cli.arguments import device_of
+from gsr_kernels.cli import device_of
 from gsr_kernels.io.bases_file import load_bases
 from gsr_kernels.io.model_checkpoint import stored_matrices
 from gsr_kernels.messages import install
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints a row a weight; of experts and heads, medians over them."""
+    """Print a row a weight; of experts and heads, medians over them."""
     if args.plot and find_spec("matplotlib") is None:
         raise ValueError(f"--plot needs matplotlib: {install('plot')}")
     spectra = _spectra(args)
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def measures(S: Tensor) -> dict[str, Tensor]:
-    """Of singular values ``S [.., k]``, descending: each ``[..]``.
+    """Return measures ``[..]`` of singular values ``S [.., k]``, descending.
 
     ``condition`` is σ_max / σ_min. ``effective_rank`` is exp(−Σ p log p) of p = σ / Σσ (Roy,
     Vetterli: The effective rank, EUSIPCO 2007). ``share`` is φ = (1/σ_min) / Σ 1/σ of the smallest active σ if every g
@@ -67,7 +67,7 @@ def measures(S: Tensor) -> dict[str, Tensor]:
 
 
 def plot(spectra: dict[str, Tensor], directory: Path) -> None:
-    """``spectra.png``: a curve a weight; ``heatmap.png``: a row a weight, log10 σ / σ_max over the place in it."""
+    """Draw ``spectra.png``, a curve a weight, and ``heatmap.png``, a row a weight, of log10 σ / σ_max by direction."""
     from matplotlib.figure import Figure
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -80,15 +80,15 @@ def plot(spectra: dict[str, Tensor], directory: Path) -> None:
     axes = figure.subplots()
     for curve in curves.values():
         axes.plot(torch.linspace(0, 1, len(curve)).numpy(), curve.numpy(), linewidth=0.8, alpha=0.6)
-    axes.set(xlabel="place of the direction / rank", ylabel="log10 σ / σ max", title=f"{len(curves)} weights")
+    axes.set(xlabel="index of the direction / rank", ylabel="log10 σ / σ max", title=f"{len(curves)} weights")
     figure.savefig(directory / "spectra.png")
 
     rows = torch.stack([curve[torch.linspace(0, len(curve) - 1, 200).round().long()] for curve in curves.values()])
     figure = Figure(figsize=(9, 1.5 + 0.16 * len(curves)), layout="constrained", dpi=150)
     axes = figure.subplots()
     image = axes.imshow(rows.numpy(), aspect="auto", extent=(0, 1, len(curves), 0), interpolation="nearest")
-    axes.set_yticks([place + 0.5 for place in range(len(curves))], list(curves), fontsize=6)
-    axes.set_xlabel("place of the direction / rank")
+    axes.set_yticks([i + 0.5 for i in range(len(curves))], list(curves), fontsize=6)
+    axes.set_xlabel("index of the direction / rank")
     figure.colorbar(image, label="log10 σ / σ max")
     figure.savefig(directory / "heatmap.png")
 

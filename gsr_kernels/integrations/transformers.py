@@ -149,7 +149,6 @@ class ShardedMethodCallback(MethodCallback, ExportableState):
         return {"args": {}, "attributes": {KEY: None if self.handle is None else self.handle.state_dict()}}
 
     def resumed(self, state: TrainerState) -> Any:
-        """See MethodCallback.resumed."""
         kept: Any = state.stateful_callbacks
         saved = kept.get(type(self).__name__) if state.global_step else None
         return None if saved is None else saved["attributes"][KEY]

@@ -17,7 +17,7 @@ except ImportError:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a path beside ``path`` to write to; on success it is flushed to the disk and takes the name ``path``.
+    """Yield a path beside ``path`` to write to; on success it is flushed to the disk and takes the name ``path``.
 
     Of a symbolic link the file that it points to is replaced. After an exception or a kill, what stood at ``path``
     before still stands there. What a killed process left beside it goes when the next one on the same machine writes:
@@ -29,7 +29,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError), left.open("rb") as opened:
             if locked(opened.fileno()):
                 left.unlink()
-    partial, lock = _begun(path.with_name(ours))
+    partial, lock = _new_partial(path.with_name(ours))
     try:
         yield partial
         with partial.open("rb") as written:
@@ -40,8 +40,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _begun(prefix: Path) -> tuple[Path, int]:
-    """A new empty file with the permissions that the user's umask says, and what holds its lock."""
+def _new_partial(prefix: Path) -> tuple[Path, int]:
+    """Return a new empty file with the permissions of the user's umask, and the descriptor that holds its lock."""
     while True:
         partial = prefix.with_name(f"{prefix.name}.{uuid4().hex}.partial")
         lock = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -53,7 +53,7 @@ def _begun(prefix: Path) -> tuple[Path, int]:
 
 
 def locked(file: int, wait: bool = False) -> bool:
-    """Whether the lock of an open file could be taken; False where there are no locks."""
+    """Take the lock of an open file; return False where that fails, or there are no locks."""
     if fcntl is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""The file that keeps the singular bases of a whole model."""
+"""File of the singular bases of a whole model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FINGERPRINT = 256
 def save_bases(
     path: str | os.PathLike[str], bases: Mapping[str, SpectralBasis], settings: Mapping[str, str] | None = None
 ) -> None:
-    """Writes the bases of a model, keyed by parameter name, to one safetensors file; ``settings`` say how they arose.
+    """Write the bases of a model, keyed by parameter name, to one safetensors file; ``settings`` say how they arose.
 
     The file appears whole or not at all. Raises FileNotFoundError where its folder is not there.
     """
@@ -39,13 +39,12 @@ def save_bases(
 def writing_bases(
     path: str | os.PathLike[str], planned: Mapping[str, SpectralBasis], settings: Mapping[str, str] | None = None
 ) -> Iterator[Callable[[str, SpectralBasis], None]]:
-    """Gives ``add(name, basis)``, by which a file is written basis by basis, in any order, and none is kept in memory.
+    """Yield ``add(name, basis)``, which writes a file basis by basis, in any order, and keeps none in memory.
 
     ``planned``: for every name a basis of the shapes and dtypes that will come, on the meta device where none is yet.
     The file appears when the last one is written, and not at all after an exception. Raises as ``save_bases``.
     """
-    if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"bases: no directory {Path(path).parent} to keep {Path(path).name} in")
+    check_folder(path)
     tensors = {f"{name}.{factor}": getattr(basis, factor) for name, basis in planned.items() for factor in FACTORS}
     entries = {name: _entry(basis, basis.fingerprint or FINGERPRINT * "-") for name, basis in planned.items()}
     with replacing(path) as partial, partial.open("wb") as opened:
@@ -63,7 +62,7 @@ def writing_bases(
 def load_bases(
     path: str | os.PathLike[str], names: Iterable[str] | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, SpectralBasis]:
-    """Reads a bases file: every basis in it, or those of ``names`` that it holds.
+    """Read a bases file: every basis in it, or those of ``names`` that it holds.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -90,7 +89,7 @@ def load_bases(
 
 
 def file_entries(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, dict]:
-    """What a bases file says of each basis; ValueError for a damaged one, another kind of file, or a newer format."""
+    """Return the entry of each basis; ValueError for a damaged file, one of another kind, or of a newer format."""
     if metadata.get("format") != FORMAT:
         raise ValueError(f"bases: {os.fspath(path)} is not a bases file; handle.save_bases(path) writes one")
     version = metadata.get("format_version")
@@ -130,16 +129,16 @@ def _metadata(entries: Mapping[str, dict], settings: Mapping[str, str] | None) -
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:
-    """Raises FileNotFoundError where the folder that bases are to lie in is not there."""
+    """Raise FileNotFoundError where the folder for the bases is missing."""
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"bases: no directory {Path(path).parent} to keep {Path(path).name} in")
 
 
 def before(path: Path) -> Path:
-    """Where the bases that are being replaced lie for a moment."""
+    """Return the path that bases have while they are being replaced."""
     return path.with_name(f".{path.name}.old")
 
 
 def is_stored(path: str | os.PathLike[str]) -> bool:
-    """Whether there are bases, though a write was broken off when the new ones were to take the place of the old."""
+    """Return True where there are bases, also after a write that stopped while it replaced them."""
     return Path(path).exists() or before(Path(path)).exists()

@@ -16,7 +16,7 @@ from torch import Tensor
 from gsr_kernels.io.bases_file import FORMAT
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-# by name alone: embeddings, output heads, and what sits beside a weight
+# by name alone: embeddings, output heads, and what belongs to a weight
 NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|wte|wpe|lm_head|output_embeddings|lora_\w+)(\.|$)|bias$|norm")
 
 
@@ -31,15 +31,15 @@ class Stored:
     file: Path
 
     def read(self, device: str = "cpu") -> Tensor:
-        """The tensor, read now."""
+        """Read the tensor."""
         with safe_open(self.file, framework="pt", device=device) as shard:
             return shard.get_tensor(self.name)
 
 
 def stored_matrices(directory: str | os.PathLike[str], targets: str | None = None) -> list[Stored]:
-    """Every float matrix of the shards in a directory, and batch of matrices (experts), by name; bases files are none.
+    """Return every float matrix of the shards in a directory, and batch of matrices (experts), by name.
 
-    Where the directory has an index of its shards, they are what that names.
+    Bases files are skipped. Where the directory has an index of its shards, only what it names is read.
 
     Args:
         directory: holds ``*.safetensors``, as ``save_pretrained`` writes them.
@@ -58,7 +58,7 @@ def stored_matrices(directory: str | os.PathLike[str], targets: str | None = Non
     found = sorted((stored for file in files for stored in _matrices(file)), key=lambda stored: stored.name)
     for one, other in pairwise(found):
         if one.name == other.name:
-            raise ValueError(f"{one.name} lies in {one.file} and in {other.file.name}: remove what is not the model's")
+            raise ValueError(f"{one.name} is in {one.file} and in {other.file.name}: remove what is not the model's")
     matched = [stored for stored in found if _wanted(stored.name, targets)]
     if not matched:
         raise ValueError(

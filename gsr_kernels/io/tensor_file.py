@@ -1,4 +1,4 @@
-"""A safetensors file that is written tensor by tensor, in any order: what its tensors will be is known ahead."""
+"""Safetensors file that is written tensor by tensor, in any order: shapes and dtypes are known ahead."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
 
 
 class TensorFile:
-    """Writes to an open binary file of which nothing is written yet.
+    """Write to an open binary file of which nothing is written yet.
 
     Args:
         file: where to.
         tensors: a meta tensor, or any other of the same shape and dtype, in place of each that will be written.
-        room: the most bytes that the metadata will take as JSON: it comes last, when all is known that it says.
+        room: the most bytes that the metadata will take as JSON: it is written last.
     """
 
     def __init__(self, file: BinaryIO, tensors: Mapping[str, Tensor], room: int) -> None:
@@ -28,7 +28,7 @@ class TensorFile:
         self._entries: dict[str, dict] = {}
         self._missing = set(tensors)
         end = 0
-        # a reader takes numbers where they lie: the wide ones come first, so that all are aligned
+        # a reader maps elements in place: the wide ones come first, so that all are aligned
         for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
             tensor = tensors[name]
             begin, end = end, end + math.prod(tensor.shape) * tensor.element_size()
@@ -37,7 +37,7 @@ class TensorFile:
         self._header = -(-(len(self._json({})) + room) // 8) * 8
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """One tensor, from any device; ValueError where it is another than was announced."""
+        """Write one tensor, from any device; ValueError where it is another than was announced."""
         announced = self._entries[name]
         if [DTYPES.get(tensor.dtype), list(tensor.shape)] != [announced["dtype"], announced["shape"]]:
             raise ValueError(f"{name} was to be {announced}, got {tensor.dtype} {list(tensor.shape)}")
@@ -46,7 +46,7 @@ class TensorFile:
         self._missing.discard(name)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
-        """The header; ValueError where a tensor is missing, or the metadata takes more than its room."""
+        """Write the header; ValueError where a tensor is missing, or the metadata takes more than its room."""
         header = self._json(metadata)
         if self._missing or len(header) > self._header:
             raise ValueError(f"not written: {sorted(self._missing)}; a header of {len(header)} in {self._header} bytes")

@@ -1,4 +1,4 @@
-"""The methods, one file each."""
+"""Methods on the weights of a model."""
 
 from gsr_kernels.methods.base import Method
 from gsr_kernels.methods.chain import Chain
@@ -6,10 +6,9 @@ from gsr_kernels.methods.ewc import EWC
 from gsr_kernels.methods.gsr import GSR
 from gsr_kernels.methods.gsr_data_aware import DataAwareGSR
 from gsr_kernels.methods.gsr_full import GSRFull
-from gsr_kernels.methods.in_span import InSpan
 from gsr_kernels.methods.on_model import ModelMethod
 from gsr_kernels.methods.osf import OSF, adaptive_shares, scheduled_share
-from gsr_kernels.methods.psp import PSP
+from gsr_kernels.methods.projections import PSP, InSpan
 from gsr_kernels.methods.sr import SR
 from gsr_kernels.methods.statistics import input_scales, layer_importance
 

@@ -1,4 +1,4 @@
-"""What every method is: arithmetic on tensors at the moments of an optimizer step, ignorant of optimizer and mesh."""
+"""Base of the methods: arithmetic on tensors around an optimizer step, ignorant of optimizer and mesh."""
 
 from __future__ import annotations
 
@@ -30,41 +30,41 @@ class Method:
 
     @property
     def own_basis(self) -> bool:
-        """Whether decompose() returns another basis than that of W at the rank asked for."""
+        """True where decompose() returns another basis than that of W at the rank asked for."""
         return False
 
     @property
     def basis_kind(self) -> str:
-        """What tells its bases from those of W itself in a file; empty where they are these."""
+        """Name of its bases in a file; empty where they are those of W itself."""
         return type(self).__name__ if self.own_basis or not self.uses_basis else ""
 
     @property
     def lasting(self) -> tuple[str, ...]:
-        """The keys of the state that the basis and a later W cannot give again: checkpoints hold them."""
+        """Keys of the state that the basis and a later W cannot give again: checkpoints hold them."""
         return ()
 
     @property
     def constrains(self) -> bool:
-        """Whether constrain() does anything: only then is it called after every step."""
+        """True where constrain() does anything: only then is it called after every step."""
         return type(self).constrain is not Method.constrain
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
-        """The basis of one weight, taken when a task begins; ``name`` is the parameter's.
+        """Return the basis of one weight, when a task begins; ``name`` is the parameter's.
 
         An override is called for one weight after another; this one also from several threads.
         """
         return SpectralBasis.of(W, rank=rank, heads=heads)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """What the method keeps for this weight during the task."""
+        """Return what the method keeps for this weight during the task."""
         return {}
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
-        """The gradient that the optimizer is given in place of G."""
+        """Return the gradient that the optimizer is given in place of G."""
         return G
 
     def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
-        """Corrects W in place after the optimizer has moved it."""
+        """Correct W in place after the optimizer has moved it."""
 
     def transform(
         self,
@@ -74,10 +74,10 @@ class Method:
         states: Sequence[State],
         scale: Tensor | None = None,
     ) -> list[Tensor]:
-        """Rewrites a model's gradients in place; says which matrices were finite, a bool ``[..]`` a weight.
+        """Rewrite a model's gradients in place; return which matrices were finite, a bool ``[..]`` a weight.
 
-        A matrix with a NaN or Inf in its gradient keeps it as it came. ``scale`` is the number that the gradients are
-        still multiplied by (a gradient scaler's, which a fused optimizer divides by later).
+        A matrix with a NaN or Inf in its gradient keeps it as it came. ``scale`` is what the gradients are still
+        multiplied by (a gradient scaler's, which a fused optimizer divides by later).
         """
         flags = []
         for G, W, basis, state in zip(gradients, weights, bases, states):

@@ -13,7 +13,7 @@ from gsr_kernels.methods.base import Heads, Method, State
 
 @dataclass(frozen=True)
 class Chain(Method):
-    """Methods applied in the order given, each to the gradients that the one before it leaves; one basis serves all.
+    """Methods applied in the order given, each to the gradients that the one before it leaves, with one basis.
 
     Raises TypeError for what is no method, ValueError, by name, for methods that cannot go together: two that correct
     the weight after the step, or two of which one needs a basis of its own.
@@ -34,41 +34,38 @@ class Chain(Method):
 
     @property
     def own_basis(self) -> bool:
-        """Whether one of them has."""
         return any(method.own_basis for method in self.methods)
 
     @property
     def basis_kind(self) -> str:
-        """That of the one whose basis serves all."""
         return self._leading.basis_kind
 
     @property
     def lasting(self) -> tuple[str, ...]:
-        """What each names, its place before the key."""
-        return tuple(f"{place}.{key}" for place, method in enumerate(self.methods) for key in method.lasting)
+        """Keys of each, its index before the key."""
+        return tuple(f"{index}.{key}" for index, method in enumerate(self.methods) for key in method.lasting)
 
     @property
     def constrains(self) -> bool:
-        """Whether one of them does."""
         return any(method.constrains for method in self.methods)
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
-        """The basis of the methods that need one."""
+        """Return the basis of the methods that need one."""
         return self._leading.decompose(name, W, rank, heads)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """What each keeps, its place before the key."""
+        """Return what each keeps, its index before the key."""
         return {
-            f"{place}.{key}": value
-            for place, method in enumerate(self.methods)
+            f"{index}.{key}": value
+            for index, method in enumerate(self.methods)
             for key, value in method.prepare(name, W, basis).items()
         }
 
     def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
-        """The correction of the one that corrects."""
-        for place, method in enumerate(self.methods):
+        """Let the one that corrects do so."""
+        for index, method in enumerate(self.methods):
             if method.constrains:
-                method.constrain(W, basis, _own(state, place))
+                method.constrain(W, basis, _own(state, index))
 
     def transform(
         self,
@@ -78,10 +75,9 @@ class Chain(Method):
         states: Sequence[State],
         scale: Tensor | None = None,
     ) -> list[Tensor]:
-        """See Method.transform."""
         flags: list[Tensor] = []
-        for place, method in enumerate(self.methods):
-            own = [_own(state, place) for state in states]
+        for index, method in enumerate(self.methods):
+            own = [_own(state, index) for state in states]
             found = method.transform(gradients, weights, bases, own, scale)
             flags = [old & new for old, new in zip(flags, found)] if flags else found
         return flags
@@ -91,8 +87,8 @@ class Chain(Method):
         return next((method for method in self.methods if method.uses_basis), self.methods[0])
 
 
-def _own(state: State, place: int) -> State:
-    prefix = f"{place}."
+def _own(state: State, index: int) -> State:
+    prefix = f"{index}."
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 

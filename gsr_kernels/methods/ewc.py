@@ -43,7 +43,6 @@ class EWC(ModelMethod):
         self.anchors: dict[str, Tensor] = {}
 
     def bind(self, model: nn.Module) -> BoundMethod:
-        """See ModelMethod.bind."""
         return _BoundEWC(self, model)
 
     def state_dict(self) -> dict[str, Tensor]:

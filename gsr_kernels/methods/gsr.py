@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.checks import check_out_of_span, check_rho
+from gsr_kernels.checks import OutOfSpan, check_out_of_span, check_rho
 from gsr_kernels.methods.base import Method, State
 from gsr_kernels.ops import backend_for
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GSR(Method):
-    """The singular components of the gradient, rescaled inside their sign group (paper, equations 2, 3, 7, 8).
+    """Singular components of the gradient, rescaled inside their sign group (paper, equations 2, 3, 7, 8).
 
     Args:
         rho: in [0, 1]; 0 leaves the components as they are, 1 shares their energy out by σ alone.
@@ -33,7 +33,7 @@ class GSR(Method):
     """
 
     rho: float
-    out_of_span: str | None = None
+    out_of_span: OutOfSpan | None = None
 
     def __post_init__(self) -> None:
         check_rho(self.rho)
@@ -47,7 +47,6 @@ class GSR(Method):
         states: Sequence[State],
         scale: Tensor | None = None,
     ) -> list[Tensor]:
-        """See Method.transform. One non-finite entry anywhere in G makes its g non-finite, so that g alone tells."""
         mode = self.out_of_span or "drop"
         flags: dict[int, Tensor] = {}
         planned: dict[torch.device, list[int]] = {}

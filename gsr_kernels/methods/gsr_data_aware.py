@@ -40,30 +40,29 @@ class DataAwareGSR(Method):
 
     @property
     def own_basis(self) -> bool:
-        """That of W D."""
+        """True: it is that of W D."""
         return True
 
     @property
     def lasting(self) -> tuple[str, ...]:
-        """D, which later inputs would give otherwise."""
+        """D, of which later inputs would give another."""
         return ("scale",)
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
-        """The basis of W D."""
+        """Return the basis of W D."""
         if name not in self.input_scale:
             raise ValueError(f"input_scale has no entry for it; there are {', '.join(self.input_scale) or 'none'}")
         scale = self.input_scale[name]
         if scale.shape != W.shape[-1:]:
-            raise ValueError(f"input_scale must be [{W.shape[-1]}], one number a column, got {[*scale.shape]}")
+            raise ValueError(f"input_scale must be [{W.shape[-1]}], an element a column, got {[*scale.shape]}")
         return super().decompose(name, W * scale.to(W.device), rank, heads)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """D as the matrices of the basis meet it, ``[.., 1, d2]``."""
+        """Return D as the matrices of the basis meet it, ``[.., 1, d2]``."""
         whole = self.input_scale[name].to(W.device).expand(basis.weight_shape)
         return {"scale": basis.split(whole)[..., :1, :].clone()}
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
-        """See the class."""
         wide, U, Vh = operands(G, basis)
         scale = state["scale"].to(wide.dtype)
         g = ((wide / scale) @ Vh.mT).mul_(U).sum(-2)

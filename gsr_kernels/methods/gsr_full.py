@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.checks import check_out_of_span
+from gsr_kernels.checks import OutOfSpan, check_out_of_span
 from gsr_kernels.methods.base import Method, State
 from gsr_kernels.methods.projections import operands
 
@@ -37,7 +37,7 @@ class GSRFull(Method):
     """
 
     p: float = 1.0
-    out_of_span: str | None = None
+    out_of_span: OutOfSpan | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.p) and self.p >= 0):
@@ -46,7 +46,7 @@ class GSRFull(Method):
             check_out_of_span(self.out_of_span)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """w, and P_L or P_R for each side that the basis fills."""
+        """Return w, and P_L or P_R for each side that the basis fills."""
         sigma = basis.S.clamp_min(FLOOR * basis.S.amax(-1, keepdim=True))
         # a zero weight has no minor directions
         w = torch.where(sigma > 0, (sigma.mean(-1, keepdim=True) / sigma) ** (self.p / 2), 1)
@@ -58,7 +58,6 @@ class GSRFull(Method):
         return state
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
-        """See the class."""
         wide, U, Vh = operands(G, basis)
         w = state["w"].to(wide.dtype)
         if "left" in state and "right" in state:
@@ -76,7 +75,7 @@ class GSRFull(Method):
 
 
 def _tall(G: Tensor, U: Tensor, w: Tensor, right: Tensor, keep: bool) -> Tensor:
-    """For a weight whose V is square: ``Uᵀ G`` is N in another basis of the same space, and has its norm."""
+    """Rescale a weight whose V is square: ``Uᵀ G`` is N in another basis of the same space, and has its norm."""
     A = U.mT @ G
     rescaled = (A @ right) * w.unsqueeze(-1)
     rescaled = rescaled * _ratio(A, rescaled)
@@ -84,6 +83,6 @@ def _tall(G: Tensor, U: Tensor, w: Tensor, right: Tensor, keep: bool) -> Tensor:
 
 
 def _ratio(before: Tensor, after: Tensor) -> Tensor:
-    """c, a number a matrix ``[.., 1, 1]``; squares are summed in float64: those of 1e25 overflow float32."""
+    """Return c of each matrix ``[.., 1, 1]``. Squares are summed in float64: those of 1e25 overflow float32."""
     norms = [torch.linalg.vector_norm(one, dim=(-2, -1), keepdim=True, dtype=torch.float64) for one in (before, after)]
     return torch.where(norms[1] > 0, norms[0] / norms[1], 1).to(before.dtype)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, split_heads
+from gsr_kernels.checks import check_choice
 from gsr_kernels.methods.base import Heads, Method, State
 from gsr_kernels.methods.projections import complement, operands, remove_block
 
-VARIANTS = ("remove_block", "complement")
+Variant = Literal["remove_block", "complement"]
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,16 @@ class OSF(Method):
         protect: the protected share of each weight's r directions, in (0, 1), rounded down: ``⌊share · r⌋``; or
             ``{parameter name: share}`` with shares in [0, 1], rounded to the nearest, as ``adaptive_shares`` makes
             them. Every weight has at least one protected direction. A half by default, as in PEFT.
-        variant: one of ``VARIANTS``.
+        variant: one of the two.
 
     Raises ValueError where either is out of range, and in attach() for a weight without a share.
     """
 
     protect: float | Mapping[str, float] = 0.5
-    variant: str = "remove_block"
+    variant: Variant = "remove_block"
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+        check_choice("variant", self.variant, Variant)
         if not isinstance(self.protect, Mapping):
             if not 0 < self.protect < 1:
                 raise ValueError(f"protect must lie in (0, 1): {self.protect} protects {_all_or_nothing(self.protect)}")
@@ -59,16 +60,16 @@ class OSF(Method):
 
     @property
     def own_basis(self) -> bool:
-        """The protected directions alone."""
+        """True: the protected directions alone."""
         return True
 
     @property
     def lasting(self) -> tuple[str, ...]:
-        """The protected parts of W."""
+        """Protected parts of W."""
         return ("block",) if self.variant == "remove_block" else ("rows", "columns")
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
-        """The protected directions, in full precision: 16 bits would leak."""
+        """Return the protected directions, in full precision: 16 bits would leak."""
         if rank is not None:
             raise ValueError("rank must be None for OSF: it keeps the directions that it protects, see protect")
         r = min(split_heads(W, heads)[0].shape[-2:])
@@ -83,18 +84,17 @@ class OSF(Method):
         return SpectralBasis.of(W, max(1, protected), heads, precision)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """The protected parts of W: ``U_hᵀ W V_h``, or ``U_hᵀ W`` and ``W V_h``."""
+        """Return the protected parts of W: ``U_hᵀ W V_h``, or ``U_hᵀ W`` and ``W V_h``."""
         wide, U, Vh = operands(W, basis)
         if self.variant == "remove_block":
             return {"block": U.mT @ wide @ Vh.mT}
         return {"rows": U.mT @ wide, "columns": wide @ Vh.mT}
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
-        """See the class."""
         return (remove_block if self.variant == "remove_block" else complement)(*operands(G, basis))
 
     def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
-        """Gives the protected parts of W their values back."""
+        """Give the protected parts of W their values back."""
         wide, U, Vh = operands(W, basis)
         if self.variant == "remove_block":
             W.copy_(wide - U @ ((U.mT @ wide @ Vh.mT - state["block"]) @ Vh))
@@ -104,7 +104,7 @@ class OSF(Method):
 
 
 def adaptive_shares(importance: Mapping[str, float], mrr: float = 0.1, trr: float = 0.8) -> dict[str, float]:
-    """Protected shares ``mrr + I (trr − mrr)``, I the layer's importance scaled to mean 1, cut off at 0 and 1.
+    """Return protected shares ``mrr + I (trr − mrr)``, I the layer's importance scaled to mean 1, clipped to [0, 1].
 
     Args:
         importance: by parameter name, as ``layer_importance`` measures it.
@@ -121,7 +121,7 @@ def adaptive_shares(importance: Mapping[str, float], mrr: float = 0.1, trr: floa
 
 
 def scheduled_share(task: int, tasks: int) -> float:
-    """The paper's schedule for equal shares: ``task / tasks``, task counted from 0.
+    """Return the paper's schedule for equal shares: ``task / tasks``, task counted from 0.
 
     The share of the first task is 0: it is trained without OSF. Raises ValueError where not ``0 <= task < tasks``.
     """

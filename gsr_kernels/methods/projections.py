@@ -1,16 +1,26 @@
-"""Three projections of a gradient on singular subspaces, and the dtype that they are computed in.
+"""Projections on singular subspaces, and the two methods that are nothing else: PSP and InSpan.
 
 ``U [.., d1, k]`` and ``Vh [.., k, d2]`` have orthonormal columns and rows: some of a weight's singular directions.
 """
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.checks import check_choice
+from gsr_kernels.methods.base import Method, State
+
+Variant = Literal["minor_block", "complement", "remove_block"]
 
 
 def operands(G: Tensor, basis: SpectralBasis) -> tuple[Tensor, Tensor, Tensor]:
-    """``(G, U, Vh)`` in the wider dtype of G and the basis, at least float32 on a CPU."""
+    """Return ``(G, U, Vh)`` in the wider dtype of G and the basis, at least float32 on a CPU."""
     dtype = torch.promote_types(G.dtype, basis.U.dtype)
     if G.device.type == "cpu":
         dtype = torch.promote_types(dtype, torch.float32)
@@ -18,16 +28,90 @@ def operands(G: Tensor, basis: SpectralBasis) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def keep_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
-    """``U Uᵀ G V Vᵀ``: nothing but the block of these directions."""
+    """Return ``U Uᵀ G V Vᵀ``: nothing but the block of these directions."""
     return U @ ((U.mT @ G @ Vh.mT) @ Vh)
 
 
 def remove_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
-    """``G − U Uᵀ G V Vᵀ``: everything but the block of these directions."""
+    """Return ``G − U Uᵀ G V Vᵀ``: everything but the block of these directions."""
     return G - keep_block(G, U, Vh)
 
 
 def complement(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
-    """``(I − U Uᵀ) G (I − V Vᵀ)``: what no column of U and no row of Vh touches."""
+    """Return ``(I − U Uᵀ) G (I − V Vᵀ)``, which no column of U and no row of Vh touches."""
     G = G - U @ (U.mT @ G)
     return G - (G @ Vh.mT) @ Vh
+
+
+@dataclass(frozen=True)
+class PSP(Method):
+    """The gradient on the minor directions alone (Franke et al. 2024). Three projections go by this name:
+
+        minor_block     U_m U_mᵀ G V_m V_mᵀ
+        complement      (I − U_h U_hᵀ) G (I − V_h V_hᵀ)
+        remove_block    G − U_h U_hᵀ G V_h V_hᵀ
+
+    where m are the last ``⌈k r⌉`` directions, which are trained, and h the others. It is not clear from the paper
+    whether its 0.4 is the trained or the protected share: here it is the trained one.
+
+    Args:
+        k: the trained share of each weight's r directions, in (0, 1].
+        variant: one of the three.
+
+    Raises ValueError where either is out of range, or where nothing would be protected.
+    """
+
+    k: float = 0.4
+    variant: Variant = "minor_block"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.k <= 1:
+            raise ValueError(f"k must lie in (0, 1], the trained share of each weight's directions, got {self.k}")
+        check_choice("variant", self.variant, Variant)
+        if self.k == 1 and self.variant != "minor_block":
+            raise ValueError(f"k = 1 with variant {self.variant!r} protects nothing: choose k < 1")
+
+    def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
+        """Keep nothing; refuse a truncated basis, which has lost the minor directions."""
+        if not basis.full_rank:
+            raise ValueError(f"rank must be None for PSP: that of {name} leaves out the minor directions")
+        return {}
+
+    def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
+        wide, U, Vh = operands(G, basis)
+        # 0.7 · 10 is 7, not 8: the rounding of the product is no direction
+        major = basis.rank - math.ceil(self.k * basis.rank - 1e-9)
+        if self.variant == "minor_block":
+            return keep_block(wide, U[..., major:], Vh[..., major:, :])
+        project = complement if self.variant == "complement" else remove_block
+        return project(wide, U[..., :major], Vh[..., :major, :])
+
+
+@dataclass(frozen=True)
+class InSpan(Method):
+    """``W ← U Uᵀ W V Vᵀ`` after each step, for use after a method that drops what its basis does not span.
+
+    An adaptive optimizer makes steps that leave the span of its gradients. W itself is in the span of its whole
+    basis, so nothing of it is lost; square weights are left alone.
+
+    Raises ValueError in attach() for a truncated basis, whose span does not hold W.
+    """
+
+    def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
+        """Keep nothing; refuse a truncated basis."""
+        if not basis.full_rank:
+            raise ValueError(f"rank must be None with InSpan: the truncated basis of {name} does not span it")
+        return {}
+
+    def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
+        d1, d2 = basis.shape[-2:]
+        wide, U, Vh = operands(W, basis)
+        outside = wide
+        # twice: the rounding of U or Vh, which once leaves in the span, would add up from step to step
+        for _ in range(2):
+            if d1 > d2:
+                outside = outside - U @ (U.mT @ outside)
+            elif d1 < d2:
+                outside = outside - (outside @ Vh.mT) @ Vh
+        if d1 != d2:
+            W.copy_(wide - outside)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, split_heads
+from gsr_kernels.checks import check_choice
 from gsr_kernels.methods.base import Heads, Method, State
 
-TARGETS = ("one", "initial")
+Target = Literal["one", "initial"]
 
 # power iterations before the first step, from random vectors; afterwards one a step keeps up with the weight
 START = 20
@@ -21,7 +22,7 @@ START = 20
 
 @dataclass(frozen=True)
 class SR(Method):
-    """The penalty ``lam (σ_max^k − t^k)²`` a weight, as a term of its gradient ("Learning Continually by Spectral
+    """Penalty ``lam (σ_max^k − t^k)²`` of each weight, as a term of its gradient ("Learning Continually by Spectral
     Regularization", arXiv 2406.06811):
 
         2 lam k σ^(k−1) (σ^k − t^k) u vᵀ
@@ -40,7 +41,7 @@ class SR(Method):
 
     lam: float = 1e-9
     k: float = 2
-    target: str = "one"
+    target: Target = "one"
 
     uses_basis: ClassVar[bool] = False
 
@@ -49,8 +50,7 @@ class SR(Method):
             raise ValueError(f"lam must be a finite number of at least 0, got {self.lam}")
         if not (math.isfinite(self.k) and self.k >= 1):
             raise ValueError(f"k must be a finite number of at least 1, got {self.k}")
-        if self.target not in TARGETS:
-            raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
+        check_choice("target", self.target, Target)
 
     @property
     def lasting(self) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class SR(Method):
         return ("u", "v", "target")
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
-        """The first direction alone, by power iteration: no decomposition is needed."""
+        """Return the first direction alone, by power iteration: no decomposition is needed."""
         if rank is not None:
             raise ValueError("rank is not a setting of SR, which follows the largest singular value alone")
         matrix, head_dim = split_heads(W, heads)
@@ -67,7 +67,7 @@ class SR(Method):
         return SpectralBasis(*factors, head_dim=head_dim)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """u and v to go on from, and t."""
+        """Return u and v to go on from, and t."""
         state = _largest(W)
         initial = state.pop("sigma")
         return {**state, "target": initial if self.target == "initial" else torch.ones_like(initial)}
@@ -80,7 +80,6 @@ class SR(Method):
         states: Sequence[State],
         scale: Tensor | None = None,
     ) -> list[Tensor]:
-        """See Method.transform."""
         if not gradients:
             raise ValueError("SR: no weight of the model has a gradient: call backward() before optimizer.step()")
         flags = []
@@ -97,7 +96,7 @@ class SR(Method):
 
 
 def _largest(W: Tensor) -> State:
-    """u, sigma and v of W's largest singular value, in float32 or better."""
+    """Return u, sigma and v of W's largest singular value, in float32 or better."""
     W = W.to(torch.promote_types(W.dtype, torch.float32))
     # a generator of its own: attach() must not shift what training draws
     start = torch.randn(W.shape[-1], generator=torch.Generator().manual_seed(0), dtype=W.dtype).to(W.device)
@@ -109,7 +108,7 @@ def _largest(W: Tensor) -> State:
 
 
 def _iterate(W: Tensor, state: State) -> Tensor:
-    """One power iteration on ``u [.., d1]`` and ``v [.., d2]`` in place; returns ``σ = uᵀ W v [..]``."""
+    """Do one power iteration on ``u [.., d1]`` and ``v [.., d2]`` in place; return ``σ = uᵀ W v [..]``."""
     u, v = state["u"], state["v"]
     for out, image in ((u, lambda: W @ v.unsqueeze(-1)), (v, lambda: W.mT @ u.unsqueeze(-1))):
         moved = image().squeeze(-1)

@@ -1,4 +1,4 @@
-"""What a few batches tell about a model's linear layers: how far each turns its input, and how large its inputs are.
+"""Statistics of a model's linear layers on a few batches: how far each turns its input, and how large its inputs are.
 
 A batch is what the model is called with: a mapping of keyword arguments, a tuple or list of arguments, or one argument.
 The model runs without gradients in the mode that it is in: call ``model.eval()`` first where it has dropout.
@@ -19,7 +19,7 @@ FLOOR = 1e-3
 
 
 def layer_importance(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-    """The mean cosine of a layer's input and output ("Sculpting Subspaces"), by the name of its weight.
+    """Return the mean cosine of a layer's input and output ("Sculpting Subspaces"), by the name of its weight.
 
     The cosine is defined only where both have the same width. Every other linear layer is given the mean of the layers
     that have one in the smallest enclosing module that holds any: a block's MLP that of the block's attention.
@@ -41,7 +41,7 @@ def layer_importance(model: nn.Module, batches: Iterable[Any]) -> dict[str, floa
 
 
 def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -> dict[str, Tensor]:
-    """The size of each input feature of each linear layer that ran, ``[d_in]`` of mean 1, by the name of its weight.
+    """Return the size of each input feature, ``[d_in]`` of mean 1, of each linear layer that ran, by its weight's name.
 
     ``(mean |x_j|)^alpha`` over all tokens, as ASVD scales weights; a feature under 1e-3 of the largest counts as that.
 
@@ -68,7 +68,7 @@ def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -
 
 @torch.no_grad()
 def _watch(model: nn.Module, batches: Iterable[Any], see: Callable[[str, Tensor, Tensor], None]) -> None:
-    """Calls ``see(name of the weight, input, output)`` whenever a linear layer runs."""
+    """Call ``see(name of the weight, input, output)`` whenever a linear layer runs."""
 
     def watcher(name: str) -> Callable[..., None]:
         return lambda module, args, kwargs, output: see(name, args[0] if args else kwargs["input"], output)

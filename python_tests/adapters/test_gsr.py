@@ -1,6 +1,7 @@
 """GSR on adapters against the dense chain on a gradient that only the test forms, in float64."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from gsr_kernels import attach, reference
 from gsr_kernels.adapters.factors import find_factors
-from gsr_kernels.adapters.gsr import SPECTRA, AdapterGSR
+from gsr_kernels.adapters.gsr import AdapterGSR, Spectrum
 from python_tests.adapters.peft_models import with_adapters
 from python_tests.oracle import error
 
@@ -70,7 +71,7 @@ def test_the_factors_get_what_the_dense_chain_gives(spectrum, rank, rho):
         assert any(error(one[0], other[0]) > 1e-3 for one, other in zip(found, plain))
 
 
-@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("spectrum", get_args(Spectrum))
 def test_scaled_and_clipped_gradients_give_a_scaled_correction(spectrum):
     model, x = with_adapters("third", dtype=torch.float32), draw(dtype=torch.float32)
     expected = truth(model, x, 0.6, spectrum)
@@ -101,7 +102,7 @@ def test_an_adapter_that_has_learned_nothing_has_no_direction():
     assert handle.scalars() == {"gsr/inactive_directions": 6.0, "gsr/skipped_nonfinite": 0.0}
 
 
-@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("spectrum", get_args(Spectrum))
 def test_a_gradient_that_is_not_finite_stays(spectrum):
     model, x = with_adapters("third"), draw()
     x[0, 0, 0] = torch.nan

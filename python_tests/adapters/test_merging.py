@@ -1,6 +1,7 @@
 """Merging tensors and models: against the dense form, and against PEFT's own merge where both do the same."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from gsr_kernels.adapters.merge_model import merge_and_unload
-from gsr_kernels.adapters.merging import HOW, merge
+from gsr_kernels.adapters.merging import How, merge
 from python_tests.adapters import reference
 from python_tests.adapters.factors import draw_tasks
 from python_tests.adapters.peft_models import pairs, with_adapters
@@ -17,7 +18,7 @@ from python_tests.oracle import assert_as_good, double, error
 TASKS = ("first", "second", "third")
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", get_args(How))
 @pytest.mark.parametrize("shape", [(7, 5, 1, 1), (40, 33, 3, 4), (400, 700, 2, 2)], ids=str)
 def test_against_the_dense_form(shape, how):
     W, B, A = draw_tasks(*shape)
@@ -52,7 +53,7 @@ def test_ties_by_hand():
     assert torch.equal(merged, torch.tensor([[3.0, 6.0, 5.0, 0.0]]))
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", get_args(How))
 def test_a_model(how):
     model = with_adapters(*TASKS)
     deltas = [[B @ A for B, A in pairs(model, name)] for name in TASKS]

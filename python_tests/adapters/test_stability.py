@@ -1,17 +1,19 @@
 """PS-LoRA's loss and gradients against the dense form in float64, by autograd; and what it holds."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from bench.timing import peak_extra_bytes
-from gsr_kernels.adapters.stability import TERMS, auto_alpha, sign_shares, stability_loss
+from gsr_kernels.adapters.stability import Terms, auto_alpha, sign_shares, stability_loss
 from gsr_kernels.adapters.terms import overlap_loss
 from python_tests.adapters import reference
 from python_tests.adapters.factors import SHAPES, check_float32, check_half, dense, draw, ours
 from python_tests.oracle import double, error
 
 
-@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("terms", get_args(Terms))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_float64(shape, terms):
     factors = draw(shape)
@@ -20,7 +22,7 @@ def test_float64(shape, terms):
             assert found.shape == truth.shape and error(found, truth) < 1e-10
 
 
-@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("terms", get_args(Terms))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_float32(shape, terms):
     check_float32(shape, terms, "torch")
@@ -31,7 +33,7 @@ def test_16_bit_factors_are_multiplied_in_float32(dtype):
     check_half(dtype, "torch")
 
 
-@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("terms", get_args(Terms))
 def test_autograd_agrees(terms):
     factors = draw(((2,), 4, 3, 2, 2))
     for factor in factors[:2]:
@@ -128,7 +130,7 @@ def test_autocast_changes_nothing():
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            losses = [stability_loss(B, A, old_B, old_A, terms=terms) for terms in TERMS]
+            losses = [stability_loss(B, A, old_B, old_A, terms=terms) for terms in get_args(Terms)]
             others = [*sign_shares(B, A, old_B, old_A), overlap_loss(A, old_A)]
         results.append([*losses, *others, *torch.autograd.grad(sum(losses).sum(), B)])
     assert all(torch.equal(one, other) for one, other in zip(*results))

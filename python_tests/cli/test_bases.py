@@ -182,7 +182,7 @@ def test_a_tensor_of_two_files(model, tmp_path, capsys):
     old = {name: torch.randn(SHAPES[name])}
     save_file(old, model / "old.safetensors")
     for called in (["bases", model, "--out", out], ["inspect", model]):
-        assert f"{name} lies in {shard(model)} and in old.safetensors" in refused(capsys, *called)
+        assert f"{name} is in {shard(model)} and in old.safetensors" in refused(capsys, *called)
     # an index says which files are the model's
     index = model / "model.safetensors.index.json"
     places = {name: shard(model, 1 if name == next(iter(SHAPES)) else 2).name for name in SHAPES}

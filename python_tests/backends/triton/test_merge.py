@@ -1,16 +1,18 @@
 """The kernel that merges, in the interpreter, against the dense form."""
 
+from typing import get_args
+
 import pytest
 import torch
 
-from gsr_kernels.adapters.merging import HOW, merge
+from gsr_kernels.adapters.merging import How, merge
 from python_tests.adapters import reference
 from python_tests.adapters.factors import draw_tasks
 from python_tests.oracle import assert_as_good, double, error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", get_args(How))
 @pytest.mark.parametrize("shape", [(7, 5, 1, 1), (40, 33, 3, 4), (1, 1, 1, 2)], ids=str)
 def test_against_the_dense_form(shape, how, dtype):
     W, B, A = (one.to(dtype) for one in draw_tasks(*shape))
