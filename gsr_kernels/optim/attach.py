@@ -35,7 +35,7 @@ from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.model_handle import ModelHandle, model_methods
 from gsr_kernels.optim.report import summary
 from gsr_kernels.optim.supported import check_model, innermost
-from gsr_kernels.optim.targets import find_targets
+from gsr_kernels.optim.targets import find_targets, warn_pinned
 from gsr_kernels.options import Rank, Rho, clamped_from, resolve_heads, resolve_rank, resolve_rho
 from gsr_kernels.weight import Weight, origin
 
@@ -144,6 +144,8 @@ def attach(
         )
     found = find_targets(model, targets, set(places))
     matched = {target.name: target.parameter for target in found if target.reason is None}
+    if any(parameter.is_meta for parameter in matched.values()):
+        raise ValueError("model: its weights are on the meta device, without values: load them before attach()")
     methods = _resolve_methods(method, rho, rank, out_of_span, list(matched))
     split = resolve_heads(heads, [target for target in found if target.reason is None])
     layouts = read_layouts(model, matched)
@@ -206,6 +208,8 @@ def attach(
         tqdm.write(summary(weights, coverage), file=sys.stderr)
         advise(cut)
 
+    confined = [w for w in weights if getattr(w.method, "out_of_span", None) == "drop" and w.basis.full_rank]
+    warn_pinned({weight.name: weight.basis for weight in confined})
     if coverage < 0.5:
         warnings.warn(
             f"gsr_kernels: only {coverage:.1%} of the trainable parameters are under the method; print(handle) says "

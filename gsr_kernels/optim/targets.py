@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.messages import some
 
-# where nothing but a name tells: embed_tokens, tok_embeddings, word_embeddings, wte, wpe, T5's shared
-EMBEDDING_NAMES = re.compile(r"(^|[._])(emb|embed|embeddings?|embedder|wte|wpe|shared|relative_attention_bias)([._]|$)")
-RECURRENT = re.compile(r"weight_[ih]h_l\d")
-OUTPUT_NAMES = {"lm_head", "embed_out", "output_embeddings"}
+# the parameters of linear layers: nn.Linear's and Conv1D's, MultiheadAttention's
+LINEAR_PARAMETERS = {"weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
+# classes beside nn.Linear whose weight multiplies
+LINEAR_CLASSES = {"Conv1D", "QuantLinear"}
+# the module that holds packed experts, [experts, .., ..], and JetMoE's pair, which has an ordinary name
+EXPERTS = re.compile(r"(^|_)experts$")
+JET_EXPERTS = re.compile(r"(^|\.)(input_linear|output_linear)\.weight$")
+ROUTERS = {"router", "routers", "shared_expert_gate"}
+# a module's own name: embed_tokens, word_embeddings, wte, relative_attention_bias, T5's shared
+EMBEDDING = re.compile(
+    r"(^|_)(emb|embs|embed|embeds|embedding|embeddings|embedder|wte|wpe)([_0-9]|$)|embedder_\d+$|_tokens?$|^codebook$"
+    r"|^(shared|relative_attention_bias)$",
+    re.IGNORECASE,
+)
+NORMS = re.compile(r"(^|_)(norm|layernorm|layer_norm|ln)([_0-9]|$)", re.IGNORECASE)
+HEADS = {
+    "lm_head", "lm_heads", "embed_out", "output_embeddings", "score", "classifier", "qa_outputs", "pooler",
+    "class_embed", "bbox_embed", "bbox_predictor",
+}  # fmt: skip
+# a weight with so many times more columns than rows is hardly a layer's: a probe or a new head
+FEW = 32
+# what wrappers put into names
+WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_forward_module|_fsdp_wrapped_module)\.")
 
 WAYS_OUT = {
     "frozen": "requires_grad_(True) has them trained",
     "factor of an adapter": "train the dense weights without the adapter, or name the factors in targets",
     "embedding": "name them in targets to have them included",
-    "output head": "name it in targets to have it included",
+    "head": "name it in targets to have it included",
+    "outside the repeated layers": "name them in targets to have them included",
+    "router of experts": "name them in targets to have them included",
     "not in the optimizer": "build the optimizer with them, or name others in targets",
 }
 
@@ -38,14 +61,18 @@ class Target:
 def find_targets(
     model: nn.Module | Mapping[str, nn.Parameter], targets: str | Iterable[str], trained: set[Tensor]
 ) -> list[Target]:
-    """Every parameter of two or more dimensions, each once, matched or skipped with the reason.
+    """List every parameter of two or more dimensions, each once, matched or skipped with the reason.
+
+    One rule decides, by names and dimensions: a model and its named parameters alone give the same answer wherever
+    modules are named as their authors name them. The types of a model's modules only ever leave out more.
 
     Args:
-        model: names are its parameters', without the prefixes of torch.compile and DistributedDataParallel. Or its
-            named parameters alone: embeddings and the output head are then told from other matrices by their names.
-        targets: "all-linear": nn.Linear, transformers' Conv1D, MultiheadAttention's projections (q, k and v apart)
-            and 3-D expert parameters, without embeddings and the output head. Else a regular expression that matches
-            a whole module or parameter name, or a list of endings of such names.
+        model: names are its parameters', without the prefixes of torch.compile and other wrappers. Or its named
+            parameters alone.
+        targets: "all-linear": the linear matrices of the repeated layers (nn.Linear, transformers' Conv1D,
+            MultiheadAttention's projections with q, k and v apart) and packed experts. Heads over labels or tokens,
+            embeddings, routers and what lies outside the repeated layers are left to the optimizer. Else a regular
+            expression that matches a whole module or parameter name, or a list of endings of such names.
         trained: the parameters that the optimizer holds.
 
     Raises ValueError where nothing is matched, listing what there is.
@@ -56,8 +83,9 @@ def find_targets(
             raise ValueError(f"targets must be 'all-linear', a regular expression or a list of names, got {targets!r}")
     found: list[Target] = []
     seen: dict[Tensor, str] = {}
-    output = _output_embedding(model)
-    for name, module, parameter in _parameters(model):
+    parameters = list(_parameters(model))
+    names, outputs = Names(name for name, _, _ in parameters), _output_embeddings(model)
+    for name, module, parameter in parameters:
         if parameter.ndim < 2:
             continue
         heads = 3 if isinstance(module, nn.MultiheadAttention | None) and name.endswith("in_proj_weight") else None
@@ -65,7 +93,7 @@ def find_targets(
         if parameter in seen:
             reason = f"tied to {seen[parameter]}"
         elif reason is None and targets == "all-linear":
-            reason = _not_linear(module, name, parameter, output)
+            reason = names.reason(name, parameter.shape) or ("head" if parameter in outputs else _no_linear(module))
         elif reason is None and not _matches(name, targets):
             reason = "not in targets"
         seen.setdefault(parameter, name)
@@ -100,6 +128,8 @@ def _overview(found: list[Target]) -> str:
 
 
 def _unusable(parameter: Tensor, trained: set[Tensor]) -> str | None:
+    if parameter.is_complex():
+        return f"complex ({parameter.dtype})"
     if not parameter.is_floating_point():
         return f"quantised ({parameter.dtype}): load the model in a float dtype"
     if not parameter.requires_grad:
@@ -109,22 +139,62 @@ def _unusable(parameter: Tensor, trained: set[Tensor]) -> str | None:
     return None if parameter.numel() else "empty"
 
 
-def _not_linear(module: nn.Module | None, name: str, parameter: Tensor, output: Tensor | None) -> str | None:
-    named = module is None and EMBEDDING_NAMES.search(name)
-    if named or isinstance(module, nn.Embedding | nn.EmbeddingBag):
+class Names:
+    """The rule by names: which parameters are matrices of the repeated layers, among all names of a model."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        paths = [name.split(".") for name in names]
+        # of a model inside a wrapper all names begin alike
+        shared = 0
+        while paths and all(len(path) > shared + 2 for path in paths):
+            if len({path[shared] for path in paths}) > 1 or paths[0][shared].isdigit():
+                break
+            shared += 1
+        self._shared = shared
+        self._layers = {path[shared] for path in paths if any(part.isdigit() for part in path[shared:-1])}
+        self._modules = {".".join(path[:end]) for path in paths for end in range(1, len(path))}
+
+    def reason(self, name: str, shape: torch.Size) -> str | None:
+        """Why a parameter is none of "all-linear", or None where it is one."""
+        *path, own = name.split(".")
+        if ".lora_" in name or self._adapted(path):
+            return "factor of an adapter"
+        named = [part for part in path if not part.isdigit()]
+        module = named[-1] if named else ""
+        if HEADS & set(path) - ROUTERS and not ROUTERS & set(path):
+            return "head"
+        if ROUTERS & set(path) or (module in ("gate", "wg") and self._beside_experts(path)):
+            return "router of experts"
+        if EMBEDDING.search(module):
+            return "embedding"
+        if len(shape) == 3:
+            packed = shape[0] > 1 and (
+                (any(map(EXPERTS.search, (module, own))) and not own.endswith("bias")) or JET_EXPERTS.search(name)
+            )
+            return None if packed else "not linear, by its name and dimensions"
+        if len(shape) != 2 or own not in LINEAR_PARAMETERS or any(map(NORMS.search, named[-2:])):
+            return "not linear, by its name and dimensions"
+        if self._layers and len(path) > self._shared and path[self._shared] not in self._layers:
+            return "outside the repeated layers"
+        return None
+
+    def _adapted(self, path: list[str]) -> bool:
+        """Whether a module that the parameter is in, or beside, wraps a base layer, as PEFT's do."""
+        if "base_layer" in path:
+            return False
+        return any(".".join([*path[:end], "base_layer"]) in self._modules for end in range(1, len(path) + 1))
+
+    def _beside_experts(self, path: list[str]) -> bool:
+        around = ".".join(path[:-1])
+        return any(f"{around}.{name}" in self._modules for name in ("experts", "shared_expert", "shared_experts"))
+
+
+def _no_linear(module: nn.Module | None) -> str | None:
+    """Why the type of a module says that its parameter is no linear layer's, where there is a module."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "embedding"
-    if parameter is output or OUTPUT_NAMES & set(name.split(".")):
-        return "output head"
-    if ".lora_" in name:
-        return "factor of an adapter"
-    if module is None:
-        linear = (parameter.ndim == 2 and not RECURRENT.search(name)) or "expert" in name
-        return None if linear else "not linear, by its name and dimensions"
-    conv1d = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
-    linear = isinstance(module, nn.Linear | nn.MultiheadAttention) or conv1d
-    # convolutions and bilinear forms are 3-D too
-    experts = parameter.ndim == 3 and parameter.shape[0] > 1 and not isinstance(module, _ConvNd | nn.Bilinear)
-    return None if (linear and parameter.ndim == 2) or experts else f"{type(module).__name__} is not linear"
+    kinds = nn.modules.conv._ConvNd | nn.Bilinear | nn.LayerNorm | nn.RNNBase
+    return f"{type(module).__name__} is not linear" if isinstance(module, kinds) else None
 
 
 def _matches(name: str, targets: str | Iterable[str]) -> bool:
@@ -137,10 +207,36 @@ def _matches(name: str, targets: str | Iterable[str]) -> bool:
     return any(one == ending or one.endswith(f".{ending}") for one in names for ending in targets)
 
 
-def _output_embedding(model: nn.Module | Mapping[str, nn.Parameter]) -> Tensor | None:
-    get = getattr(model, "get_output_embeddings", None)
-    return getattr(get(), "weight", None) if callable(get) else None
+def _output_embeddings(model: nn.Module | Mapping[str, nn.Parameter]) -> set[Tensor]:
+    """The weights that a model, or one inside a wrapper, names as its output embeddings."""
+    found = set()
+    for module in [] if isinstance(model, Mapping) else model.modules():
+        get = getattr(module, "get_output_embeddings", None)
+        try:
+            weight = getattr(get(), "weight", None) if callable(get) else None
+        except (AttributeError, NotImplementedError):
+            continue
+        if isinstance(weight, Tensor):
+            found.add(weight)
+    return found
 
 
 def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "").removeprefix("module.")
+    return WRAPPERS.sub("", name).removeprefix("module.")
+
+
+def warn_pinned(bases: Mapping[str, SpectralBasis]) -> None:
+    """Warn of weights that whole bases under "drop" confine to the few directions that they were drawn with.
+
+    "drop" leaves a wide weight's rows in the span that they have now, which suits a pretrained layer and not one of few
+    rows. A zero weight has no directions of its own.
+    """
+    few = [name for name, basis in bases.items() if basis.rank * FEW <= max(basis.shape[-2:])]
+    zero = [name for name, basis in bases.items() if not basis.S.any()]
+    for names, what in ((few, f"have sides that differ {FEW} times or more"), (zero, "are zero")):
+        if names:
+            warnings.warn(
+                f'gsr_kernels: {some(names)} {what}: "drop" confines them to the directions that they have now. If '
+                'they are new, leave them out by targets=, or use out_of_span="keep"',
+                stacklevel=4,
+            )

@@ -2,8 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from gsr_kernels.optim.targets import find_targets
+from gsr_kernels import SpectralBasis
+from gsr_kernels.optim.targets import Names, find_targets, warn_pinned
 from gsr_kernels.options import resolve_rank
+
+NO_MATRIX = "not linear, by its name and dimensions"
 
 
 class Conv1D(nn.Module):
@@ -52,14 +55,14 @@ def test_all_linear():
         "attention.out_proj.weight": None,
         "c_attn.weight": None,
         "experts.gate_up_proj": None,
-        "experts.position": "Experts is not linear",
-        "conv.weight": "Conv1d is not linear",
-        "form.weight": "Bilinear is not linear",
+        "experts.position": NO_MATRIX,
+        "conv.weight": NO_MATRIX,
+        "form.weight": NO_MATRIX,
         "up.weight": None,
         "shared.weight": "tied to up.weight",
         "frozen.weight": "frozen",
         "aside.weight": "not in the optimizer",
-        "lm_head.weight": "output head",
+        "lm_head.weight": "head",
     }
 
 
@@ -72,13 +75,80 @@ def test_the_projections_of_multihead_attention_are_matrices_of_their_own():
 def test_head_tied_to_the_embedding_is_out():
     model = Model()
     model.get_output_embeddings = lambda: model.up
-    assert reasons(model)["up.weight"] == "output head"
+    assert reasons(model)["up.weight"] == "head"
 
 
 def test_names_are_those_of_the_plain_model():
     wrapped = nn.Module()
     wrapped.module = Model()
     assert reasons(wrapped).keys() == reasons(Model()).keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("mlp.shared_expert.up_proj.weight", (8, 4), None),
+        ("mlp.shared_experts.up_proj.weight", (8, 4), None),
+        ("shared_mlp.up_proj.weight", (8, 4), None),
+        ("shared_transformer.feed_forward.up_proj.weight", (8, 4), None),
+        ("mlp.experts.gate_up_proj", (3, 8, 4), None),
+        ("mlp.experts.gate_up_proj_bias", (3, 8), NO_MATRIX),
+        ("mlp.gate.weight", (3, 4), "router of experts"),
+        ("mlp.shared_expert_gate.weight", (1, 4), "router of experts"),
+        ("mlp.router.classifier.weight", (3, 4), "router of experts"),
+        ("feed_forward.router.weight", (3, 4), "router of experts"),
+        ("mixer.A_log", (8, 4), NO_MATRIX),
+        ("mamba.A_log", (2, 8, 4), NO_MATRIX),
+        ("rel_attn.q", (8, 2, 4), NO_MATRIX),
+        ("conv.parametrizations.weight.original1", (4, 4, 3), NO_MATRIX),
+        ("q_proj.weight", (4, 4), "factor of an adapter"),
+        ("q_proj.base_layer.weight", (4, 4), None),
+        ("q_proj.c3a_kernel.default", (2, 2, 4), "factor of an adapter"),
+        ("q_proj.gralora_A.default", (2, 4, 2), "factor of an adapter"),
+        ("self_attn.relative_attention_bias.weight", (32, 4), "embedding"),
+    ],
+)
+def test_names_of_one_layer(name, shape, reason):
+    beside = ["embed.weight", "layers.0.mlp.experts.down_proj", "layers.0.norm.weight"]
+    if name.startswith("q_proj"):
+        beside.append("layers.0.q_proj.base_layer.weight")
+    assert Names([*beside, f"layers.0.{name}"]).reason(f"layers.0.{name}", torch.Size(shape)) == reason
+
+
+def test_a_gate_with_no_experts_is_a_layer():
+    assert Names(["layers.0.mlp.gate.weight"]).reason("layers.0.mlp.gate.weight", torch.Size((8, 4))) is None
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "model.", "_forward_module.model."])
+@pytest.mark.parametrize("head", ["score", "qa_outputs", "v_head.summary", "output", "bert.pooler.dense"])
+def test_what_is_not_in_the_pretrained_layers_is_left(wrapper, head):
+    names = [
+        f"{wrapper}{name}.weight"
+        for name in ("bert.encoder.layer.0.output.dense", "bert.embeddings.word_embeddings", head)
+    ]
+    parameters = {name: nn.Parameter(torch.zeros(4, 4)) for name in names}
+    found = find_targets(parameters, "all-linear", set(parameters.values()))
+    assert [target.reason is None for target in found] == [True, False, False]
+
+
+def test_names_without_repeated_layers_are_all_of_a_body():
+    names = Names(["fc1.weight", "fc2.weight", "lm_head.weight"])
+    assert [names.reason(f"{name}.weight", torch.Size((4, 4))) for name in ("fc1", "fc2", "lm_head")] == [
+        None, None, "head"
+    ]  # fmt: skip
+
+
+def test_an_untied_head_inside_a_wrapper():
+    model = Model()
+    model.up.get_output_embeddings = lambda: model.c_attn
+    assert reasons(model)["c_attn.weight"] == "head"
+
+
+def test_weights_that_drop_confines_are_said():
+    with pytest.warns(UserWarning, match=r"probe have sides that differ 32 times.*If they are new"):
+        warn_pinned({"probe": SpectralBasis.of(torch.ones(2, 64)), "layer": SpectralBasis.of(torch.ones(8, 64))})
+    with pytest.warns(UserWarning, match="fresh are zero"):
+        warn_pinned({"fresh": SpectralBasis.of(torch.zeros(8, 8))})
 
 
 @pytest.mark.parametrize(
