@@ -23,7 +23,7 @@ bench: .venv/all
 
 # every kernel for every architecture, compiled without a GPU
 aot: .venv/all
-	$(BIN)/python -m bench.aot --all
+	$(BIN)/python -m bench.gpu aot --all
 
 docs: .venv/all
 	$(BIN)/python -m mkdocs serve

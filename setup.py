@@ -195,10 +195,8 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":
-    # the cases of bench/ go along as gsr_kernels.bench, for ``python -m gsr_kernels bench``
     setup(
-        packages=[*find_packages(include=["gsr_kernels*"]), "gsr_kernels.bench", "gsr_kernels.bench.cases"],
-        package_dir={"gsr_kernels.bench": "bench"},
+        packages=find_packages(include=["gsr_kernels*"]),
         ext_modules=extensions(),
         cmdclass={"build_ext": Build},
     )

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.run import Run
 from gsr_kernels.backends.torch.sketch import omega
 from gsr_kernels.cli.floors import Work
 from gsr_kernels.linalg.randomized_svd import defaults
 from gsr_kernels.linalg.side_by_side import ARRANGEMENTS
-
-from .run import Run
 
 # how the variants of the exact SVD begin, a driver each
 DRIVEN = "svd "

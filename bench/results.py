@@ -80,7 +80,7 @@ def read(file: Path = FILE) -> list[dict[str, str]]:
 
 
 def _commit() -> str:
-    """The commit, marked where files besides the results differ from it; of an installed package the version."""
+    """Return the commit, marked where files besides the results differ from it; of a copy without .git the version."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return _version("gsr-kernels")

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bench.models import Model
+from bench.timing import captured, on_device, percentiles
 from gsr_kernels.cli.floors import Rates, Work
-
-from .models import Model
-from .timing import captured, on_device, percentiles
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RHO = 0.5

@@ -2,14 +2,15 @@ import re
 
 import pytest
 
-from bench.docs import readme
-from bench.docs.readme import README, TABLES, filled
+from bench.docs import performance, readme
+from bench.docs.pages import filled
+from bench.docs.readme import README, TABLES, blocks
 from bench.results import COLUMNS
 
 
 @pytest.mark.parametrize("file", TABLES, ids=lambda file: file.name)
 def test_the_tables_are_those_of_the_results(file):
-    assert filled(file) == file.read_text()
+    assert filled(file.read_text(), blocks(file)) == file.read_text()
 
 
 def test_what_it_links_to_is_there():
@@ -20,9 +21,11 @@ def test_what_it_links_to_is_there():
 def test_a_row_of_a_step_becomes_one_of_the_table(monkeypatch):
     row = {**dict.fromkeys(COLUMNS, ""), "case": "optimizer_step", "variant": "GSRAdamW", "rank": "full"}
     row |= {"p20_ms": "1.5", "p50_ms": "2.0", "p80_ms": "2.5", "ratio": "3.0", "threads": "2", "device": "no device"}
-    monkeypatch.setattr(readme, "read", lambda: [row, {**row, "p50_ms": "", "failed": "not measured"}])
-    assert "| GSRAdamW | full | 2 | 2.0 [1.5, 2.5] | 3.0 |" in readme.steps_on_cpu()
-    assert readme.steps_on_cpu().count("GSRAdamW") == 1 and "no device" in readme.steps_on_cpu()
-    assert "No GPU" in readme.step_on_gpu() and "No GPU" in readme.pictures()
-    monkeypatch.setattr(readme, "read", lambda: [{**row, "driver": "1.0"}])
-    assert "Not measured" in readme.steps_on_cpu() and "images/step.png" in readme.step_on_gpu()
+    for page in (readme, performance):
+        monkeypatch.setattr(page, "read", lambda: [row, {**row, "p50_ms": "", "failed": "not measured"}])
+    assert "| GSRAdamW | full | 2 | 2.0 [1.5, 2.5] | 3.0 |" in performance.steps_on_cpu()
+    assert performance.steps_on_cpu().count("GSRAdamW") == 1 and "no device" in performance.steps_on_cpu()
+    assert "No GPU" in readme.step_on_gpu() and "No GPU" in performance.pictures()
+    for page in (readme, performance):
+        monkeypatch.setattr(page, "read", lambda: [{**row, "driver": "1.0"}])
+    assert "Not measured" in performance.steps_on_cpu() and "images/step.png" in readme.step_on_gpu()

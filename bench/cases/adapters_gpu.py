@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from bench.decompositions import svd_work
+from bench.run import Makers, Run, Target, Trial
+from bench.transforms import error
 from gsr_kernels.adapters.merging import merge
 from gsr_kernels.adapters.stability import stability_loss
 from gsr_kernels.cli.floors import Work
 from gsr_kernels.linalg.polar import retract, tangent
 from python_tests.adapters import reference
-
-from ..decompositions import svd_work
-from ..draw import error
-from ..run import Makers, Run, Target, Trial
 
 MODULES, SIDE, RANK, TASKS = 64, 4096, 8, 14
 ALPHA = 1e4

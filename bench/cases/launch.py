@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
-from ..run import Run
-from ..timing import captured, percentiles
+from bench.optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
+from bench.run import Run
+from bench.timing import captured, percentiles
 
 TIMES = 20
 # milliseconds of the host

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from bench.run import RHO, Makers, Run, Target, Trial
+from bench.transforms import draw, error, literal, literal_work, planned, truth, two_products
 from gsr_kernels.cli.floors import transform
-
-from ..draw import draw, error, truth
-from ..forms import literal, literal_work, planned, two_products
-from ..run import RHO, Makers, Run, Target, Trial
 
 OURS, TORCH, EAGER = "GSR", "two products, torch", "literal, eager"
 MODES = {"literal, compiled": "default", "literal, compiled, max-autotune": "max-autotune-no-cudagraphs"}

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.optim import Optimizer
 
+from bench.optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
+from bench.run import Run, collect
+from bench.timing import peak_extra_bytes
 from gsr_kernels.cli.estimate import Kind, cost
 from gsr_kernels.optim import Handle
-
-from ..optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
-from ..run import Run, collect
-from ..timing import peak_extra_bytes
 
 # the plan's budget, and what vectors, tables and the allocator's rounding may add
 ALLOWED = 256 + 64

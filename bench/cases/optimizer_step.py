@@ -6,13 +6,25 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
+from bench.optimizers import (
+    ADAMW,
+    ATTACHED,
+    MASTER,
+    MUON,
+    OURS,
+    TOLERANCE,
+    Linears,
+    first_step_error,
+    galore,
+    galore_work,
+    makers,
+    osf,
+    osf_work,
+    work,
+)
+from bench.run import RHO, Makers, Run, Target, Trial
+from bench.transforms import draw_bases, planned
 from gsr_kernels import rescale_gradient
-
-from ..draw import draw_bases
-from ..forms import planned
-from ..optimizers import ADAMW, ATTACHED, MASTER, MUON, OURS, TOLERANCE, Linears, first_step_error, makers, work
-from ..peers import galore, galore_work, osf, osf_work
-from ..run import RHO, Makers, Run, Target, Trial
 
 EAGER, APART, OSF, GALORE = "GSRAdamW, eager", "GSR, then AdamW", "OSF projection alone (PEFT)", "GaLore, rank 256"
 

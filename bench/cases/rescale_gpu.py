@@ -14,13 +14,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from bench.run import ABSENT, RHO, Makers, Run, Target, Trial
 from gsr_kernels import reference
 from gsr_kernels.backends.triton import fields
 from gsr_kernels.backends.triton.configurations import BLOCK, device_properties, options
 from gsr_kernels.backends.triton.step_kernels import PIECES, rescale_all
 from gsr_kernels.cli.floors import Work
-
-from ..run import ABSENT, RHO, Makers, Run, Target, Trial
 
 TRITON, CANDIDATE = "triton", "CUDA C++"
 # rows of a tile of the first product, each of which leaves a partial sum
@@ -30,13 +29,15 @@ TOLERANCE = 1e-5
 
 def rows(run: Run) -> Iterator[dict]:
     if run.on_gpu:
-        from ..candidates import obstacle
+        from bench.gpu.candidates import obstacle
 
         if reason := obstacle():
             yield {"variant": CANDIDATE, "failed": f"{ABSENT}: {reason}"}
             return
     elif not run.dry:
-        raise RuntimeError("rescale_gpu needs a CUDA device: run `python -m bench.csrc` on a machine with one")
+        raise RuntimeError(
+            "rescale_gpu needs a CUDA device and the candidates: `python -m bench.gpu build_candidates comparison`"
+        )
     shapes = run.setting.model.matrices
     labels = {"model": run.setting.model.name, "shape": f"{len(shapes)} matrices", "dtype": "float32", "rho": RHO}
     # partial sums and S in, g and δ out

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
+from bench.run import Run
+from bench.timing import interleaved, peak_extra_bytes, percentiles
 from gsr_kernels import SpectralBasis, reference, rescale_gradient
 from gsr_kernels.cli.floors import transform
-
-from ..run import Run
-from ..timing import interleaved, peak_extra_bytes, percentiles
 
 SHAPES = [(1024, 1024), (3072, 768), (768, 3072)]
 RHO = 0.5

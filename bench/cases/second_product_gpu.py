@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from bench.models import Model, model
+from bench.run import ABSENT, RHO, Makers, Run, Setting, Target, Trial
+from bench.transforms import draw, error, truth
 from gsr_kernels.cli.floors import STATES, Work, transform
-
-from ..draw import draw, error, truth
-from ..models import Model, model
-from ..run import ABSENT, RHO, Makers, Run, Setting, Target, Trial
 
 bf16 = torch.bfloat16
 # weights of Falcon3-1B, and how many of them are taken at once
@@ -42,13 +41,15 @@ TOLERANCE = 3e-2
 
 def rows(run: Run) -> Iterator[dict]:
     if run.on_gpu:
-        from .. import candidates
+        from bench.gpu import candidates
 
         if reason := candidates.obstacle() or ("" if candidates.has("first_product") else "it has no products"):
             yield {"variant": CUTLASS, "failed": f"{ABSENT}: {reason}"}
             return
     elif not run.dry:
-        raise RuntimeError("second_product_gpu needs a CUDA device: run `python -m bench.csrc` on a machine with one")
+        raise RuntimeError(
+            "second_product_gpu needs a CUDA device and the candidates: `python -m bench.gpu build_candidates comparison`"
+        )
     taken: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
     for shape, count in SHAPES.items():
         for row in (*second(run, shape, count), *first(run, shape, count)):
@@ -216,7 +217,7 @@ class Second:
 
 def first_products(run: Run, count: int, short: int, long: int) -> Makers:
     """G V in bf16, stored as it is: what the main loops reach."""
-    from ..bare import Grouped
+    from bench.cases.products import Grouped
 
     left, right = (torch.randn(count, short, long, device=run.device).to(bf16) for _ in range(2))
     out = torch.empty(count, short, short, device=run.device, dtype=bf16)

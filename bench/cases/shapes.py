@@ -10,14 +10,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from bench.models import Model
+from bench.optimizers import ADAMW, ATTACHED, OURS, TOLERANCE, Linears, first_step_error, makers, work
+from bench.run import RHO, Makers, Run, Setting, Trial
+from bench.transforms import draw, draw_bases, error, planned, truth, two_products
 from gsr_kernels import ops, reference
 from gsr_kernels.cli.floors import Work, transform
-
-from ..draw import draw, draw_bases, error, truth
-from ..forms import planned, two_products
-from ..models import Model
-from ..optimizers import ADAMW, ATTACHED, OURS, TOLERANCE, Linears, first_step_error, makers, work
-from ..run import RHO, Makers, Run, Setting, Trial
 
 BACKENDS = ("torch", "triton")
 

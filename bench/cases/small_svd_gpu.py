@@ -10,14 +10,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from bench.decompositions import matrix, spectrum
+from bench.run import Makers, Run, Target, Trial
 from gsr_kernels.backends import cuda
 from gsr_kernels.cli.floors import Work
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.drivers import chain
 from gsr_kernels.ops import implementation
-
-from ..decompositions import matrix, spectrum
-from ..run import Makers, Run, Target, Trial
 
 # as many as Falcon3-1B has matrices
 COUNT = 126
@@ -38,9 +37,11 @@ SOLVED = ("randomized_svd, jacobi", "randomized_svd, without")
 
 def rows(run: Run) -> Iterator[dict]:
     if not (run.dry or run.on_gpu):
-        raise RuntimeError("small_svd_gpu needs a CUDA device: run `python -m bench.csrc` on a machine with one")
+        raise RuntimeError(
+            "small_svd_gpu needs a CUDA device and the extension: `python -m bench.gpu build small_svd_gpu`"
+        )
     if run.on_gpu and (reason := cuda.refusal(torch.device("cuda", torch.cuda.current_device()))):
-        raise RuntimeError(f"{reason}: `python -m bench.csrc` builds it")
+        raise RuntimeError(f"{reason}: `python -m bench.gpu build` builds it")
     jacobi, without = SOLVED
     for shape, rank in SKETCHED:
         labels = {"shape": "x".join(map(str, shape)), "dtype": "float32", "rank": rank}

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
+from bench.run import Run
+from bench.timing import interleaved, peak_extra_bytes, percentiles
 from gsr_kernels.adapters.stability import stability_loss
 from gsr_kernels.cli.floors import Work
 from python_tests.adapters import reference
-
-from ..run import Run
-from ..timing import interleaved, peak_extra_bytes, percentiles
 
 # modules, side, rank, earlier tasks: those of LLaMA-2-7B, fewer of them
 CASES = [(1, 4096, 8, 14), (4, 1024, 8, 4)]

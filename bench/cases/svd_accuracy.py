@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
+from bench.decompositions import DRIVEN, energy, exact_errors, matrix, peer, predicted, remainder, spectrum, target
+from bench.run import Run
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
-
-from ..decompositions import DRIVEN, energy, exact_errors, matrix, peer, predicted, remainder, spectrum, target
-from ..run import Run
 
 EXACT = [(2048, 2048), (8192, 2048), (1024, 4096)]
 RANDOMIZED = [(1024, 1024), (2048, 2048), (4096, 2048)]

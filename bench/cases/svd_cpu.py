@@ -8,13 +8,12 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
+from bench.decompositions import ARRANGED, DRIVEN, peer, predicted
+from bench.run import Run
+from bench.timing import Variants, interleaved, percentiles
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
 from gsr_kernels.linalg.side_by_side import bases_of
-
-from ..decompositions import ARRANGED, DRIVEN, peer, predicted
-from ..run import Run
-from ..timing import Variants, interleaved, percentiles
 
 # the largest side at which each driver is timed
 SIDES = {"gesdd": 2048, "polar": 2048, "float64": 1024}

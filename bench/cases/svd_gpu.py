@@ -15,16 +15,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from bench.decompositions import ARRANGED, DRIVEN, peer, predicted, remainder, target
+from bench.models import model
+from bench.run import Run
+from bench.timing import Variants
 from gsr_kernels import SpectralBasis, load_bases, save_bases
 from gsr_kernels.backends.cuda import SMALL, refusal
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
 from gsr_kernels.linalg.side_by_side import bases_of
-
-from ..decompositions import ARRANGED, DRIVEN, peer, predicted, remainder, target
-from ..models import model
-from ..run import Run
-from ..timing import Variants
 
 FALCON3_1B = model("falcon3-1b").shapes
 # the largest side at which each is timed: gesvd takes tens of seconds beyond

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bench.optimizers import ADAMW, MUON, OURS, makers, work
+from bench.run import DTYPES, Makers, Run, Target, Trial
 from gsr_kernels.cli.floors import Work
-
-from ..optimizers import ADAMW, MUON, OURS, makers, work
-from ..run import DTYPES, Makers, Run, Target, Trial
 
 # tokens of a step on a GPU and on a CPU; of one pass through the model, and of one of its sequences
 TOKENS = (4096, 16384, 65536), (128, 256)

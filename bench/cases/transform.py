@@ -8,12 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from bench.run import RHO, Makers, Run, Setting, Target, Trial
+from bench.transforms import draw, error, literal, literal_work, planned, truth, two_products
 from gsr_kernels import SpectralBasis, rescale_gradient
 from gsr_kernels.cli.floors import Work, transform
-
-from ..draw import draw, error, truth
-from ..forms import literal, literal_work, planned, two_products
-from ..run import RHO, Makers, Run, Setting, Target, Trial
 
 # what operands of 16 bits leave of float64
 TOLERANCE = 2e-2

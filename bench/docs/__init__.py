@@ -1,1 +1,1 @@
-"""Writers of what the docs and the README show, from rows and runs."""
+"""The writers of what the documentation shows of results: ``python -m bench docs``."""

@@ -1,8 +1,7 @@
-"""``python -m bench.docs.figures [DEVICE]``: the pictures of bench/results, into docs/images, as SVG and PNG."""
+"""The pictures of bench/results, into docs/images, as SVG and PNG."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..results import read
-
-FOLDER = Path(__file__).parents[2] / "docs" / "images"
+from bench.docs.pages import IMAGES
+from bench.results import read
 
 OURS = "#c2410c"
 OTHERS = "#94a3b8"
@@ -121,13 +119,9 @@ def _conditions(row: dict[str, str], with_rank: bool) -> str:
     return f"{row['model']}, {row['shape']}, gradients x bases {row['dtype']}{rank}\n{where}"
 
 
-def main() -> None:
+def write() -> None:
+    """Draw the pictures of the last GPU's rows."""
     rows = read()
-    # those of the last GPU, unless another device is named
-    device = sys.argv[1] if len(sys.argv) > 1 else next((row["device"] for row in reversed(rows) if row["driver"]), "")
-    written = draw([row for row in rows if row["device"] == device], FOLDER)
+    device = next((row["device"] for row in reversed(rows) if row["driver"]), "")
+    written = draw([row for row in rows if row["device"] == device], IMAGES)
     print(*written or [f"no case that a picture needs was measured on {device or 'a GPU'}"], sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,28 +1,25 @@
-"""``python -m bench.docs.readme``: writes what README.md and docs/performance.md show of bench/results, and draws."""
+"""The tables of README.md, docs/performance.md, docs/sharded.md and docs/adapters, and the README's figure."""
+
+from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
+from bench.docs import sharded
+from bench.docs.pages import DOCS, IMAGES, ROOT, fill
+from bench.docs.performance import floor_table, machine, pictures, steps_on_cpu, target_table
+from bench.results import RESULTS, read
 from gsr_kernels.continual.metrics import ResultMatrix
 from gsr_kernels.continual.plots import draw_forgetting
-from gsr_kernels.continual.report import verdict
+from gsr_kernels.continual.report import BASELINE, FIGURES, over, verdict
 from gsr_kernels.continual.results import Results
 
-from .. import adapters, floors, sharded, targets
-from ..results import FILE, read
-from . import figures
-
-README = Path(__file__).parents[2] / "README.md"
-PERFORMANCE = README.parent / "docs" / "performance.md"
-SHARDED = README.parent / "docs" / "sharded.md"
-ADAPTERS = README.parent / "docs" / "adapters"
-FIGURE = README.parent / "docs" / "images" / "forgetting.png"
-DEMO = FILE.parent / "demo"
+README = ROOT / "README.md"
+DEMO, COMPARED = RESULTS / "demo", RESULTS / "adapters"
 
 
 def cpu_table() -> str:
-    """The transform against two bare products of its shapes and against the literal chain."""
+    """Return the transform against two bare products of its shapes and against the literal chain."""
     rows = [row for row in read() if row["case"] == "rescale_gradient_cpu"]
     lines = [
         "| shape, float32 | threads | two bare products | drop | keep | literal chain, drop | keep |",
@@ -35,11 +32,11 @@ def cpu_table() -> str:
         others = [cells[variant, mode] for variant in ("rescale_gradient", "reference") for mode in ("drop", "keep")]
         times = [f"{float(bare['p50_ms']):.1f} ms"] + [f"{float(row['ratio']):.2f} ×" for row in others]
         lines.append(f"| {shape.replace('x', ' × ')} | {threads} | {' | '.join(times)} |")
-    return "\n".join([*lines, "", _machine(rows[0])])
+    return "\n".join([*lines, "", machine(rows[0])])
 
 
 def demo() -> Results:
-    """What one run of ``make demo`` measured; its folder is copied to bench/results/demo."""
+    """Return what one run of ``make demo`` measured; its folder is copied to bench/results/demo."""
     measured = json.loads((DEMO / "results.json").read_text())
     matrices = measured["matrices"]
     return Results(
@@ -49,7 +46,7 @@ def demo() -> Results:
 
 
 def demo_conditions() -> str:
-    """The caption of the figure."""
+    """Return the caption of the figure."""
     config = json.loads((DEMO / "config.json").read_text())
     settings = config["settings"]
     matrices = demo().matrices
@@ -64,64 +61,64 @@ def demo_conditions() -> str:
     )
 
 
-def pictures() -> str:
-    """Those that were drawn from a GPU's rows."""
-    there = [name for name in figures.PICTURES if (figures.FOLDER / f"{name}.svg").exists()]
-    drawn = there if any(row["driver"] for row in read()) else []
-    return "\n\n".join(f"![{name}](images/{name}.svg)" for name in drawn) or "No GPU's rows, and no picture, yet."
-
-
-def steps_on_cpu() -> str:
-    """One optimizer step of each, side by side on a CPU."""
-    rows = [row for row in read() if row["case"] == "optimizer_step" and not row["driver"] and row["p50_ms"]]
-    if not rows:
-        return "Not measured yet: `python -m bench --case optimizer_step` on a quiet machine."
-    lines = ["| optimizer step | rank | threads | ms, median [p20, p80] | × AdamW |", "|---|---|--:|--:|--:|"]
-    for row in rows:
-        spread = f"{float(row['p50_ms']):.1f} [{float(row['p20_ms']):.1f}, {float(row['p80_ms']):.1f}]"
-        lines.append(f"| {row['variant']} | {row['rank']} | {row['threads']} | {spread} | {float(row['ratio']):.1f} |")
-    where = rows[-1]
-    return "\n".join([*lines, "", f"{where['model']}, {where['shape']}, {where['dtype']}; {_machine(where)}"])
-
-
-def _machine(row: dict[str, str]) -> str:
-    return f"{row['device']}; torch {row['torch']}; {row['date']}, commit {row['commit']}."
-
-
 def step_on_gpu() -> str:
-    """The picture of the optimizer step, where it is a GPU's."""
+    """Return the picture of the optimizer step, where it is a GPU's."""
     if not any(row["case"] == "optimizer_step" and row["driver"] for row in read()):
         return "No GPU has timed the kernels yet."
     return "![One optimizer step beside its floor and its peers](docs/images/step.png)"
 
 
+def stability() -> str:
+    """Return PS-LoRA's loss and gradients beside the dense form, on a CPU."""
+    rows = [row for row in read() if row["case"] == "stability_cpu"]
+    lines = [
+        "| modules, float32, rank 8, one thread | from the factors | dense | dense, P kept | extra memory | dense |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for shape in dict.fromkeys(row["shape"] for row in rows):
+        ours, *dense = [row for row in rows if row["shape"] == shape]
+        times = [f"{float(ours['p50_ms']):.0f} ms", *(f"{float(row['ratio']):.2f} ×" for row in dense)]
+        memory = [f"{float(row['extra_mib']):.1f} MiB" for row in (ours, dense[0])]
+        lines.append(f"| {shape.replace(' x ', 'x').replace('x', ' × ')} | {' | '.join([*times, *memory])} |")
+    where = rows[0]
+    said = f"{where['device']}, one thread; torch {where['torch']}; {where['date']}, commit {where['commit']}."
+    return "\n".join([*lines, "", said])
+
+
+def compared() -> str:
+    """Return what each method came to at the end of the demo's tasks, mean ± deviation over the seeds."""
+    measured = json.loads((COMPARED / "results.json").read_text())["matrices"]
+    matrices = {title: [ResultMatrix.from_json(json.dumps(one)) for one in each] for title, each in measured.items()}
+    lines = [f"| | {' | '.join(FIGURES)} | against {BASELINE} |", "|---|--:|--:|--:|---|"]
+    for title, each in matrices.items():
+        cells = [over([value(matrix) for matrix in each]) for value, _ in FIGURES.values()]
+        said = "" if title == BASELINE else verdict(title, each, matrices[BASELINE])
+        sentence = said.split(". Seed by seed")[0].partition(": ")[2]
+        lines.append(f"| {title} | {' | '.join(cells)} | {sentence} |")
+    return "\n".join(lines)
+
+
 TABLES = {
     README: {"cpu": cpu_table, "demo": demo_conditions, "gpu": step_on_gpu},
-    PERFORMANCE: {
-        "floors": floors.table,
-        "targets": lambda: targets.table(read()),
+    DOCS / "performance.md": {
+        "floors": floor_table,
+        "targets": lambda: target_table(read()),
         "pictures": pictures,
         "cpu_steps": steps_on_cpu,
     },
-    SHARDED: {"sharded": sharded.table},
-    ADAPTERS / "ps_lora.md": {"stability_cpu": adapters.stability},
-    ADAPTERS / "compared.md": {"adapters": adapters.compared},
+    DOCS / "sharded.md": {"sharded": sharded.table},
+    DOCS / "adapters" / "ps_lora.md": {"stability_cpu": stability},
+    DOCS / "adapters" / "compared.md": {"adapters": compared},
 }
 
 
-def filled(file: Path) -> str:
-    """The text of a file with each table between its marks as the results say."""
-    text = file.read_text()
-    for name, table in TABLES[file].items():
-        marked = re.compile(rf"(<!-- bench:{name} -->\n).*?(<!-- /bench:{name} -->)", re.DOTALL)
-        text, count = marked.subn(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)
-        if count != 1:
-            raise ValueError(f"{file.name} must hold the marks bench:{name} once, found {count}")
-    return text
+def blocks(page: Path) -> dict[str, str]:
+    """Return the tables of a page by their marks."""
+    return {name: table() for name, table in TABLES[page].items()}
 
 
-if __name__ == "__main__":
-    FIGURE.parent.mkdir(exist_ok=True)
-    draw_forgetting(demo(), FIGURE)
-    for file in TABLES:
-        file.write_text(filled(file))
+def write() -> None:
+    """Draw the README's figure and write the tables of every page."""
+    draw_forgetting(demo(), IMAGES / "forgetting.png")
+    for page in TABLES:
+        fill(page, blocks(page))

@@ -1,4 +1,4 @@
-"""``python -m bench.docs.resharding``: a run saved by 4 processes and resumed by 2, drawn beside an unbroken one.
+"""A run saved by 4 processes and resumed by 2, drawn beside an unbroken one.
 
 Runs examples/fsdp2.py under torchrun; the losses go to bench/results/resharding.csv, the picture to docs/images.
 """
@@ -9,20 +9,20 @@ import re
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import matplotlib
 
-from ..results import FILE
-from .figures import FOLDER, OTHERS, OURS
+from bench.docs.figures import OTHERS, OURS
+from bench.docs.pages import IMAGES, ROOT
+from bench.results import RESULTS
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "fsdp2.py"
-LOSSES = FILE.parent / "resharding.csv"
+EXAMPLE = ROOT / "examples" / "fsdp2.py"
+LOSSES = RESULTS / "resharding.csv"
 STOP, END = 50, 100
 
 
 def losses(processes: int, folder: str, steps: int) -> dict[int, float]:
-    """The loss at each step that a run of so many processes took, from where the folder's last checkpoint is."""
+    """Return the loss at each step that a run of so many processes took, from where the folder's last checkpoint is."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += [str(EXAMPLE), "--folder", folder, "--steps", str(steps)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -30,7 +30,7 @@ def losses(processes: int, folder: str, steps: int) -> dict[int, float]:
 
 
 def measure() -> dict[str, dict[int, float]]:
-    """The losses of both runs, by step."""
+    """Return the losses of both runs, by step."""
     with tempfile.TemporaryDirectory() as through, tempfile.TemporaryDirectory() as stopped:
         return {
             "4 processes": losses(4, through, END),
@@ -40,6 +40,7 @@ def measure() -> dict[str, dict[int, float]]:
 
 
 def draw(runs: dict[str, dict[int, float]]) -> None:
+    """Draw the losses of both runs."""
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
@@ -55,16 +56,12 @@ def draw(runs: dict[str, dict[int, float]]) -> None:
     axis.set_ylabel("loss")
     axis.set_yscale("log")
     axis.legend(frameon=False)
-    for suffix in ("svg", "png"):
-        figure.savefig(FOLDER / f"resharding.{suffix}", dpi=120)
+    figure.savefig(IMAGES / "resharding.svg", dpi=120)
 
 
-def main() -> None:
+def write() -> None:
+    """Measure both runs, keep their losses and draw them."""
     runs = measure()
     lines = ["run,step,loss", *(f"{run},{step},{loss}" for run, of in runs.items() for step, loss in of.items())]
     LOSSES.write_text("\n".join(lines) + "\n")
     draw(runs)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,1 +1,1 @@
-"""Measurements that only a GPU can make: ``python -m bench.gpu``."""
+"""Everything for a machine with a GPU, and what can be said of it without one: ``python -m bench.gpu``."""

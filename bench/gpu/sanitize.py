@@ -1,17 +1,21 @@
-"""Small steps for compute-sanitizer: ``compute-sanitizer --tool memcheck python -m bench.gpu.sanitize``."""
+"""``python -m bench.gpu sanitize``: small problems, of which compute-sanitizer sees every access.
 
-import os
-from collections.abc import Iterable
+By default every form of Triton's step and every stage; with ``--csrc`` the kernels of the CUDA extension and those of
+csrc/candidates that are built.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from bench.gpu import candidates
 from gsr_kernels import SpectralBasis, ops
+from gsr_kernels.backends import cuda
 from gsr_kernels.backends.triton.forms import UPDATES, Update
 from gsr_kernels.backends.triton.moments import Moments, Settings
 from gsr_kernels.backends.triton.plan import Plan
 
-# memory as it was asked for: inside a block of torch's own cache an access out of bounds goes unseen
-ENVIRONMENT = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 # (shape, rank, heads): ragged, truncated, several matrices, heads of rows and of columns
 WEIGHTS = [
     ((256, 256), None, None),
@@ -30,8 +34,20 @@ PRECISIONS = ("fp16", "bf16")
 GRADIENTS = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def main() -> None:
-    """Every form of the step, aligned and not, and every stage."""
+def main(argv: Sequence[str]) -> int:
+    """Run the problems."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu sanitize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--csrc", action="store_true", help="the CUDA extension and the candidates")
+    extension() if parser.parse_args(argv).csrc else steps_and_stages()
+    torch.cuda.synchronize()
+    print("done")
+    return 0
+
+
+def steps_and_stages() -> None:
+    """Run every form of the step, aligned and not, and every stage."""
     for precision in PRECISIONS:
         kept = [
             SpectralBasis.of(torch.randn(shape), rank, heads, precision).to("cuda") for shape, rank, heads in WEIGHTS
@@ -44,8 +60,6 @@ def main() -> None:
     for dtype in GRADIENTS:
         for shape, _, _ in WEIGHTS:
             stages(shape, dtype)
-    torch.cuda.synchronize()
-    print("done")
 
 
 def step(bases: list[SpectralBasis], dtype: torch.dtype, mode: str) -> None:
@@ -88,5 +102,36 @@ def stages(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     ops.recompose(H, g, K, U, S, Vh, backend="triton")
 
 
-if __name__ == "__main__":
-    main()
+def extension() -> None:
+    """Run one block and clusters, ragged and whole, a zero matrix and NaN: two sweeps at most are all there is."""
+    from gsr_kernels.backends.cuda import small_svd
+
+    # which loads the operators
+    if reason := cuda.refusal(torch.device("cuda", torch.cuda.current_device())):
+        raise RuntimeError(f"{reason}: the part build comes first")
+    small_svd.SWEEPS = 2
+    for k in (1, 5, 33, 64, 130, 161, 256):
+        A = torch.randn(4, k, k, device="cuda")
+        A[1], A[2, 0, 0] = 0, torch.nan
+        *_, sweeps = small_svd.small_svd(A)
+        assert sweeps[2] == -1
+    if not candidates.obstacle():
+        candidates_problems()
+
+
+def candidates_problems() -> None:
+    """Run every kernel of csrc/candidates: several ragged matrices, G kept and not, right operands of either layout."""
+    from bench.cases.rescale_gpu import Drawn, by_candidate
+
+    for k in (1, 33, 2049, 4097, 16384):
+        by_candidate(Drawn([(k, 3), (5, 1)], torch.device("cuda")))()
+    if not candidates.has("first_product"):
+        return
+    rows, columns, depth = 130, 264, 72
+    left, lying = (torch.randn(3, side, depth, device="cuda").bfloat16() for side in (rows, columns))
+    torch.ops.gsr_candidates.first_product(left, lying, left.new_empty(3, rows, columns))
+    G, W, m, v = torch.rand(4, 3, rows, columns, device="cuda")
+    given = torch.ones(3, 9, device="cuda"), torch.tensor([True, False, True], device="cuda"), W, m, v
+    for lies, kept in ((False, False), (True, True)):
+        right = lying if lies else lying.mT.contiguous()
+        torch.ops.gsr_candidates.second_product_adamw(left, right, lies, G, kept, *given)

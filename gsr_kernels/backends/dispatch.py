@@ -29,7 +29,7 @@ OPERATORS = (
 # core and spill
 PAIRS = tuple((gradient, basis) for basis in (fp16, bf16) for gradient in (bf16, fp16, fp32))
 
-# a row an operator of OPERATORS, dtypes and shape, written by ``python -m bench.decisions``
+# a row an operator of OPERATORS, dtypes and shape, written by ``python -m bench.gpu decisions``
 MEASURED = Path(__file__).with_name("triton") / "decisions.csv"
 KEY = ("architecture", "stage", "gradient", "basis", "out_of_span", "d1", "d2", "rank")
 

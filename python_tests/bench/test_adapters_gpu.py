@@ -4,8 +4,8 @@ import pytest
 
 from bench.cases import adapters_gpu
 from bench.models import model
-from bench.rates import H200
 from bench.run import Run, Setting
+from bench.timing import H200
 
 
 @pytest.mark.parametrize("part", [adapters_gpu.stability, adapters_gpu.merging, adapters_gpu.retraction])

@@ -1,17 +1,16 @@
 import json
 import re
-from pathlib import Path
+import sys
 
 import pytest
 
-from bench import results
+from bench import runner
 from bench.cases import FIXED, OF_A_MODEL, SECONDS
-from bench.rates import H200
 from bench.results import LABELS, Table
+from bench.timing import H200
 from gsr_kernels.__main__ import main
-from gsr_kernels.cli import bench as benchmarks
+from gsr_kernels.cli import bench as command
 
-FOLDER = Path(results.__file__).parent
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -36,7 +35,7 @@ def bench(tmp_path, capsys, monkeypatch):
     """Runs the command; its exit status, what it printed and the rows that it wrote."""
     out = tmp_path / "rows.csv"
     # to measure what this machine reaches takes longer than all the rest
-    monkeypatch.setattr(benchmarks.suite(), "measured", lambda device: H200)
+    monkeypatch.setattr(runner, "measured", lambda device: H200)
 
     def bench(*arguments):
         code = main(["bench", "--out", str(out), "--seconds", "0", *arguments])
@@ -118,8 +117,15 @@ def test_every_case_has_its_seconds():
     assert {module.name for module in pkgutil.iter_modules(bench.cases.__path__)} == set(OF_A_MODEL) | set(FIXED)
 
 
-def test_what_an_installed_package_carries_knows_no_other_name():
-    """There the folder is gsr_kernels.bench."""
-    files = [*FOLDER.glob("*.py"), *(FOLDER / "cases").glob("*.py")]
-    assert len(files) > 20
-    assert not [file.name for file in files if re.search(r"^\s*(from|import) bench\b", file.read_text(), re.MULTILINE)]
+def test_an_installed_package_says_where_the_cases_are(bench, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "FOLDER", tmp_path / "bench")
+    with pytest.raises(SystemExit):
+        bench("--dry-run")
+    assert "the cases are in the folder bench/ of the project's sources" in capsys.readouterr().err
+
+
+def test_a_checkout_has_one_name_for_it(monkeypatch):
+    assert command.runner() is runner
+    monkeypatch.setattr("sys.path", [])
+    assert command.runner() is runner
+    assert str(command.FOLDER.parent) in sys.path

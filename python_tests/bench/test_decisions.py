@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 import torch
 
-from bench.decisions import COLUMNS, decide
+from bench.gpu.decisions import COLUMNS, decide
 from bench.results import Table
 from gsr_kernels.backends import dispatch
 from gsr_kernels.backends.dispatch import KEY, MEASURED, backend_for, measured

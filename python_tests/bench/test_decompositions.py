@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from bench.cases import svd_accuracy, svd_cpu, svd_gpu
-from bench.docs.svd_docs import PAGE, accuracy, arrangements, filled, randomized
+from bench.docs.pages import filled
+from bench.docs.svd import PAGE, accuracy, arrangements, blocks, randomized
 from bench.models import Model
-from bench.rates import H200
 from bench.results import read
 from bench.run import Run, Setting
+from bench.timing import H200
 from gsr_kernels.linalg.side_by_side import ARRANGEMENTS
 
 CPU = torch.device("cpu")
@@ -76,9 +77,9 @@ def test_the_parts_for_a_gpu_run(monkeypatch):
 
 def test_the_page_says_what_the_rows_say():
     page = PAGE.read_text()
-    assert filled(page, read()) == page
-    with pytest.raises(ValueError, match="the marks svd:exact once, found 0"):
-        filled(page.replace("<!-- svd:exact -->", ""), read())
+    assert filled(page, blocks(read())) == page
+    with pytest.raises(ValueError, match="the marks bench:svd exact once, found 0"):
+        filled(page.replace("<!-- bench:svd exact -->", ""), blocks(read()))
 
 
 def test_arrangements_are_shown_with_what_was_not_measured():

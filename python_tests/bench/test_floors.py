@@ -2,9 +2,9 @@
 
 import pytest
 
-from bench.forms import literal_work
 from bench.models import model
-from bench.rates import H200
+from bench.timing import H200
+from bench.transforms import literal_work
 from gsr_kernels.cli.floors import STATES, Rates, Work, adamw, transform
 
 H800 = Rates(H200.products, 3.35 * 4.3 / 4.8)

@@ -6,11 +6,11 @@
 import pytest
 import torch
 
-from bench.draw import draw, error, truth
 from bench.models import Model
 from bench.optimizers import ADAMW, ATTACHED, OURS, Linears, makers
-from bench.rates import H200
 from bench.run import RHO, Run, Setting
+from bench.timing import H200
+from bench.transforms import draw, error, truth
 from gsr_kernels import ops, reference, rescale_gradient
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

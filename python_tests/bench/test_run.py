@@ -5,8 +5,8 @@ import torch
 
 from bench import run as runs
 from bench.models import Model
-from bench.rates import H200
 from bench.run import Run, Setting, Target, Trial
+from bench.timing import H200
 from gsr_kernels.cli.floors import Work
 
 WORK = {"ours": [Work(0, 43 * 10**8)], "theirs": [Work(0, 43 * 10**8)]}

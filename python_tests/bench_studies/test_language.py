@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.studies import report as part_one
-from bench.studies import runner
-from bench.studies.language import prepare, report, runs, text
-from bench.studies.language.prepare import Size
+from bench.docs import evidence
+from bench.docs.pages import filled
+from bench.studies import language_model, language_runs, language_tables, queue
+from bench.studies import language_text as text
+from bench.studies.language_model import Size
 from gsr_kernels.cli import continual as command
 
 SMALL = Size(300, 32, 1, 2, 32, 4, 1e-3, 3, 2, 3000, 300)
@@ -70,23 +71,22 @@ def test_one_template_is_not_most_of_the_text(manuals, monkeypatch):
 def work(tmp_path, manuals, monkeypatch):
     """A prepared folder of the smallest size, and little patience."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    pairs = {name: [(f"{name} {i}".encode(), f"{i * i}".encode()) for i in range(40)] for name in runs.METRICS}
-    monkeypatch.setattr(prepare.library, "rows", pairs.get)
-    monkeypatch.setattr(prepare.library, "SOURCES", dict.fromkeys(("docs", "dates")))
+    pairs = {name: [(f"{name} {i}".encode(), f"{i * i}".encode()) for i in range(40)] for name in language_runs.METRICS}
+    monkeypatch.setattr(language_model.library, "rows", pairs.get)
+    monkeypatch.setattr(language_model.library, "SOURCES", dict.fromkeys(("docs", "dates")))
     metrics = {"docs": "edit", "dates": "exact"}
-    monkeypatch.setattr(runs, "METRICS", metrics)
-    monkeypatch.setattr(runs, "ORDERS", {"forth": tuple(metrics), "back": tuple(reversed(metrics))})
-    monkeypatch.setattr(runs, "METHODS", ("seqft", "seqlora"))
-    monkeypatch.setattr(report, "METHODS", ("seqft", "seqlora"))
-    monkeypatch.setattr(runs, "GRID", (1e-3,))
-    monkeypatch.setattr(runs, "RATES", dict.fromkeys(runs.RATES, (1e-3,)))
+    monkeypatch.setattr(language_runs, "METRICS", metrics)
+    monkeypatch.setattr(language_runs, "ORDERS", {"forth": tuple(metrics), "back": tuple(reversed(metrics))})
+    monkeypatch.setattr(language_runs, "METHODS", ("seqft", "seqlora"))
+    monkeypatch.setattr(language_runs, "GRID", (1e-3,))
+    monkeypatch.setattr(language_runs, "RATES", dict.fromkeys(language_runs.RATES, (1e-3,)))
     # no pictures
     monkeypatch.setattr(command, "_draw", lambda *_: None)
-    monkeypatch.setattr(runs, "NEW_TOKENS", 2)
-    monkeypatch.setattr(runner, "SEEDS", (0, 1))
+    monkeypatch.setattr(language_runs, "NEW_TOKENS", 2)
+    monkeypatch.setattr(queue, "SEEDS", (0, 1))
     # what the session holds is no matter of accelerate's collections
     gc.freeze()
-    prepare.prepare(tmp_path / "work", SMALL, manuals)
+    language_model.prepare(tmp_path / "work", SMALL, manuals)
     yield tmp_path / "work"
     gc.unfreeze()
 
@@ -94,22 +94,22 @@ def work(tmp_path, manuals, monkeypatch):
 @pytest.mark.filterwarnings("ignore:gsr_kernels. only")
 def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="is prepared already"):
-        prepare.prepare(work, SMALL)
+        language_model.prepare(work, SMALL)
     rows = {part: set((work / part / "dates.jsonl").read_text().splitlines()) for part in ("tune", "study")}
     assert len(rows["tune"]) == 8 and len(rows["study"]) == 24 and not rows["tune"] & rows["study"]
 
     results = tmp_path / "results"
     with pytest.raises(FileNotFoundError, match="is not prepared"):
-        runs.work(tmp_path, runs.gate, results)
+        language_runs.work(tmp_path, language_runs.gate, results)
     with pytest.raises(ValueError, match="runs of another --work"):
-        runs.work(work, runs.gate, runs.RESULTS)
-    runs.work(work, runs.gate, results)
+        language_runs.work(work, language_runs.gate, language_runs.RESULTS)
+    language_runs.work(work, language_runs.gate, results)
 
     def plan(records):
-        return runs.comparison(records, runs.METHODS)
+        return language_runs.comparison(records, language_runs.METHODS)
 
     # stopped before the record of its second run is written, it goes on from there
-    measured, seen = runs.measured, []
+    measured, seen = language_runs.measured, []
 
     def stop(matrix):
         seen.append(matrix)
@@ -117,12 +117,12 @@ def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return measured(matrix)
 
-    monkeypatch.setattr(runs, "measured", stop)
+    monkeypatch.setattr(language_runs, "measured", stop)
     with pytest.raises(KeyboardInterrupt):
-        runs.work(work, plan, results)
+        language_runs.work(work, plan, results)
     done = {path: path.read_bytes() for path in results.glob("seq*/*.json")}
     assert len(done) == 1
-    runs.work(work, plan, results)
+    language_runs.work(work, plan, results)
     assert {path: path.read_bytes() for path in done} == done and seen[1] == seen[2]
     names = sorted(str(path.relative_to(results)) for path in results.glob("seqlora/*.json"))
     assert names == [f"seqlora/{run}-lr0.001-seed{seed}.json" for run, seed in SEQLORA]
@@ -131,16 +131,18 @@ def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
     assert record["tasks"] == ["dates", "docs"] and len(record["known"]) == 3 and min(record["known"]) > 0
 
     page = tmp_path / "page.md"
-    page.write_text("".join(f"<!-- {name} -->\n<!-- end -->\n" for name in report.blocks(results)))
-    report.write(page, results)
+    page.write_text(
+        "".join(f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n" for name in language_tables.blocks(results))
+    )
+    evidence.write_language(page, results)
     assert "| SeqLoRA | 0.001 | 2 | " in page.read_text() and "difference in held-out kept" in page.read_text()
 
 
 def test_what_is_committed_makes_the_committed_tables():
-    page = part_one.PAGE.read_text(encoding="utf-8")
-    assert part_one.filled(page, report.blocks(runs.RESULTS)) == page
+    page = evidence.PAGE.read_text(encoding="utf-8")
+    assert filled(page, language_tables.blocks(language_runs.RESULTS)) == page
 
 
 def test_a_report_without_runs_names_the_way_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"bench\.studies\.language run"):
-        report.write(Path("page.md"), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"bench\.studies language run"):
+        evidence.write_language(Path("page.md"), tmp_path)

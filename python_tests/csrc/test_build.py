@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import nvcc
+from bench.gpu import nvcc
 
 ROOT = Path(__file__).parents[2]
 OBSTACLE = nvcc.setup()["obstacle"]()

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from bench import candidates, nvcc
 from bench.cases import rescale_gpu, second_product_gpu
+from bench.gpu import candidates, nvcc
 from bench.models import model
-from bench.rates import H200
 from bench.run import Run, Setting
+from bench.timing import H200
 
 CPU = torch.device("cpu")
 

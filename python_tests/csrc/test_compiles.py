@@ -1,6 +1,6 @@
 import pytest
 
-from bench import nvcc
+from bench.gpu import nvcc
 
 PTXAS = """
 ptxas info    : Compiling entry function '_ZN3gsr1fILi4EEEvi' for 'sm_90a'

@@ -7,52 +7,58 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import csrc
 from bench.cases import small_svd_gpu
+from bench.gpu import __main__ as gpu
+from bench.gpu import sanitize, session
 from bench.models import model
-from bench.rates import H200
 from bench.run import Run, Setting
+from bench.timing import H200
 from gsr_kernels import ops
 from gsr_kernels.backends import cuda
 from gsr_kernels.linalg import drivers
 
+OTHERS = session.EXTENSION, session.CANDIDATES
+
 
 def test_a_dry_run_says_what_would_be_run(capsys):
-    assert csrc.main(["--dry-run"]) == 0
+    assert gpu.main([*OTHERS[0], *OTHERS[1], "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert all(
-        part in said
-        for part in ("setup.py build_ext", "test_small_svd.py", "small_svd_gpu", "bench.candidates", *csrc.TOOLS)
-    )
+    tools = ("memcheck", "racecheck", "synccheck")
+    expected = ("setup.py build_ext", "test_small_svd.py", "small_svd_gpu", "bench.gpu candidates", *tools)
+    assert all(part in said for part in expected)
 
 
-@pytest.mark.parametrize("parts", [("build", "tests", "times", *csrc.TOOLS), ("candidates", "parity", "comparison")])
+@pytest.mark.parametrize("parts", OTHERS, ids=["extension", "candidates"])
 def test_the_two_sessions_take_ten_minutes_each(parts):
-    assert sum(csrc.PARTS[part][1] for part in parts) <= 570
+    assert sum(part.seconds for part in parts.values()) <= 570
 
 
 def test_parts_that_fail_or_are_left_out_are_named_and_rows_are_brought_back(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(csrc.candidates, "FOLDER", tmp_path)
-    monkeypatch.setattr(csrc, "RESULTS", tmp_path)
+    monkeypatch.setattr(session.candidates, "FOLDER", tmp_path)
+    monkeypatch.setattr(session, "RESULTS", tmp_path)
     (tmp_path / "results.csv").write_text("case\n")
     asked = []
-    monkeypatch.setattr(csrc, "ended", lambda command, environment, seconds: asked.append((command, environment)) or 0)
-    assert csrc.main(["candidates"]) == 0
-    command, environment = asked.pop()
-    assert command[-1] == "90a" and environment["TORCH_CUDA_ARCH_LIST"] == "9.0a"
-    assert csrc.main(["parity", "tests", "--out", str(tmp_path / "out")]) == 1
+    monkeypatch.setattr(
+        session, "ended", lambda command, environment, seconds: asked.append((command, environment)) or 0
+    )
+    assert session.candidates.here() == "90a"
+    assert gpu.main(["build"]) == 0
+    _, environment = asked.pop()
+    assert environment["TORCH_CUDA_ARCH_LIST"] == "9.0a" and environment["GSR_KERNELS_CUDA"] == "1"
+    assert gpu.main(["parity", "small_svd_tests", "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().out
-    assert "parity: failed: the candidates were not built" in said and "tests: done" in said and len(asked) == 1
-    assert (tmp_path / "out" / "results.csv").is_file()
-    assert csrc.main(["tests", "--seconds", "0"]) == 1 and "tests: left out" in capsys.readouterr().out
+    assert "parity: failed, the candidates were not built" in said and "small_svd_tests: done" in said
+    assert len(asked) == 1 and (tmp_path / "out" / "results.csv").is_file()
+    assert gpu.main(["small_svd_tests", "--seconds", "0"]) == 1
+    assert "small_svd_tests: left out" in capsys.readouterr().out
 
 
 def test_a_part_that_takes_too_long_ends_with_all_that_it_started(tmp_path):
     told = tmp_path / "told"
     with pytest.raises(subprocess.TimeoutExpired):
-        csrc.ended(["sh", "-c", f"sleep 60 & echo $! > {told}; wait"], {}, 2)
+        session.ended(["sh", "-c", f"sleep 60 & echo $! > {told}; wait"], {}, 2)
     # gone, or a zombie that nobody has waited for
     status = Path(f"/proc/{told.read_text().strip()}/stat")
     for _ in range(50):
@@ -66,7 +72,7 @@ def test_a_part_that_takes_too_long_ends_with_all_that_it_started(tmp_path):
 def test_what_cannot_be_run_is_said(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
-        csrc.main(arguments)
+        gpu.main(arguments)
     assert message in capsys.readouterr().err
 
 
@@ -75,7 +81,7 @@ def test_the_problems_load_the_operators_first(monkeypatch):
     cuda.refusal.cache_clear()
     monkeypatch.setattr(cuda, "obstacle", lambda: "nothing was built")
     with pytest.raises(RuntimeError, match="nothing was built: the part build comes first"):
-        csrc.problems()
+        sanitize.extension()
     cuda.refusal.cache_clear()
 
 

@@ -4,7 +4,7 @@ from functools import cache
 import pytest
 import torch
 
-from bench import candidates
+from bench.gpu import candidates
 from bench.results import RESULTS, Table, conditions
 from gsr_kernels.backends import cuda
 from python_tests.oracle import error
@@ -19,7 +19,7 @@ here = cache(conditions)
 if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
     collect_ignore_glob = ["test_*.py"]
 else:
-    # `python -m bench.csrc` builds both
+    # `python -m bench.gpu build build_candidates` builds both
     absent = {"test_small_svd.py": cuda.obstacle(), "test_candidates.py": candidates.obstacle()}
     collect_ignore = [name for name, reason in absent.items() if reason]
 

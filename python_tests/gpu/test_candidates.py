@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bench import candidates
 from bench.cases.rescale_gpu import Drawn, by_candidate
+from bench.gpu import candidates
 from python_tests.oracle import error
 
 

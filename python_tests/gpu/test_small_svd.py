@@ -10,7 +10,7 @@ from python_tests.linalg.truth import defect
 
 @pytest.fixture(autouse=True)
 def serving(on_gpu):
-    """Without the extension none of this passes: ``python -m bench.csrc`` builds it."""
+    """Without the extension none of this passes: ``python -m bench.gpu build`` builds it."""
     assert cuda.refusal(torch.device("cuda", torch.cuda.current_device())) == ""
 
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 import triton.language as tl
 
-from bench.aot import failures, narrowest_load
-from bench.bare import LAYOUTS, grouped
+from bench.cases.products import LAYOUTS, grouped
+from bench.gpu.aot import failures, narrowest_load
 from gsr_kernels.backends.triton.tables import tile_table
 from python_tests.oracle import error
 
 ROOT = Path(__file__).parents[3]
 
 
-def run(*arguments, module=True):
+def run(*arguments):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", *(["-m"] if module else []), *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "bench.gpu", "aot", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -36,7 +36,7 @@ def run(*arguments, module=True):
     ids=["bf16", "fp16", "fp32", "others", "sample"],
 )
 def test_what_ships_compiles_as_it_must(only, architectures, products):
-    done = run("bench.aot", "--only", only, "--sm", *map(str, architectures))
+    done = run("--only", only, "--sm", *map(str, architectures))
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 fail" in done.stdout
     if only.endswith(" x"):
@@ -45,8 +45,8 @@ def test_what_ships_compiles_as_it_must(only, architectures, products):
         assert all("cp.async" in row for row in rows if "unaligned" not in row)
 
 
-def test_the_report_is_a_script():
-    done = run(str(Path("bench", "aot.py")), "--sm", "90", "--only", "largest", module=False)
+def test_a_few_kernels_are_chosen_by_name():
+    done = run("--sm", "90", "--only", "largest")
     assert done.returncode == 0 and "6 kernels, 0 fail" in done.stdout, done.stdout + done.stderr
 
 

@@ -8,7 +8,7 @@ ONES = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from bench.aot import row_cases
+from bench.gpu.kernels import row_cases
 
 for case in row_cases(90):
     names = case.kernel.arg_names
@@ -28,7 +28,7 @@ for case in row_cases(90):
 DIVISIONS = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from bench.aot import row_cases, step_cases
+from bench.gpu.kernels import row_cases, step_cases
 
 for case in [*step_cases(90), *row_cases(90)]:
     kernel, *rest = case.name.split()

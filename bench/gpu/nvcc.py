@@ -1,6 +1,4 @@
-"""Every kernel of csrc compiled for Hopper by nvcc, without a GPU: registers and spills.
-
-    python -m bench.nvcc [--sm 80 90a 100] [SOURCE …]
+"""``python -m bench.gpu nvcc``: compile every kernel of csrc by nvcc, without a GPU, and report registers and spills.
 
 Exits with 1 where a source does not compile without a warning, or a kernel for sm_90a spills more than 64 bytes. What
 needs CUTLASS (``pip install nvidia-cutlass``, or CUTLASS_DIR) is left out by name without it, as on other GPUs.
@@ -11,16 +9,15 @@ import os
 import re
 import runpy
 import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SPILL = 64
 CUTLASS = "4.2"
 # as it wants to be compiled, kernels that may be set up early waiting by themselves; roots and quotients as Triton's
@@ -101,7 +98,7 @@ def failures(source: str, said: str, architecture: str) -> list[str]:
     """What is wrong with a source's kernels, whose rows are printed."""
     kernels = rows(said, architecture)
     for row in kernels:
-        print(line(row), flush=True)
+        print(line(COLUMNS, row), flush=True)
     spilling = [row for row in kernels if row["spilled"] > SPILL and architecture == "90a"]
     return [f"{row['kernel']} spills {row['spilled']} bytes" for row in spilling] or (
         [] if kernels else [f"{source}: ptxas named no kernel"]
@@ -130,13 +127,14 @@ def readable(mangled: str) -> str:
     return re.sub(r"\(anonymous namespace\)::|gsr::|^void |_GLOBAL__N__\w+::", "", name).split("(")[0]
 
 
-def line(row: dict) -> str:
-    """A row of the table."""
-    return "  ".join(f"{row[column]!s:{width}}" for column, width in COLUMNS.items()).rstrip()
+def line(columns: Mapping[str, int], row: Mapping[str, object]) -> str:
+    """Return a row of a table whose columns have these widths."""
+    return "  ".join(f"{row[column]!s:{width}}" for column, width in columns.items()).rstrip()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.nvcc", description=__doc__)
+def main(argv: Sequence[str]) -> int:
+    """Compile the sources and print a row of each kernel."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu nvcc", description=__doc__)
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help="names of files; all by default")
     parser.add_argument("--sm", nargs="+", default=["90a"], help="architectures; 90a by default")
     arguments = parser.parse_args(argv)
@@ -152,13 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{source.name} for sm_{architecture} is left out: {reason}")
             else:
                 jobs.append((source, architecture))
-    print(line(dict(zip(COLUMNS, COLUMNS))))
+    print(line(COLUMNS, dict(zip(COLUMNS, COLUMNS))))
     with ThreadPoolExecutor(2) as pool:
         for (source, architecture), (said, wrong) in zip(jobs, pool.map(lambda job: compiled(*job), jobs)):
             failed += [wrong] if wrong else failures(source.name, said, architecture)
     print(*failed or [f"{len(jobs)} compiled, nothing failed"], sep="\n")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from bench.cases import FIXED, OF_A_MODEL, SECONDS
+from bench.models import CONFIGURATIONS, model
+from bench.results import Table, conditions
+from bench.run import ABSENT, DTYPES, Run, Setting
+from bench.timing import H200, measured, rows_of
 from gsr_kernels.cli.floors import Rates
-
-from .cases import FIXED, OF_A_MODEL, SECONDS
-from .models import CONFIGURATIONS, model
-from .rates import H200, measured, rows_of
-from .results import Table, conditions
-from .run import ABSENT, DTYPES, Run, Setting
 
 
 def add_arguments(
@@ -134,7 +133,7 @@ def _rows(
     for setting in settings:
         torch.manual_seed(0)
         try:
-            case_of = import_module(f".cases.{case}", __package__)
+            case_of = import_module(f"bench.cases.{case}")
             yield from case_of.rows(Run(setting, rates, device, args.dry_run, args.seconds))
         except ModuleNotFoundError as reason:
             yield {"variant": case, "failed": f"{ABSENT}: {reason}"}

@@ -4,11 +4,11 @@ from importlib import import_module
 
 import pytest
 
+from bench.docs.performance import TARGETS, target_table
 from bench.models import model
-from bench.rates import H200
 from bench.results import COLUMNS
 from bench.run import Run, Setting
-from bench.targets import TARGETS, table
+from bench.timing import H200
 
 
 @pytest.mark.parametrize(("what", "target", "case", "variant", "labels"), TARGETS, ids=[one[0] for one in TARGETS])
@@ -24,9 +24,9 @@ def test_a_case_yields_the_row_of_each_target(what, target, case, variant, label
 
 
 def test_the_table_tells_what_was_measured_on_a_gpu_alone():
-    assert table([]).count("not yet") == len(TARGETS)
+    assert target_table([]).count("not yet") == len(TARGETS)
     row = {**dict.fromkeys(COLUMNS, ""), "case": "memory", "variant": "GSRAdamW", "model": "falcon3-1b", "rank": "full"}
     row |= {"dtype": "fp32 x fp16", "verdict": "beyond the bases: met", "device": "no device"}
-    assert table([row]).count("not yet") == len(TARGETS)
-    told = table([{**row, "driver": "1.0"}])
+    assert target_table([row]).count("not yet") == len(TARGETS)
+    told = target_table([{**row, "driver": "1.0"}])
     assert told.count("not yet") == len(TARGETS) - 1 and "beyond the bases: met" in told and "no device" in told

@@ -1,8 +1,8 @@
-"""Every way of tuning that the study compares: a name, a method of `gsr_kernels.methods` and how it is attached."""
+"""The ways of tuning that the encoder study compares: a name, a method of `gsr_kernels.methods`, how it is attached."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -28,9 +28,6 @@ class Configuration:
         method = getattr(methods, self.method)(**self.arguments)
         return gsr_kernels.attach(model, optimizer, method=method, **self.attach)
 
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 MLP = r"encoder\.layer\.\d+\.(intermediate|output)\.dense"
 ATTENTION = r"encoder\.layer\.\d+\.attention\..*"
@@ -55,5 +52,7 @@ CONFIGURATIONS = {
     "gsr-keep-half": Configuration("GSR keep, ρ 1, rank ½", "GSR", {"rho": 1.0}, {"rank": 0.5}),
     "gsr-keep-quarter": Configuration("GSR keep, ρ 1, rank ¼", "GSR", {"rho": 1.0}, {"rank": 0.25}),
 }
+# perft tunes on each task alone
+COMPARED = [name for name in CONFIGURATIONS if name != "perft"]
 # the first question's methods, run by default; the others by name
 FIRST = ("seqft", "gsr-drop-rho0", "gsr-drop", "gsr-keep", "gsr-full", "psp", "osf")

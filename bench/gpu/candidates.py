@@ -1,4 +1,4 @@
-"""csrc/candidates built for the GPU that shall judge them: ``python -m bench.candidates [--sm 90a]``.
+"""``python -m bench.gpu candidates``: build csrc/candidates for the GPU that shall judge them.
 
 They make a library of their own, which no installation builds: build/candidates/NAME.so, its name made of the sources
 and of what says how they are compiled. One that was built elsewhere, for any torch from 2.10 on, is taken as it lies.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from . import nvcc
+from bench.gpu import nvcc
 
 FOLDER = nvcc.ROOT / "build" / "candidates"
 OPERATORS = nvcc.ROOT / "csrc" / "candidates" / "operators.cpp"
 PRODUCTS = OPERATORS.with_name("products.cu")
 # beside the folder's own, and what says how they are compiled
-OTHERS = [nvcc.ROOT / name for name in ("csrc/tensors.h", "csrc/rotation.cuh", "setup.py", "bench/nvcc.py")]
+OTHERS = [nvcc.ROOT / name for name in ("csrc/tensors.h", "csrc/rotation.cuh", "setup.py", "bench/gpu/nvcc.py")]
 
 
 def sources(products: bool) -> list[Path]:
@@ -50,7 +49,7 @@ def library(architecture: str) -> Path | None:
 def build(architecture: str) -> Path:
     """Builds the library for an architecture as in "90a", unless it is there as full as it can be had.
 
-    Raises RuntimeError with the compiler's words where it does not compile, or as bench.nvcc would fail.
+    Raises RuntimeError with the compiler's words where it does not compile, or as bench.gpu.nvcc would fail.
     """
     products, reason = not nvcc.obstacle(PRODUCTS, architecture), nvcc.setup()["obstacle"]()
     target, found = place(products, architecture), library(architecture)
@@ -66,7 +65,7 @@ def build(architecture: str) -> Path:
         host = pool.submit(subprocess.run, [*command, str(objects[-1])], capture_output=True, text=True, check=False)
         told = list(pool.map(nvcc.compiled, chosen, [architecture] * len(chosen), objects))
     failed = [wrong for _, wrong in told if wrong] + [host.result().stderr] * bool(host.result().returncode)
-    print(nvcc.line(dict(zip(nvcc.COLUMNS, nvcc.COLUMNS))))
+    print(nvcc.line(nvcc.COLUMNS, dict(zip(nvcc.COLUMNS, nvcc.COLUMNS))))
     for source, (said, wrong) in zip(chosen, told):
         failed += [] if wrong else nvcc.failures(source.name, said, architecture)
     if not failed:
@@ -92,17 +91,19 @@ def lacking(architecture: str) -> str:
         return "the candidates lie in a checkout of the project alone: run this from one"
     path = library(architecture)
     if path is None:
-        return "the candidates were not built: python -m bench.candidates"
+        return "the candidates were not built: python -m bench.gpu candidates"
     if architecture == "90a" and path != place(True, architecture):
         return (
             f"{path} has no products: they need CUTLASS {nvcc.CUTLASS} (pip install nvidia-cutlass, or CUTLASS_DIR), "
-            "or build/candidates from where python -m bench.candidates found it"
+            "or build/candidates from where python -m bench.gpu candidates found it"
         )
     return ""
 
 
 def here() -> str:
-    """The current GPU's architecture."""
+    """Return the current GPU's architecture, or Hopper's where there is none."""
+    if not torch.cuda.is_available():
+        return "90a"
     major, minor = torch.cuda.get_device_capability()
     return f"{major}{minor}{'a' if major == 9 else ''}"
 
@@ -125,9 +126,10 @@ def has(operator: str) -> bool:
     return hasattr(torch.ops.gsr_candidates, operator)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.candidates", description=__doc__)
-    parser.add_argument("--sm", default="90a", help="architecture (default: %(default)s)")
+def main(argv: Sequence[str]) -> int:
+    """Build the library."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu candidates", description=__doc__)
+    parser.add_argument("--sm", default=here(), help="architecture (default: this GPU's, or 90a)")
     arguments = parser.parse_args(argv)
     try:
         path = build(arguments.sm)
@@ -138,7 +140,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"without the products: {nvcc.obstacle(PRODUCTS, arguments.sm)}")
     print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

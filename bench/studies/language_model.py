@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.studies import language_text
+from bench.studies.language_text import MANUALS, Text
 from gsr_kernels.continual import library
 from gsr_kernels.continual.tasks import Pool
-
-from . import text
-from .text import MANUALS, Text
 
 # rows of a task; one in so many is for choosing rates alone
 ROWS, TUNING_SHARE = 4000, 4
@@ -52,7 +51,7 @@ def prepare(work: Path, size: Size, manuals: Path = MANUALS) -> None:
     """
     if (work / CONDITIONS).exists():
         raise FileExistsError(f"--work {work} is prepared already: give another folder")
-    found = text.gather(size.quota, size.held_out, manuals)
+    found = language_text.gather(size.quota, size.held_out, manuals)
     work.mkdir(parents=True, exist_ok=True)
     held_out = [page for pages in found.held_out.values() for page in pages]
     (work / "held-out.txt").write_text("\n\n".join(held_out), encoding="utf-8")

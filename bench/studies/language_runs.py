@@ -10,14 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bench.studies import queue
+from bench.studies.language_model import CONDITIONS
 from gsr_kernels.__main__ import main as gsr_kernels
 from gsr_kernels.continual.methods import TITLES
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 
-from .. import runner
-from .prepare import CONDITIONS
-
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).parent / "language" / "results"
 # scored by
 METRICS = {"docs": "edit", "code": "edit", "names": "edit", "arithmetic": "edit", "dates": "edit"}
 ORDERS = {"forth": tuple(METRICS), "back": tuple(reversed(METRICS))}
@@ -55,28 +54,28 @@ def comparison(records: list[dict], methods: Iterable[str] = METHODS) -> Iterato
     """
     methods = list(methods)
     for method in methods:
-        for lr in runner.rates(records, method, RATES[method], GRID):
-            yield Run(method, "tune", "forth", lr, runner.TUNING_SEED)
+        for lr in queue.rates(records, method, RATES[method], GRID):
+            yield Run(method, "tune", "forth", lr, queue.TUNING_SEED)
     chosen = {method: rate(records, method) for method in methods}
     if None in chosen.values():
         return
-    for seed in runner.SEEDS:
+    for seed in queue.SEEDS:
         for method, lr in chosen.items():
             yield Run(method, "study", ("forth", "back")[seed % 2], lr, seed)
     others = {lr for method, lr in chosen.items() if method not in ADAPTERS} - {chosen.get("seqft")}
     for lr in sorted(others):
-        for seed in runner.SEEDS:
+        for seed in queue.SEEDS:
             yield Run("seqft", "study", ("forth", "back")[seed % 2], lr, seed)
 
 
 def rate(records: list[dict], method: str) -> float | None:
     """The rate with the best AP on the rows for tuning, the lower of equal ones; None until all were tried."""
-    return runner.choose(records, method, RATES[method], GRID)
+    return queue.choose(records, method, RATES[method], GRID)
 
 
 def gate(records: list[dict]) -> Iterator[Run]:
     """Each task alone, once: can it be learned at all?"""
-    yield Run("perft", "tune", "forth", GATE_LR, runner.TUNING_SEED)
+    yield Run("perft", "tune", "forth", GATE_LR, queue.TUNING_SEED)
 
 
 def work(folder: Path, plan, results: Path = RESULTS) -> None:
@@ -85,7 +84,7 @@ def work(folder: Path, plan, results: Path = RESULTS) -> None:
     Raises FileNotFoundError for a folder that is not prepared, ValueError for results of another one.
     """
     if not (folder / CONDITIONS).is_file():
-        raise FileNotFoundError(f"--work {folder} is not prepared: python -m bench.studies.language prepare")
+        raise FileNotFoundError(f"--work {folder} is not prepared: python -m bench.studies language prepare")
     conditions = (folder / CONDITIONS).read_text(encoding="utf-8")
     there = results / CONDITIONS
     if there.exists() and there.read_text(encoding="utf-8") != conditions:
@@ -93,10 +92,10 @@ def work(folder: Path, plan, results: Path = RESULTS) -> None:
     results.mkdir(parents=True, exist_ok=True)
     there.write_text(conditions, encoding="utf-8")
     with tqdm(unit="run") as bar:
-        while missing := [run for run in plan(runner.read(results)) if not (results / f"{run.name}.json").exists()]:
+        while missing := [run for run in plan(queue.read(results)) if not (results / f"{run.name}.json").exists()]:
             bar.total = bar.n + len(missing)
             bar.set_description(missing[0].name)
-            runner.write(results / f"{missing[0].name}.json", execute(missing[0], folder))
+            queue.write(results / f"{missing[0].name}.json", execute(missing[0], folder))
             shutil.rmtree(out_of(missing[0], folder))
             bar.update()
 

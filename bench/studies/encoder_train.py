@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import encoder, sampler
-from .configurations import CONFIGURATIONS
+from bench.studies import encoder_model, encoder_rows
+from bench.studies.encoder_methods import CONFIGURATIONS
 
 ORDERS = {
     "forth": ("dbpedia-a", "amazon", "agnews", "dbpedia-b"),
@@ -65,7 +65,7 @@ class Prepared:
 @cache
 def prepare(data: Path, names: tuple[str, ...]) -> dict[str, Prepared]:
     """The named tasks, tokenized, under one union of labels."""
-    tasks = sampler.load(data, names)
+    tasks = encoder_rows.load(data, names)
     union = [(name, label) for name, task in tasks.items() for label in task.labels]
     index = {pair: i for i, pair in enumerate(union)}
     ready = {}
@@ -74,7 +74,7 @@ def prepare(data: Path, names: tuple[str, ...]) -> dict[str, Prepared]:
         for split in ("train", "validation", "test"):
             rows = getattr(task, split)
             targets = torch.tensor([index[name, row.label] for row in rows])
-            splits[split] = Split(encoder.tokenize([row.sentence for row in rows]), targets)
+            splits[split] = Split(encoder_model.tokenize([row.sentence for row in rows]), targets)
         ready[name] = Prepared(splits, torch.tensor([owner == name for owner, _ in union]))
     return ready
 
@@ -86,7 +86,7 @@ def execute(run: Run, data: Path) -> dict:
     names = ORDERS.get(run.order, (run.order,))
     tasks = prepare(data, tuple(sorted(names)))
     torch.manual_seed(run.seed)
-    model = encoder.Classifier(labels=len(tasks[names[0]].allowed))
+    model = encoder_model.Classifier(labels=len(tasks[names[0]].allowed))
     matrix: list[list[float | None]] = []
     validation = []
     for i, name in enumerate(names):
@@ -103,11 +103,11 @@ def execute(run: Run, data: Path) -> dict:
         "validation": validation,
         "plasticity": sum(matrix[i][i] for i in range(len(names))) / len(names),
         "config": {
-            **CONFIGURATIONS[run.method].record(),
-            "encoder": encoder.PACKAGE,
+            **asdict(CONFIGURATIONS[run.method]),
+            "encoder": encoder_model.PACKAGE,
             "steps": [steps(name) for name in names],
             "batch": BATCH,
-            "max_tokens": encoder.MAX_TOKENS,
+            "max_tokens": encoder_model.MAX_TOKENS,
             "head_lr": HEAD_LR,
             "warm_up": WARM_UP,
         },
@@ -137,7 +137,7 @@ def learn(model: nn.Module, task: Prepared, run: Run, steps: int, seed: int) -> 
     model.train()
     for step in range(steps):
         batch = [drawn[(step * BATCH + j) % len(drawn)] for j in range(BATCH)]
-        logits = model(*encoder.pad([rows.texts[j] for j in batch]), task.allowed)
+        logits = model(*encoder_model.pad([rows.texts[j] for j in batch]), task.allowed)
         nn.functional.cross_entropy(logits, rows.targets[batch]).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -155,7 +155,7 @@ def accuracy(model: nn.Module, task: Prepared, split: str, batch: int = 64) -> f
     right = 0
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        guess = model(*encoder.pad([rows.texts[j] for j in chosen]), task.allowed).argmax(1)
+        guess = model(*encoder_model.pad([rows.texts[j] for j in chosen]), task.allowed).argmax(1)
         right += int((guess == rows.targets[chosen]).sum())
     return right / len(order)
 

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, log2
 
+from bench.models import model
 from gsr_kernels.distributed.step import BUCKET
-
-from .models import model
 
 GPUS = (8, 64, 1024)
 
@@ -192,7 +191,3 @@ def table() -> str:
             lines.append(f"| {title} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines).strip()
-
-
-if __name__ == "__main__":
-    print(table())

@@ -1,4 +1,4 @@
-"""``python -m bench.docs.svd_docs``: draws and writes anew what docs/performance.md shows of decompositions."""
+"""The tables and the figure of decompositions in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from ..decompositions import DRIVEN
-from ..results import read
+from bench.decompositions import DRIVEN
+from bench.docs.pages import DOCS, IMAGES, fill
+from bench.results import read
 
-PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
-FIGURE = PAGE.parent / "images" / "svd_drivers.png"
+PAGE = DOCS / "performance.md"
+FIGURE = IMAGES / "svd_drivers.png"
 
 Rows = Sequence[dict[str, str]]
 
@@ -155,22 +156,21 @@ def draw(rows: Rows, path: Path) -> None:
         axes.set_yscale("log", base=10)
         axes.set(xlabel="n", ylabel="ms, n × n", title=device)
         axes.legend()
-    path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-TABLES = {"exact": accuracy, "drivers": drivers, "arrangements": arrangements, "randomized": randomized}
+def blocks(rows: Rows) -> dict[str, str]:
+    """Return the tables by their marks."""
+    tables = {"exact": accuracy, "drivers": drivers, "arrangements": arrangements, "randomized": randomized}
+    return {f"svd {name}": table(rows) for name, table in tables.items()}
 
 
-def filled(text: str, rows: Rows) -> str:
-    """The text with each table between its marks as the results say; ValueError where a mark is not there once."""
-    for name, table in TABLES.items():
-        marked = re.compile(rf"(<!-- svd:{name} -->\n).*?(<!-- /svd:{name} -->)", re.DOTALL)
-        text, count = marked.subn(lambda match, table=table: f"{match[1]}\n{table(rows)}\n\n{match[2]}", text)
-        if count != 1:
-            raise ValueError(f"{PAGE.name} must hold the marks svd:{name} once, found {count}")
-    return text
+def write() -> None:
+    """Write the tables into the page and draw the figure."""
+    rows = read()
+    draw(rows, FIGURE)
+    fill(PAGE, blocks(rows))
 
 
 def _by_device(rows: Rows) -> list[tuple[str, Rows]]:
@@ -196,9 +196,3 @@ def _where(rows: Rows) -> str:
         threads = ", one thread" if row["threads"] == "1" else ""
         said.append(f"{row['device']}{threads}, torch {row['torch']}, {row['date']}, commit {row['commit']}")
     return f"({'; '.join(dict.fromkeys(said))})"
-
-
-if __name__ == "__main__":
-    everything = read()
-    draw(everything, FIGURE)
-    PAGE.write_text(filled(PAGE.read_text(), everything))

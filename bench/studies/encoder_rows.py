@@ -61,6 +61,11 @@ class Task:
     test: tuple[Row, ...]
 
 
+def write(data: Path) -> None:
+    """Write the manifest anew from `data`."""
+    MANIFEST.write_text(json.dumps(sample(data), indent=1) + "\n")
+
+
 def sample(data: Path, sources: dict[str, Source] = SOURCES) -> dict:
     """Draw the manifest of `data`: training and validation rows in the order of their hashes, and every test row.
 

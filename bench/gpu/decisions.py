@@ -1,15 +1,15 @@
-"""``python -m bench.decisions``: from the rows of the case ``shapes`` on this GPU, who computes which stage."""
+"""``python -m bench.gpu decisions``: decide from this GPU's rows of the case ``shapes`` who computes each stage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from bench.results import Table, conditions, read
+from bench.run import DTYPES
 from gsr_kernels.backends.dispatch import KEY, MEASURED, architecture
-
-from .results import Table, conditions, read
-from .run import DTYPES
 
 COLUMNS = (*KEY, "backend", "torch_ms", "triton_ms", "device", "date", "commit")
 # by so much torch must be faster to take a stage from Triton: less is noise
@@ -43,16 +43,16 @@ def _of(row: dict[str, str], stage: str) -> tuple[object, ...]:
     return basis, basis, "", d1, d2, k
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
+    """Write the decisions of this GPU."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu decisions", description=__doc__)
+    parser.parse_args(argv)
     if not torch.cuda.is_available():
-        raise SystemExit("bench.decisions needs the GPU whose rows it decides on")
+        parser.error("this machine has no CUDA GPU, whose rows would decide")
     here = conditions()["device"]
     rows = [row for row in read() if row["device"] == here]
     decisions = list(decide(rows, architecture(torch.device("cuda"))))
     Table(MEASURED, COLUMNS, KEY).add(decisions)
     stay = sum(row["backend"] == "torch" for row in decisions)
     print(f"{stay} of {len(decisions)} stages stay with torch: {MEASURED}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

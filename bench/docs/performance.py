@@ -1,0 +1,127 @@
+"""The tables of docs/performance.md: floors, targets and what the rows say of them, steps on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from bench.docs.figures import PICTURES
+from bench.docs.pages import IMAGES
+from bench.models import Model, model
+from bench.optimizers import muon_work
+from bench.results import read
+from bench.timing import H200
+from bench.transforms import literal_work
+from gsr_kernels.cli.floors import STATES, Work, adamw, transform
+
+FULL, FULL_HALF = ({"rank": "full", "dtype": dtype} for dtype in ("fp32 x fp16", "bf16 x fp16"))
+LOW, LOW_HALF = ({"rank": "256", "dtype": dtype} for dtype in ("fp32 x fp16", "bf16 x fp16"))
+AT_16K = {"tokens": "16384"}
+# on the matrices of Falcon3-1B: what, how much, and of which row
+TARGETS = [
+    ("transform, from G to G', bf16 gradients", "≤ 1.15 × the longer of cuBLAS's bare products and the bytes' time",
+     "transform", "GSR", FULL_HALF),
+    ("literal form in its best order, fp32", "≥ 10 × the transform", "transform", "literal fp32", FULL_HALF),
+    ("the same in TF32", "≥ 2.5 × the transform", "transform", "literal tf32", FULL_HALF),
+    ("the same with bf16 operands", "≥ 1.5 × the transform", "transform", "literal bf16", FULL_HALF),
+    ("both products in torch", "≥ 1.1 × the transform", "transform", "two products, torch", FULL_HALF),
+    ("GSRAdamW, fp32 states", "≤ 0.85 × GSR and then AdamW; ≤ 1.35 × its floor", "optimizer_step", "GSRAdamW", FULL),
+    ("GSRAdamW, rank 256, fp32 states", "≤ 1.2 × AdamW", "optimizer_step", "GSRAdamW", LOW),
+    ("GSRAdamW, rank 256, 16-bit states", "≤ 1.4 × AdamW", "optimizer_step", "GSRAdamW", LOW_HALF),
+    ("Muon, same weights", "≥ 5 × GSRAdamW", "optimizer_step", "Muon", FULL),
+    ("training step, 16k tokens", "≤ 1.04 × that with AdamW", "training_step", "GSRAdamW", FULL_HALF | AT_16K),
+    ("training step, 16k tokens, rank 256", "≤ 1.01 × that with AdamW", "training_step", "GSRAdamW", LOW_HALF | AT_16K),
+    ("memory beyond the bases", "≤ 256 + 64 MiB", "memory", "GSRAdamW", FULL),
+    ("host time of a step", "≤ 1 ms, or replayed as a graph", "launch", "GSRAdamW, launched", FULL),
+]  # fmt: skip
+# the kernels for one weight, of d1, d2 and its full rank
+Form = Callable[[int, int, int], list[Work]]
+
+
+def target_table(rows: Iterable[dict[str, str]]) -> str:
+    """Return every target with the verdict of its row, if a GPU has one; the last where several have."""
+    on_gpu = [row for row in rows if row["driver"] and row["model"] == "falcon3-1b"]
+    lines = ["| Falcon3-1B, full rank where no rank is given | target | measured |", "|---|---|---|"]
+    for what, target, case, variant, of in TARGETS:
+        labels = {"case": case, "variant": variant, **of}
+        found = [row for row in on_gpu if all(row[name] == value for name, value in labels.items())]
+        said = (found[-1]["verdict"] or found[-1]["failed"]) if found else "not yet"
+        lines.append(f"| {what} | {target} | {said} |")
+    devices = dict.fromkeys(f"{row['device']}, torch {row['torch']}, {row['date']}" for row in on_gpu)
+    return "\n".join([*lines, *(["", "; ".join(devices)] if devices else [])])
+
+
+def floor_table() -> str:
+    """Return the milliseconds of one optimizer step below which an H200 cannot go, form by form, and TFLOP of each."""
+    models = {"Falcon3-1B": model("falcon3-1b"), "Llama-3-8B": model("llama3-8b")}
+    heads = [f"{name}, {len(one.matrices)} matrices, {_entries(one) / 1e9:.2f} B" for name, one in models.items()]
+    lines = [f"| one optimizer step, ms (TFLOP) | {' | '.join(heads)} |", "|---|--:|--:|"]
+    for title, form in FORMS.items():
+        cells = []
+        for one in models.values():
+            work = [kernel for d1, d2 in one.matrices for kernel in form(d1, d2, min(d1, d2))]
+            cells.append(f"{H200.floor(work):.1f} ({sum(kernel.flop for kernel in work) / 1e12:.2f})")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _fused(out_of_span: str, gradient: int, states: str, rank: int | None = None) -> Form:
+    return lambda d1, d2, k: transform(d1, d2, min(k, rank or k), out_of_span, 2, gradient, end=STATES[states])
+
+
+def _literal(number: int, unit: str) -> Form:
+    return lambda d1, d2, k: literal_work(d1, d2, k, "drop", number, unit) + adamw(d1 * d2, 4, "fp32")
+
+
+def _apart(gradient: int, states: str) -> Form:
+    return lambda d1, d2, k: transform(d1, d2, k, "drop", 2, gradient) + adamw(d1 * d2, gradient, states)
+
+
+def _adamw(gradient: int, states: str) -> Form:
+    return lambda d1, d2, _: adamw(d1 * d2, gradient, states)
+
+
+def _entries(one: Model) -> int:
+    return sum(d1 * d2 for d1, d2 in one.matrices)
+
+
+FORMS: dict[str, Form] = {
+    "literal form in its best order, fp32, then AdamW": _literal(4, "fp32"),
+    "the same in TF32": _literal(4, "tf32"),
+    "the same with bf16 operands": _literal(2, "16-bit"),
+    "two products, then AdamW, fp32 gradient and states": _apart(4, "fp32"),
+    "two products, then AdamW, 16-bit gradient and states": _apart(2, "16-bit"),
+    "GSRAdamW, drop, fp32 gradient and states": _fused("drop", 4, "fp32"),
+    "GSRAdamW, keep, fp32 gradient and states": _fused("keep", 4, "fp32"),
+    "GSRAdamW, drop, 16-bit gradient, fp32 master": _fused("drop", 2, "fp32 master, 16-bit copy"),
+    "GSRAdamW, drop, 16-bit gradient and states": _fused("drop", 2, "16-bit"),
+    "GSRAdamW, rank 256, fp32 gradient and states": _fused("keep", 4, "fp32", 256),
+    "GSRAdamW, rank 256, 16-bit gradient and states": _fused("keep", 2, "16-bit", 256),
+    "AdamW alone, fp32 gradient and states": _adamw(4, "fp32"),
+    "AdamW alone, 16-bit gradient and states": _adamw(2, "16-bit"),
+    "products of Muon's five Newton–Schulz iterations": lambda d1, d2, _: muon_work(d1, d2),
+}
+
+
+def pictures() -> str:
+    """Return the pictures that were drawn from a GPU's rows."""
+    there = [name for name in PICTURES if (IMAGES / f"{name}.svg").exists()]
+    drawn = there if any(row["driver"] for row in read()) else []
+    return "\n\n".join(f"![{name}](images/{name}.svg)" for name in drawn) or "No GPU's rows, and no picture, yet."
+
+
+def steps_on_cpu() -> str:
+    """Return one optimizer step of each, side by side on a CPU."""
+    rows = [row for row in read() if row["case"] == "optimizer_step" and not row["driver"] and row["p50_ms"]]
+    if not rows:
+        return "Not measured yet: `python -m bench --case optimizer_step` on a quiet machine."
+    lines = ["| optimizer step | rank | threads | ms, median [p20, p80] | × AdamW |", "|---|---|--:|--:|--:|"]
+    for row in rows:
+        spread = f"{float(row['p50_ms']):.1f} [{float(row['p20_ms']):.1f}, {float(row['p80_ms']):.1f}]"
+        lines.append(f"| {row['variant']} | {row['rank']} | {row['threads']} | {spread} | {float(row['ratio']):.1f} |")
+    where = rows[-1]
+    return "\n".join([*lines, "", f"{where['model']}, {where['shape']}, {where['dtype']}; {machine(where)}"])
+
+
+def machine(row: dict[str, str]) -> str:
+    """Return where a row was measured."""
+    return f"{row['device']}; torch {row['torch']}; {row['date']}, commit {row['commit']}."

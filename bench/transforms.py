@@ -1,0 +1,122 @@
+"""The forms of the transform that are compared, and random bases and gradients for them.
+
+Any orthonormal factors will do as a basis: no decomposition is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from bench.run import DTYPES, RHO, Setting
+from gsr_kernels import GSR, SpectralBasis
+from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient as by_torch
+from gsr_kernels.cli.floors import Work
+from gsr_kernels.methods.base import Heads
+from gsr_kernels.reference import rescale, skew
+
+
+def draw(setting: Setting, shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[list, list]:
+    """A basis and a gradient for each shape."""
+    gradients = [torch.randn(shape, device=device).to(DTYPES[setting.gradient]) for shape in shapes]
+    return draw_bases(setting, shapes, device), gradients
+
+
+def draw_bases(setting: Setting, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[SpectralBasis]:
+    """A basis for each shape, all different."""
+    bases, dtype = [], DTYPES[setting.precision]
+    for d1, d2 in shapes:
+        k = setting.directions(d1, d2)
+        S = torch.rand(k, device=device).add(0.1).sort(descending=True).values
+        U, V = (orthonormal(d, k, device).to(dtype) for d in (d1, d2))
+        bases.append(SpectralBasis(U, S, V.mT.contiguous()))
+    return bases
+
+
+def orthonormal(d: int, k: int, device: torch.device) -> Tensor:
+    """``[d, k]`` float32, another one at each call."""
+    # rows of either sign in another order: as orthonormal, and another matrix
+    signs = torch.randint(0, 2, (d, 1), device=device) * 2 - 1
+    return _decomposed(d, k, device)[torch.randperm(d, device=device)] * signs
+
+
+@lru_cache(maxsize=16)
+def _decomposed(d: int, k: int, device: torch.device) -> Tensor:
+    return torch.linalg.qr(torch.randn(d, k, device=device)).Q
+
+
+@dataclass(frozen=True)
+class Drawn(GSR):
+    """GSR on bases that are drawn as a setting says: no decomposition is waited for."""
+
+    setting: Setting | None = field(default=None, repr=False)
+
+    def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
+        """See Method.decompose."""
+        assert self.setting is not None
+        return draw_bases(self.setting, [(W.shape[0], W.shape[1])], W.device)[0]
+
+
+def truth(G: Tensor, basis: SpectralBasis, rho: float, out_of_span: str) -> Tensor:
+    """G' in float64 on the operands as stored, in two products."""
+    out = torch.empty_like(G, dtype=torch.float64)
+    by_torch(G.double(), basis.U.double(), basis.S.double(), basis.Vh.double(), rho, out_of_span, out)
+    return out
+
+
+def error(result: Tensor, truth: Tensor) -> float:
+    """Relative, in the Frobenius norm."""
+    return (torch.linalg.vector_norm(result.double() - truth) / torch.linalg.vector_norm(truth)).item()
+
+
+def literal(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str) -> Tensor:
+    """The paper's chain of four products, multiplied in its best order: G' in the dtype of U, whose products these are;
+    H, K and what is between them in S's, float32."""
+    tall = G.shape[0] >= G.shape[1]
+    G = G.to(U.dtype)
+    N = ((U.mT @ G) @ Vh.mT if tall else U.mT @ (G @ Vh.mT)).to(S.dtype)
+    H, K = skew(N, S)
+    g = rescale(N.diagonal(), S, rho)
+    middle = H * S + torch.diag(g) + S.unsqueeze(-1) * K.mT
+    if out_of_span == "keep":
+        middle = middle - N
+    middle = middle.to(U.dtype)
+    inside = U @ (middle @ Vh) if tall else (U @ middle) @ Vh
+    return G + inside if out_of_span == "keep" else inside
+
+
+def literal_work(d1: int, d2: int, k: int, out_of_span: str, number: int, unit: str) -> list[Work]:
+    """Its kernels, each number of so many bytes; from N to the middle matrix it takes six passes over k x k."""
+    short, long = sorted((d1, d2))
+    entries, side, factor, core = d1 * d2, number * k * short, number * k * long, number * k * k
+    return [
+        Work(2 * entries * k, number * entries + factor + side, unit),
+        Work(2 * short * k * k, 2 * side + core, unit),
+        Work(6 * k * k, 6 * core, "fp32"),
+        Work(2 * short * k * k, 2 * side + core, unit),
+        Work(2 * entries * k, factor + side + number * entries * (2 if out_of_span == "keep" else 1), unit),
+    ]
+
+
+def two_products(
+    gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], outs: Sequence[Tensor], out_of_span: str
+) -> None:
+    """What torch does best, one weight after another: every product in the basis's dtype."""
+    for G, basis, out in zip(gradients, bases, outs):
+        taken = G.to(basis.U.dtype)
+        by_torch(taken, basis.U, basis.S, basis.Vh, RHO, out_of_span, out if taken is G else taken)
+        if taken is not G:
+            out.copy_(taken)
+
+
+def planned(gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], out_of_span: str) -> Callable[[], None]:
+    """The kernels' step as a CUDA graph, in place: values drift from run to run, the work is the same."""
+    from gsr_kernels.backends.triton.plan import Plan
+
+    plan = Plan(bases, [G.dtype for G in gradients], RHO, [out_of_span] * len(bases))
+    replay = plan.capture(gradients)
+    return lambda: replay(gradients)
