@@ -35,9 +35,7 @@ def rows(run: Run) -> Iterator[dict]:
             yield {"variant": CANDIDATE, "failed": f"{ABSENT}: {reason}"}
             return
     elif not run.dry:
-        raise RuntimeError(
-            "rescale_gpu needs a CUDA device and the candidates: `python -m bench.gpu build_candidates comparison`"
-        )
+        raise RuntimeError("rescale_gpu needs a CUDA device: `python -m bench.gpu build_candidates comparison` on one")
     shapes = run.setting.model.matrices
     labels = {"model": run.setting.model.name, "shape": f"{len(shapes)} matrices", "dtype": "float32", "rho": RHO}
     # partial sums and S in, g and δ out

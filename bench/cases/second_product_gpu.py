@@ -48,7 +48,7 @@ def rows(run: Run) -> Iterator[dict]:
             return
     elif not run.dry:
         raise RuntimeError(
-            "second_product_gpu needs a CUDA device and the candidates: `python -m bench.gpu build_candidates comparison`"
+            "second_product_gpu needs a CUDA device: `python -m bench.gpu build_candidates comparison` on one"
         )
     taken: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
     for shape, count in SHAPES.items():

@@ -37,9 +37,7 @@ SOLVED = ("randomized_svd, jacobi", "randomized_svd, without")
 
 def rows(run: Run) -> Iterator[dict]:
     if not (run.dry or run.on_gpu):
-        raise RuntimeError(
-            "small_svd_gpu needs a CUDA device and the extension: `python -m bench.gpu build small_svd_gpu`"
-        )
+        raise RuntimeError("small_svd_gpu needs a CUDA device: `python -m bench.gpu build small_svd_gpu` on one")
     if run.on_gpu and (reason := cuda.refusal(torch.device("cuda", torch.cuda.current_device()))):
         raise RuntimeError(f"{reason}: `python -m bench.gpu build` builds it")
     jacobi, without = SOLVED
