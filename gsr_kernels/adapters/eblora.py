@@ -117,6 +117,11 @@ class _BoundEBLoRA(BoundMethod):
             raise TypeError(
                 f"optimizer: EBLoRA steps by RiemannianAdamW(find_factors(model)), got {type(optimizer).__name__}"
             )
+        held = {id(parameter) for parameter in self._model.parameters()}
+        if strange := [one.name for one in optimizer.factors if id(one.A) not in held]:
+            raise ValueError(
+                f"optimizer steps factors of {strange[0]} that are not the model's: build it from this model"
+            )
         optimizer.protect(self._method.protected)
 
     def start_task(self, optimizer: Optimizer, batches: Iterable[Any], loss: Loss) -> None:

@@ -279,6 +279,8 @@ def test_bad_input_is_named_and_changes_nothing():
         begin(EBLoRA(protected=wide), model, draw(2), loss)
     with pytest.raises(TypeError, match=r"EBLoRA steps by RiemannianAdamW\(find_factors\(model\)\), got SGD"):
         attach(model, torch.optim.SGD(model.parameters()), eblora)
+    with pytest.raises(ValueError, match=r"steps factors of base_model.model.0 that are not the model's"):
+        attach(make_model(), RiemannianAdamW(find_factors(model)), eblora)
     with pytest.raises(ValueError, match="no LoRA adapter"):
         begin(eblora, nn.Linear(2, 2), draw(1), loss)
     with pytest.raises(ValueError, match="lr and weight_decay"):
