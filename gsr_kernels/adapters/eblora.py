@@ -19,6 +19,7 @@ from tqdm import tqdm
 from gsr_kernels.adapters.factors import Factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
 from gsr_kernels.io.atomic import replacing
+from gsr_kernels.io.bases_file import aligned
 from gsr_kernels.linalg import svd
 from gsr_kernels.linalg.polar import away, polar_factor
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
@@ -92,7 +93,7 @@ class EBLoRA(ModelMethod):
         try:
             with safe_open(path, framework="pt") as file:
                 eblora = cls(float((file.metadata() or {})["energy"]))
-            eblora.load_state_dict(load_file(path))
+            eblora.load_state_dict({key: aligned(F) for key, F in load_file(path).items()})
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"protected inputs: {os.fspath(path)} is truncated or damaged ({error})") from error
         return eblora

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gsr_kernels.adapters.factors import Factors, by_shape
+from gsr_kernels.backends.torch.products import full_precision
 from gsr_kernels.linalg.polar import away, polar_factor, retract, tangent
-from gsr_kernels.linalg.precision import full_precision
 
 
 class RiemannianAdamW(Optimizer):

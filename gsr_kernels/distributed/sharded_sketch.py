@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gsr_kernels.backends.torch.products import full_precision, product, times_power_of_two
 from gsr_kernels.backends.torch.sketch import omega_rows
 from gsr_kernels.basis import SpectralBasis, storage_dtype
 from gsr_kernels.distributed.agreement import run_on_all_ranks
@@ -21,8 +22,6 @@ from gsr_kernels.distributed.schemes import factor_shapes
 from gsr_kernels.distributed.shard import as_shard
 from gsr_kernels.linalg import svd
 from gsr_kernels.linalg.cholesky_qr import QR, cholesky_qr, householder, normalized
-from gsr_kernels.linalg.precision import full_precision
-from gsr_kernels.linalg.products import product
 from gsr_kernels.linalg.randomized_svd import defaults
 from gsr_kernels.linalg.scaling import unscaled
 from gsr_kernels.weight import Weight, origin
@@ -82,7 +81,7 @@ def _finite_and_scaled(W: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     if not shared.isfinite().all():
         raise ValueError("weight holds NaN or Inf: it has no singular basis; restore it from a checkpoint")
     exponent = shared.to(W.device).frexp().exponent
-    return torch.ldexp(W, -exponent), exponent.squeeze(-1)
+    return times_power_of_two(W, -exponent), exponent.squeeze(-1)
 
 
 def _sketched(W: Tensor, layout: Layout, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ from gsr_kernels.distributed.layout import Layout, local, shape_of, slices
 from gsr_kernels.distributed.schemes import factor_shapes
 from gsr_kernels.distributed.shard import as_shard, metadata
 from gsr_kernels.io.atomic import locked
-from gsr_kernels.io.bases_file import FACTORS, FORMAT, FORMAT_VERSION, before, check_folder, file_entries
+from gsr_kernels.io.bases_file import FACTORS, FORMAT, FORMAT_VERSION, aligned, before, check_folder, file_entries
 from gsr_kernels.weight import Weight
 
 ENTRIES = "entries"
@@ -170,7 +170,7 @@ def _read_file(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[
                 shapes = {factor: torch.Size(one.get_shape()) for factor, one in stored.items()}
                 if _fits(weight, shapes, entries[weight.name]["head_dim"]):
                     own = {factor: slices(layout.block()) for factor, layout in weight.scheme.factors(shapes).items()}
-                    found[weight.name] = _basis(weight, {f: stored[f][own[f]] for f in FACTORS}, entries)
+                    found[weight.name] = _basis(weight, {f: aligned(stored[f][own[f]]) for f in FACTORS}, entries)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"bases: {os.fspath(path)} is truncated or damaged ({error}); write it anew") from error
     return found

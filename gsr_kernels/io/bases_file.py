@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.io.atomic import replacing
@@ -77,15 +78,24 @@ def load_bases(
     with _damage_named(path), safe_open(path, framework="pt", device=str(device)) as file:
         return {
             name: SpectralBasis(
-                U=file.get_tensor(f"{name}.U"),
-                S=file.get_tensor(f"{name}.S"),
-                Vh=file.get_tensor(f"{name}.Vh"),
+                U=aligned(file.get_tensor(f"{name}.U")),
+                S=aligned(file.get_tensor(f"{name}.S")),
+                Vh=aligned(file.get_tensor(f"{name}.Vh")),
                 fingerprint=entries[name]["fingerprint"],
                 head_dim=entries[name]["head_dim"],
                 randomized=entries[name].get("randomized", False),
             )
             for name in wanted
         }
+
+
+def aligned(read: Tensor) -> Tensor:
+    """Return a tensor read from a file in memory of its own.
+
+    A mapped file gives it at multiples of its element size, where MKL's small products round differently than on
+    torch's own allocations: a resumed run would not repeat the first one's bits.
+    """
+    return read.contiguous() if read.device.type != "cpu" else read.clone(memory_format=torch.contiguous_format)
 
 
 def file_entries(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, dict]:

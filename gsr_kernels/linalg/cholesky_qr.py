@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gsr_kernels.linalg.products import product
+from gsr_kernels.backends.torch.products import product
 
 # of the diagonal of a Cholesky factor: below, one pass leaves columns that are far from orthonormal
 SPREAD = 1e-2
@@ -20,19 +20,22 @@ class QR(NamedTuple):
 
 
 def gram(Y: Tensor) -> Tensor:
-    """``YᵀY [.., n, n]`` of ``Y [.., m, n]``."""
+    """Return ``YᵀY [.., n, n]`` of ``Y [.., m, n]``."""
     return product(Y.mT, Y)
 
 
 def householder(W: Tensor) -> QR:
-    """QR by reflections: Q is orthonormal whatever the rank of W."""
-    return QR(*torch.linalg.qr(W))
+    """Return QR by reflections: Q is orthonormal whatever the rank of W, and NaN where W holds NaN or Inf."""
+    Q, R = torch.linalg.qr(W)
+    # LAPACK's reflections pass over a column with Inf that is zero below the diagonal
+    finite = W.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    return QR(Q.where(finite, torch.nan), R.where(finite, torch.nan))
 
 
 def cholesky_qr(
     W: Tensor, gram: Callable[[Tensor], Tensor] = gram, householder: Callable[[Tensor], QR] = householder
 ) -> QR:
-    """Shifted CholeskyQR of ``W [.., m, n]``, m >= n.
+    """Return the shifted CholeskyQR of ``W [.., m, n]``, m >= n.
 
     The first pass adds a small multiple of the identity to the Gram matrix, which lets large condition numbers
     through; one or two more bring Q to orthonormality (Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa: Shifted
@@ -40,7 +43,7 @@ def cholesky_qr(
     three passes are not enough, at the latest for a W without full rank, Householder reflections take over, which
     complete Q. Q is orthonormal either way; a W with NaN or Inf gives NaN.
 
-    ``gram`` and ``householder`` are those of a W whose rows are spread over ranks, each with its own.
+    ``gram`` and ``householder`` are those of a W whose rows are sharded over ranks, each with its own.
     """
     identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
     Q, R = W, identity
@@ -60,15 +63,15 @@ def cholesky_qr(
 
 
 def orthonormal(Y: Tensor) -> Tensor:
-    """An orthonormal basis of the columns of ``Y [.., m, n]``, m >= n, by what is fast where Y lies."""
+    """Return an orthonormal basis of the columns of ``Y [.., m, n]``, m >= n, by what is fast on its device."""
     # on a CPU Householder reflections are not slower than two passes
-    return torch.linalg.qr(Y).Q if Y.device.type == "cpu" else cholesky_qr(Y).Q
+    return householder(Y).Q if Y.device.type == "cpu" else cholesky_qr(Y).Q
 
 
 def normalized(
     Y: Tensor, gram: Callable[[Tensor], Tensor] = gram, orthonormal: Callable[[Tensor], Tensor] = orthonormal
 ) -> Tensor:
-    """Columns with the span of ``Y [.., m, n]``, m >= n, that are near enough to orthonormal to be multiplied on."""
+    """Return columns with the span of ``Y [.., m, n]``, m >= n, near enough to orthonormal to be multiplied on."""
     factor, info = torch.linalg.cholesky_ex(gram(Y), upper=True)
     diagonal = factor.diagonal(dim1=-2, dim2=-1)
     if ((info == 0) & (diagonal.amin(-1) > SPREAD * diagonal.amax(-1))).all():

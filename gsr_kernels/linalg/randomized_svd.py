@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.backends.dispatch import backend_for
+from gsr_kernels.backends.torch.products import full_precision, product
 from gsr_kernels.backends.torch.sketch import SPARSITY, sketch
 from gsr_kernels.linalg.cholesky_qr import normalized, orthonormal
-from gsr_kernels.linalg.precision import full_precision
-from gsr_kernels.linalg.products import product
 from gsr_kernels.linalg.scaling import finite_and_scaled, unscaled
 from gsr_kernels.linalg.svd import svd
 
@@ -51,12 +50,13 @@ def randomized_svd(
     Args:
         W: any real float dtype; leading dimensions are batches.
         rank: 1 <= rank <= min(m, n).
-        oversampling: columns p that the sketch has beyond rank; see ``defaults``.
+        oversampling: columns p that the sketch has beyond rank; see ``defaults``. A sparse sketch takes 16 - rank by
+            default where that is more.
         power_iterations: q; see ``defaults``.
         seed: of Ω, 0 <= seed < 2^63.
         tolerance: doubles p and raises q until the estimated error is at most ``(1 + tolerance)`` times the best that
             any matrix of this rank can do; at worst W is decomposed exactly.
-        sketch: "gaussian" or "sparse" Ω; a sparse one, that does not take in W whole, has 16 columns or more.
+        sketch: "gaussian" or "sparse" Ω; a sparse one has 16 columns or more, unless it takes in W whole.
 
     Returns:
         ``(U, S, Vh, error)``. ``error`` is found by a power method on the remainder: it does not exceed the true
@@ -73,6 +73,8 @@ def randomized_svd(
     # numpy's integers serve as well
     rank = int(rank)
     p, q = defaults(rank, most)
+    if sketch == "sparse":
+        p = max(p, SPARSITY - rank)
     p, q = p if oversampling is None else oversampling, q if power_iterations is None else power_iterations
     for name, value in (("oversampling", p), ("power_iterations", q), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < 1 << 63:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.backends.cuda.small_svd import small_svd
+from gsr_kernels.backends.torch.products import full_precision
 from gsr_kernels.linalg.cholesky_qr import cholesky_qr
 from gsr_kernels.linalg.drivers import chain
 from gsr_kernels.linalg.polar import polar_factor
-from gsr_kernels.linalg.precision import full_precision
 from gsr_kernels.linalg.scaling import finite_and_scaled, unscaled
 
 # ``eigh`` errs by roundings of the largest eigenvalue: directions below this share of it are decomposed once more,
@@ -26,6 +26,9 @@ LACKING = 40
 
 # random vectors that a check multiplies by
 PROBES = 16
+
+# rows that a check sums at a time: of 10^5 the error of one float32 sum exceeds the tolerance
+ROWS = 1 << 12
 
 
 class SVD(NamedTuple):
@@ -196,9 +199,14 @@ def _sound(W: Tensor, result: SVD) -> Tensor:
     PSQQx, Px = (P @ torch.cat([S.unsqueeze(-1) * QQx, x], -1)).split(PROBES, -1)
     tolerance = _tolerance(W)
     defect = tolerance * (PROBES * S.shape[-1]) ** 0.5
-    orthonormal = (_norm(QQx - x) < defect) & (_norm(P.mT @ Px - x) < defect)
+    orthonormal = (_norm(QQx - x) < defect) & (_norm(_summed(P, Px) - x) < defect)
     descending = (S.diff() <= 0).all(-1) & (S[..., -1] >= 0)
     return (_norm(WQx - PSQQx) <= tolerance * _norm(WQx)) & orthonormal & descending
+
+
+def _summed(A: Tensor, B: Tensor) -> Tensor:
+    """Return ``AᵀB`` of long A and B, as a sum of sums."""
+    return torch.stack([a.mT @ b for a, b in zip(A.split(ROWS, -2), B.split(ROWS, -2))]).sum(0)
 
 
 def _norm(A: Tensor) -> Tensor:

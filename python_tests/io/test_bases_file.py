@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gsr_kernels import SpectralBasis, load_bases, save_bases
+from gsr_kernels import SpectralBasis, load_bases, rescale_gradient, save_bases
 from gsr_kernels.io.bases_file import FORMAT_VERSION, writing_bases
 
 
@@ -128,3 +128,19 @@ def test_who_may_read_it_is_the_users_choice(tmp_path, mask, mode):
     finally:
         os.umask(before)
     assert (tmp_path / "bases.safetensors").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("shape", [(6, 12), (10, 33), (5, 768), (4, 64), (2, 6, 12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_read_multiplies_to_the_same_bits(tmp_path, shape, dtype):
+    W, G = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+    # their elements move the others in the file by every multiple of an element
+    odd = {f"before.{i}": SpectralBasis.of(torch.randn(1, i, dtype=dtype)) for i in (1, 2, 3)}
+    for count in range(4):
+        bases = dict(list(odd.items())[:count]) | {"weight": SpectralBasis.of(W)}
+        save_bases(tmp_path / "bases", bases)
+        stored = load_bases(tmp_path / "bases")["weight"]
+        # torch's own allocations begin at multiples of 64 bytes
+        assert all(factor.data_ptr() % 64 == 0 for factor in (stored.U, stored.S, stored.Vh))
+        mine, theirs = (rescale_gradient(G, basis, rho=0.5) for basis in (bases["weight"], stored))
+        assert torch.equal(mine, theirs)

@@ -27,6 +27,15 @@ def test_batches_with_a_matrix_without_rank():
     torch.testing.assert_close(Q @ R, W)
 
 
+def test_an_infinite_entry_leaves_nothing_finite():
+    for value in (torch.inf, -torch.inf, torch.nan):
+        W = torch.stack([torch.eye(5), torch.eye(5)])
+        W[1, 2, 2] = value
+        Q, R = cholesky_qr(W)
+        assert torch.equal(Q[0].abs(), torch.eye(5)) and torch.equal(R[0].abs(), torch.eye(5))
+        assert Q[1].isnan().all() and R[1].isnan().all() and orthonormal(W[1]).isnan().all()
+
+
 def test_a_basis_of_the_same_columns():
     Y = torch.randn(50, 7)
     Q = orthonormal(Y)

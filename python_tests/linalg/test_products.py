@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gsr_kernels.linalg import products
-from gsr_kernels.linalg.precision import full_precision
+from gsr_kernels.backends.torch import products
+from gsr_kernels.backends.torch.products import full_precision
 
 
 @pytest.mark.parametrize("linear", [products.LINEAR, None], ids=["oneDNN", "plain"])

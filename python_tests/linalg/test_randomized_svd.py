@@ -112,10 +112,19 @@ def test_bad_settings_are_refused_by_name(settings, named):
 def test_a_sparse_sketch_has_no_empty_rows():
     W = torch.randn(40, 30)
     with pytest.raises(ValueError, match="raise oversampling to 13, or take 'gaussian'"):
-        randomized_svd(W, 3, sketch="sparse")
+        randomized_svd(W, 3, 3, sketch="sparse")
     assert randomized_svd(W, 3, 13, sketch="sparse").error < 1.1 * torch.linalg.svdvals(W)[3]
     # all of a small W is taken in without a sketch
     assert randomized_svd(W[:6], 3, sketch="sparse").S.shape == (3,)
+
+
+def test_a_sparse_sketch_of_any_rank_takes_its_defaults():
+    for shape in ((40, 30), (17, 64), (16, 16)):
+        W = torch.randn(shape)
+        sigma = torch.linalg.svdvals(W.double())
+        for rank in range(1, 9):
+            U, S, Vh, _ = randomized_svd(W, rank, sketch="sparse")
+            assert remainder(W, U, S, Vh) <= 1.05 * sigma[rank]
 
 
 def test_integers_of_numpy():

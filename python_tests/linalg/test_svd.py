@@ -107,6 +107,24 @@ def test_batches_are_the_matrices_one_by_one():
         torch.testing.assert_close(U * S.unsqueeze(-2) @ Vh, W, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(4 * 10**5, 1), (2**20, 1), (2**20, 3)])
+def test_long_thin_matrices(shape):
+    # what a check that sums 10^6 rows in one go took for a fault
+    W = torch.rand(shape)
+    for driver in ("gesdd", "float64"):
+        U, S, Vh = svd(W, driver)
+        assert defect(U) <= 1e-5 and reconstruction(W, U, S, Vh) <= 5e-6
+        torch.testing.assert_close(S.double(), torch.linalg.svdvals(W.double()), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 4 * 10**5), (3, 2**20)])
+def test_long_flat_matrices_that_lapack_errs_on(shape):
+    W = torch.rand(shape)
+    with pytest.warns(UserWarning, match="float64 takes over"):
+        U, S, Vh = svd(W)
+    assert defect(Vh.mT) <= 1e-6 and reconstruction(W, U, S, Vh) <= 1e-6
+
+
 def test_dtypes():
     W = torch.randn(40, 30, dtype=torch.float64)
     for driver in DRIVERS:
@@ -220,7 +238,7 @@ def infinite(U, S, Vh):
     S[..., -1] = torch.inf
 
 
-@pytest.mark.parametrize("shape", [(48, 48), (96, 32), (32, 96)], ids=str)
+@pytest.mark.parametrize("shape", [(48, 48), (96, 32), (32, 96), (20000, 8)], ids=str)
 @pytest.mark.parametrize(
     "fault",
     [

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from gsr_kernels.backends.torch.products import power_of_two
 from gsr_kernels.reference import FLOOR
 
 
@@ -21,8 +22,7 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
 
     # 2^±126 is the last power of two whose inverse is a normal float32 as well
     exponent = g.abs().amax(-1, keepdim=True).frexp().exponent.clamp(-126, 126)
-    one = torch.ones_like(sigma_max)
-    scaled = g * torch.ldexp(one, -exponent)
+    scaled = g * power_of_two(-exponent, g.dtype)
 
     squares = scaled.square()
     rescaled = scaled
@@ -32,4 +32,4 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
         energy = torch.where(group, squares, 0).sum(-1, keepdim=True)
         share = energy / torch.where(total > 0, total, 1)
         rescaled = torch.where(group, ((1 - rho) * squares + rho * share * weight).sqrt().copysign(scaled), rescaled)
-    return rescaled * torch.ldexp(one, exponent)
+    return rescaled * power_of_two(exponent, g.dtype)

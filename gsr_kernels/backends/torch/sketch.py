@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gsr_kernels.linalg.products import product
+from gsr_kernels.backends.torch.products import product
 
 # Philox 4x32 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
