@@ -47,6 +47,11 @@ class MethodCallback(Callback):
         if self.handle is not None and trainer.global_step % _interval(trainer) == 0:
             pl_module.log_dict(self.handle.scalars())
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give a model that outlives the fit back as it was."""
+        if isinstance(self.handle, ModelHandle):
+            self.handle.remove()
+
 
 def _interval(trainer: Trainer) -> int:
     return trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
 from gsr_kernels.optim.guards import is_rehearsal
-from gsr_kernels.optim.supported import innermost
+from gsr_kernels.optim.supported import act_on_gradients, innermost
 
 
 class ModelHandle:
@@ -21,8 +21,7 @@ class ModelHandle:
     Each acts once a step, however many micro-batches there were, after unscaling and clipping, until ``remove()``. The
     steps with which a checkpoint fills a new optimizer do not count.
 
-    Raises TypeError and ValueError where a method does not support the model or the optimizer, and TypeError in a step
-    with a closure.
+    Raises TypeError and ValueError where a method does not support the model or the optimizer.
     """
 
     def __init__(self, model: object, optimizer: Optimizer, methods: Sequence[ModelMethod]) -> None:
@@ -98,15 +97,17 @@ def model_methods(method: object) -> list[ModelMethod]:
 
 
 def _before_steps(bound: BoundMethod, optimizer: Optimizer) -> RemovableHandle:
-    """Call ``act``, outside of autograd, before every step in which a parameter has a gradient."""
+    """Have ``act`` called, outside of autograd, before every step in which a parameter has a gradient."""
 
-    def before_step(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        # a wrapper passes a closure of None on
-        if any(argument is not None for argument in args[1:]) or kwargs.get("closure") is not None:
-            raise TypeError(f"{bound.name} supports no closure: call backward(), then optimizer.step()")
+    def act() -> None:
         gradients = [parameter.grad for parameter in bound.parameters if parameter.grad is not None]
         if gradients and not is_rehearsal(optimizer, gradients):
             with torch.no_grad(), torch.autocast(gradients[0].device.type, enabled=False):
                 bound.act(optimizer)
+
+    # under torch.compile a method runs as it is: traced, it would act while tracing as well
+    @torch._disable_dynamo
+    def before_step(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        return act_on_gradients(act, args, kwargs)
 
     return optimizer.register_step_pre_hook(before_step)

@@ -163,11 +163,17 @@ def test_bad_input_is_named():
         AdapterGSR(0.5).bind(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="optimizer lacks 6 of the adapter's 6 factors"):
         attach(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))]), AdapterGSR(0.5))
-    factors = find_factors(model, "third")
-    optimizer = torch.optim.SGD([factor for one in factors for factor in (one.A, one.B)])
-    attach(model, optimizer, AdapterGSR(0.5))
-    with pytest.raises(TypeError, match="AdapterGSR supports no closure"):
-        optimizer.step(lambda: torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("spectrum", get_args(Spectrum))
+def test_a_closure_makes_the_gradients_that_it_corrects(spectrum):
+    model, x = with_adapters("third"), draw()
+    expected, factors = truth(model, x, 0.6, spectrum), find_factors(model, "third")
+    optimizer = torch.optim.SGD([factor for one in factors for factor in (one.A, one.B)], lr=0.0)
+    attach(model, optimizer, AdapterGSR(0.6, spectrum))
+    optimizer.step(lambda: loss(model, x).backward())
+    for one, right in zip(factors, expected):
+        assert error(one.B.grad, right[0]) < 1e-10 and error(one.A.grad, right[1]) < 1e-10
 
 
 def test_dropout_of_the_adapter_does_not_scale_the_correction():

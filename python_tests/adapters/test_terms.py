@@ -123,6 +123,25 @@ def test_removed_or_without_gradients_it_adds_nothing():
     assert all(torch.equal(old, parameter) for old, parameter in zip(before, trained(model)))
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_closure_makes_the_gradients_that_it_adds_to(named):
+    model, x = with_adapters(*TASKS), torch.randn(4, 6, dtype=torch.float64)
+    truth = torch.autograd.grad(model(x).square().mean() + ps_lora(model, alpha="auto") + o_lora(model), trained(model))
+    before = [parameter.detach().clone() for parameter in trained(model)]
+    optimizer = torch.optim.SGD(trained(model), lr=1.0)
+    attach(model, optimizer, [PSLoRA(0.3), OLoRA()])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    assert (optimizer.step(closure=closure) if named else optimizer.step(closure)).ndim == 0
+    for old, parameter, gradient in zip(before, trained(model), truth):
+        assert error(old - parameter.detach(), gradient) < 1e-10
+
+
 def test_shares_of_signs_over_all_modules():
     model = with_adapters(*TASKS)
     scalars = PSLoRA(0.3).bind(model).scalars()
@@ -170,10 +189,6 @@ def test_bad_input_is_named():
         attach(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))]), PSLoRA(0.1))
     with pytest.raises(ValueError, match="PSLoRA supports descent: negate the loss"):
         attach(model, torch.optim.SGD(trained(model), maximize=True), PSLoRA(0.1))
-    optimizer = torch.optim.SGD(trained(model))
-    attach(model, optimizer, PSLoRA(0.1))
-    with pytest.raises(TypeError, match="PSLoRA supports no closure"):
-        optimizer.step(lambda: torch.tensor(0.0))
 
 
 def test_adapters_that_do_not_fit_together():

@@ -2,7 +2,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from gsr_kernels import attach
+from gsr_kernels import EWC, attach
 from gsr_kernels.integrations.lightning import MethodCallback
 from python_tests.optim.toy import assert_same_weights, loss_of, make_model, take_steps
 
@@ -21,8 +21,8 @@ class Module(pl.LightningModule):
         return [torch.optim.AdamW(self.model.parameters(), 1e-2) for _ in range(self.optimizers_made)]
 
 
-def fit(module, folder, **settings):
-    callback = MethodCallback(**settings)
+def fit(module, folder, *method, **settings):
+    callback = MethodCallback(*method, **settings)
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -51,3 +51,20 @@ def test_every_step_is_transformed_the_first_as_well(tmp_path):
 def test_several_optimizers_are_attached_by_hand(tmp_path):
     with pytest.raises(ValueError, match="configure_optimizers returned 2"):
         fit(Module(optimizers=2), tmp_path, rho=0.7)
+
+
+def test_a_method_on_the_whole_model_is_taken_off_when_the_fit_ends(tmp_path):
+    held, plain, ewc = Module(), Module(), EWC(1e9)
+    handle = fit(held, tmp_path, ewc)
+    fit(plain, tmp_path, EWC(0.0))
+    # before the first task is finished nothing is pulled
+    assert_same_weights(held.model, plain.model)
+    handle.finish_task([0, 1], lambda module, step: loss_of(module.model, step))
+    anchors = [parameter.detach().clone() for parameter in held.model.parameters()]
+    assert not fit(held, tmp_path, ewc)._optimizer._optimizer_step_pre_hooks
+    fit(plain, tmp_path, EWC(0.0))
+    moved = [
+        sum(torch.dist(parameter, anchor).item() for parameter, anchor in zip(module.model.parameters(), anchors))
+        for module in (held, plain)
+    ]
+    assert moved[0] != moved[1]

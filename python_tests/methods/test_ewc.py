@@ -109,6 +109,3 @@ def test_refuses_bad_input_and_keeps_what_it_had():
     with pytest.raises(ValueError, match=r"the gradient of 0.weight holds NaN"):
         handle.finish_task([(torch.full((1, 5), torch.nan, dtype=torch.float64), torch.tensor([0]))], loss)
     assert not ewc.fisher and not ewc.anchors
-    loss(model, rows(1, 0)[0]).backward()
-    with pytest.raises(TypeError, match="closure"):
-        optimizer.step(lambda: torch.tensor(0.0))
