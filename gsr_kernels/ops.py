@@ -1,4 +1,4 @@
-"""The operators: what they take, what they refuse, and which backend computes them."""
+"""The operators: their arguments, their schemas for torch, and the backend that computes each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from gsr_kernels.backends.dispatch import backend_for
 from gsr_kernels.backends.table import function
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.checks import check_fit, check_out_of_span, check_rho
+from gsr_kernels.checks import Backend, OutOfSpan, check_fit, check_out_of_span, check_rho
 from gsr_kernels.reference import FLOOR
 
 __all__ = [
@@ -35,8 +35,8 @@ def rescale_gradient(
     G: Tensor,
     basis: SpectralBasis,
     rho: float,
-    out_of_span: str | None = None,
-    backend: str = "auto",
+    out_of_span: OutOfSpan | None = None,
+    backend: Backend = "auto",
     out: Tensor | None = None,
 ) -> Tensor: ...
 @overload
@@ -44,13 +44,20 @@ def rescale_gradient(
     G: Sequence[Tensor],
     basis: Sequence[SpectralBasis],
     rho: float,
-    out_of_span: str | None = None,
-    backend: str = "auto",
+    out_of_span: OutOfSpan | None = None,
+    backend: Backend = "auto",
     out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]: ...
 @torch.no_grad()
-def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):  # type: ignore[no-untyped-def]
-    """Gradient Spectrum Rescaling: ``G' = U Uᵀ G V Vᵀ + U diag(g' − g) Vh`` (paper, equations 2, 3, 7, 8).
+def rescale_gradient(
+    G: Tensor | Sequence[Tensor],
+    basis: SpectralBasis | Sequence[SpectralBasis],
+    rho: float,
+    out_of_span: OutOfSpan | None = None,
+    backend: Backend = "auto",
+    out: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor | list[Tensor]:
+    """Apply Gradient Spectrum Rescaling: ``G' = U Uᵀ G V Vᵀ + U diag(g' − g) Vh`` (paper, equations 2, 3, 7, 8).
 
     Args:
         G: gradient of the shape of the basis's weight, ``[.., d1, d2]``, any real float dtype; or a list of them.
@@ -58,8 +65,8 @@ def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):
         rho: 0 leaves the singular components as they are, 1 shares them out anew inside each sign group.
         out_of_span: "drop" (the paper) loses what the basis does not span, "keep" leaves it as it is. By default
             "drop" for a full-rank basis and "keep" for a truncated one.
-        backend: "auto" (Triton on a GPU, torch elsewhere), "torch" or "triton".
-        out: where to write G', of G's shape and dtype; ``out=G`` works in place.
+        backend: "auto" (see ``backend_for``), "torch" or "triton".
+        out: receives G', of G's shape and dtype; ``out=G`` works in place.
 
     Returns:
         G', or the list of them, outside of autograd. A matrix with a NaN or Inf in it comes back as it came.
@@ -70,11 +77,12 @@ def rescale_gradient(G, basis, rho, out_of_span=None, backend="auto", out=None):
             its memory with itself or with G. Nothing was written.
     """
     single = isinstance(G, Tensor)
-    for name, operand, one in (("basis", basis, SpectralBasis), ("out", out, Tensor)):
-        if operand is not None and isinstance(operand, one) != single:
-            raise TypeError(f"{name} must be a list where G is a list and {one.__name__} where G is a Tensor")
-    gradients, bases = ([G], [basis]) if single else (list(G), list(basis))
-    outs = [None] * len(gradients) if out is None else [out] if single else list(out)
+    for name, operand, kind in (("basis", basis, SpectralBasis), ("out", out, Tensor)):
+        if operand is not None and isinstance(operand, kind) != single:
+            raise TypeError(f"{name} must be a list where G is a list and {kind.__name__} where G is a Tensor")
+    gradients = [G] if isinstance(G, Tensor) else list(G)
+    bases = [basis] if isinstance(basis, SpectralBasis) else list(basis)
+    outs = [None] * len(gradients) if out is None else [out] if isinstance(out, Tensor) else list(out)
     if not len(gradients) == len(bases) == len(outs):
         raise ValueError(f"lists differ in length: {len(gradients)} G, {len(bases)} basis, {len(outs)} out")
     check_rho(rho)
@@ -132,7 +140,7 @@ def _check(G: Tensor, basis: SpectralBasis, out: Tensor | None) -> None:
 
 
 def _overlaps(out: Tensor, G: Tensor) -> bool:
-    """Whether two entries of out lie in one place, or out lies across G without being G."""
+    """Return whether two elements of out share an address, or out overlaps G without being G."""
     if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape)):
         return True
     same = out.data_ptr() == G.data_ptr() and out.stride() == G.stride()
@@ -156,8 +164,8 @@ def _(
     return None
 
 
-def project(G: Tensor, U: Tensor, Vh: Tensor, backend: str = "auto") -> Tensor:
-    """Equation (2), ``N = Uᵀ G V`` ``[.., k, k]``: see ``reference.project``.
+def project(G: Tensor, U: Tensor, Vh: Tensor, backend: Backend = "auto") -> Tensor:
+    """Compute equation (2), ``N = Uᵀ G V`` ``[.., k, k]``: see ``reference.project``.
 
     G ``[.., d1, d2]``, U ``[.., d1, k]``, Vh ``[.., k, d2]`` of any strides, products in float32 or better.
 
@@ -168,17 +176,17 @@ def project(G: Tensor, U: Tensor, Vh: Tensor, backend: str = "auto") -> Tensor:
     return _project(G, U, Vh, backend)
 
 
-def skew(N: Tensor, S: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """Equation (3), the generators ``(H, K)`` of the turns of U and V, each ``[.., k, k]``: see ``reference.skew``.
+def skew(N: Tensor, S: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+    """Compute equation (3), the generators ``(H, K)`` of the turns of U and V, each ``[.., k, k]``.
 
-    Their row norms say how fast a step turns each singular vector. Raises as ``project``.
+    See ``reference.skew``. Their row norms say how fast a step turns each singular vector. Raises as ``project``.
     """
     check_fit(N=(N, (*S.shape, S.shape[-1])), S=(S, S.shape))
     return _skew(N, S, backend)
 
 
-def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR, backend: str = "auto") -> Tensor:
-    """Equation (7), ``g' [.., k]`` of g and S: see ``reference.rescale``. Any magnitude of g.
+def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR, backend: Backend = "auto") -> Tensor:
+    """Compute equation (7), ``g' [.., k]`` of g and S: see ``reference.rescale``. Any magnitude of g.
 
     Raises as ``project``, and ValueError for a rho outside [0, 1].
     """
@@ -187,10 +195,12 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR, backend: str
     return _rescale(g, S, rho, floor, backend)
 
 
-def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: str = "auto") -> Tensor:
-    """Equation (8), ``G' = U [H diag(S) + diag(g) + diag(S) Kᵀ] Vh`` ``[.., d1, d2]``: see ``reference.recompose``.
+def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: Backend = "auto") -> Tensor:
+    """Compute equation (8), ``G' = U [H diag(S) + diag(g) + diag(S) Kᵀ] Vh`` ``[.., d1, d2]``.
 
-    ``rescale_gradient`` gets there from δ = g' − g, in two products. Raises as ``project``.
+    ``rescale_gradient`` gets there from δ = g' − g, in two products. See ``reference.recompose``.
+
+    Raises as ``project``.
     """
     *batch, k = S.shape
     square, d1, d2 = (*batch, k, k), U.shape[-2], Vh.shape[-1]
@@ -200,12 +210,12 @@ def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor,
     return _recompose(H, g, K, U, S, Vh, backend)
 
 
-def small_svd(A: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``A = U diag(S) Vh`` for many small matrices ``A [.., k, k]``, float32, of any strides.
+def small_svd(A: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Decompose ``A = U diag(S) Vh`` for many small matrices ``A [.., k, k]``, float32, of any strides.
 
-    "cuda" is one-sided Jacobi (Hestenes, J. SIAM 6, 1958), all matrices in one launch, k at most 256 and less where
-    shared memory is: small singular values keep the relative accuracy that A allows (Demmel and Veselić, SIAM J. Matrix
-    Anal. Appl. 13, 1992). "auto" takes it where it can be had and torch.linalg anywhere else.
+    "cuda" is one-sided Jacobi (Hestenes, J. SIAM 6, 1958), all matrices in one launch. k is at most 256, and less where
+    shared memory is. Small singular values keep the relative accuracy that A allows (Demmel and Veselić, SIAM J. Matrix
+    Anal. Appl. 13, 1992). "auto" takes it where it is available and torch.linalg anywhere else.
 
     Returns:
         ``U [.., k, k]``, ``S [.., k]`` descending, ``Vh [.., k, k]``, U and Vh orthonormal even where S is zero; for a

@@ -16,7 +16,6 @@ from gsr_kernels.backends.triton import (
     product,
     recompose,
     rescale,
-    sign_counts,
     sketch,
     skew,
     stability,
@@ -140,7 +139,7 @@ def adapter_cases(architecture: int) -> Iterator[Case]:
             yield Case(stability.stability_rows, label, architecture, pointers, constants, compiler, product=tall)
         if not lying:
             pointers = factors | {"p_counts": "*i32"}
-            yield Case(sign_counts.count_rows, f"sign_counts {dtype}", architecture, pointers, shape, compiler,
+            yield Case(stability.count_rows, f"sign_counts {dtype}", architecture, pointers, shape, compiler,
                        product=True)  # fmt: skip
             pointers = dict.fromkeys(("p_w", "p_left", "p_right"), f"*{dtype}") | {"share": "fp32"}
             for how, largest in (("magnitude", True), ("sum", False)):

@@ -104,16 +104,14 @@ def stages(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 def extension() -> None:
     """Run one block and clusters, ragged and whole, a zero matrix and NaN: two sweeps at most are all there is."""
-    from gsr_kernels.backends.cuda import small_svd
-
     # which loads the operators
     if reason := cuda.refusal(torch.device("cuda", torch.cuda.current_device())):
         raise RuntimeError(f"{reason}: the part build comes first")
-    small_svd.SWEEPS = 2
+    cuda.SWEEPS = 2
     for k in (1, 5, 33, 64, 130, 161, 256):
         A = torch.randn(4, k, k, device="cuda")
         A[1], A[2, 0, 0] = 0, torch.nan
-        *_, sweeps = small_svd.small_svd(A)
+        *_, sweeps = cuda.small_svd(A)
         assert sweeps[2] == -1
     if not candidates.obstacle():
         candidates_problems()

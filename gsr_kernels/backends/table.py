@@ -24,15 +24,11 @@ def _functions(backend: str) -> dict[str, Function]:
 
 def _torch() -> tuple[Function, ...]:
     from gsr_kernels.backends.torch.merge import merge
-    from gsr_kernels.backends.torch.project import project
-    from gsr_kernels.backends.torch.recompose import recompose
     from gsr_kernels.backends.torch.rescale import rescale
     from gsr_kernels.backends.torch.rescale_gradient import rescale_gradients
-    from gsr_kernels.backends.torch.sign_counts import sign_counts
     from gsr_kernels.backends.torch.sketch import sketch
-    from gsr_kernels.backends.torch.skew import skew
-    from gsr_kernels.backends.torch.small_svd import small_svd
-    from gsr_kernels.backends.torch.stability import stability
+    from gsr_kernels.backends.torch.stability import sign_counts, stability
+    from gsr_kernels.backends.torch.stages import project, recompose, skew, small_svd
 
     stages = project, skew, rescale, recompose
     return rescale_gradients, *stages, sketch, small_svd, stability, sign_counts, merge
@@ -40,20 +36,19 @@ def _torch() -> tuple[Function, ...]:
 
 def _triton() -> tuple[Function, ...]:
     from gsr_kernels.backends.triton.merge import merge
-    from gsr_kernels.backends.triton.project import project
+    from gsr_kernels.backends.triton.product import project
     from gsr_kernels.backends.triton.recompose import recompose
     from gsr_kernels.backends.triton.rescale import rescale
     from gsr_kernels.backends.triton.rescale_gradient import rescale_gradients
-    from gsr_kernels.backends.triton.sign_counts import sign_counts
     from gsr_kernels.backends.triton.sketch import sketch
     from gsr_kernels.backends.triton.skew import skew
-    from gsr_kernels.backends.triton.stability import stability
+    from gsr_kernels.backends.triton.stability import sign_counts, stability
 
     stages = project, skew, rescale, recompose
     return rescale_gradients, *stages, sketch, stability, sign_counts, merge
 
 
 def _cuda() -> tuple[Function, ...]:
-    from gsr_kernels.backends.cuda.small_svd import small_svd
+    from gsr_kernels.backends.cuda import small_svd
 
     return (small_svd,)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.cuda.small_svd import small_svd
+from gsr_kernels.backends.cuda import small_svd
 from gsr_kernels.backends.torch.products import full_precision
 from gsr_kernels.linalg.cholesky_qr import cholesky_qr
 from gsr_kernels.linalg.drivers import chain

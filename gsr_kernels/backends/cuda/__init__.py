@@ -1,4 +1,4 @@
-"""Operators in CUDA C++ (csrc). The extension may be absent, broken or built for other GPUs: then others serve."""
+"""Operators in CUDA C++ (csrc). It may be absent, broken or built for other GPUs: then torch computes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 OPERATORS = Path(__file__).with_name("operators.so")
 # the largest k that small_svd takes on any GPU
 SMALL = 256
+# nine to thirteen are usual, and no matrix of condition 1e5 was seen to take more than 23
+SWEEPS = 40
 
 
 @cache
 def obstacle() -> str:
-    """Why there are no operators here, empty where they are loaded. No GPU is touched."""
+    """Return why there are no operators here, empty where they are loaded. No GPU is touched."""
     if not OPERATORS.is_file():
         return "the CUDA extension was not built (docs/csrc.md)"
     try:
@@ -29,7 +32,7 @@ def obstacle() -> str:
 
 
 def architectures() -> str:
-    """What the extension was compiled for, as in ``80 90a 100+PTX``; empty where that cannot be said."""
+    """Return what the extension was compiled for, as in ``80 90a 100+PTX``; empty where that cannot be said."""
     try:
         return str(import_module("gsr_kernels.backends.cuda.build").architectures)
     except ImportError:
@@ -37,9 +40,10 @@ def architectures() -> str:
 
 
 def runs_on(built: str, capability: tuple[int, int]) -> bool:
-    """Whether code for one of the architectures ``built`` runs on a GPU of this compute capability.
+    """Return whether code for one of the architectures ``built`` runs on a GPU of this compute capability.
 
-    Machine code serves its generation from its own number on, with an a that number alone; PTX all later GPUs.
+    Machine code runs on its generation from its own number on, with an a on that number alone. PTX runs on all later
+    GPUs.
     """
     for name in built.split():
         number = name.removesuffix("+PTX")
@@ -56,7 +60,7 @@ def runs_on(built: str, capability: tuple[int, int]) -> bool:
 
 @cache
 def refusal(device: torch.device) -> str:
-    """Why the extension cannot serve this GPU, empty where it can."""
+    """Return why the extension does not support this GPU, empty where it does."""
     if reason := obstacle():
         return reason
     if not torch.cuda.is_available():
@@ -72,15 +76,25 @@ def refusal(device: torch.device) -> str:
 
 
 def limit(device: torch.device) -> int:
-    """What the loaded extension says of this GPU; RuntimeError with CUDA's own words where that cannot be asked."""
+    """Ask the loaded extension for this GPU's largest k; RuntimeError with CUDA's own words where it cannot say."""
     index = torch.cuda.current_device() if device.index is None else device.index
     return int(torch.ops.gsr_kernels_cuda.small_svd_limit(index))
 
 
 @cache
 def small_svd_limit(device: torch.device) -> int:
-    """The largest k of ``small_svd`` on this GPU: 0 where the extension cannot serve it, which is said once."""
+    """Return the largest k of ``small_svd`` on this GPU: 0 without support by the extension, which is said once."""
     if reason := refusal(device):
         warnings.warn(f"gsr_kernels: {reason}; torch.linalg decomposes small matrices instead", stacklevel=3)
         return 0
     return limit(device)
+
+
+def small_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ``(U, S, Vh, sweeps)`` of all matrices ``A [.., k, k]`` in one launch: see ``ops.small_svd``."""
+    *batch, k, _ = A.shape
+    A = A.reshape(-1, k, k).contiguous()
+    U, S, Vh = torch.empty_like(A), A.new_empty(len(A), k), torch.empty_like(A)
+    sweeps = A.new_empty(len(A), dtype=torch.int32)
+    torch.ops.gsr_kernels_cuda.small_svd(A, U, S, Vh, sweeps, SWEEPS)
+    return U.view(*batch, k, k), S.view(*batch, k), Vh.view(*batch, k, k), sweeps.view(batch)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.backends.torch.stability import strip
-from gsr_kernels.backends.torch.wide import widened
+from gsr_kernels.backends.torch.stages import widened
 
 
 def merge(W: Tensor, B: Tensor, A: Tensor, how: str, density: float) -> None:

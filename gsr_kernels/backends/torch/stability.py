@@ -1,11 +1,11 @@
-"""PS-LoRA's loss in plain torch, a strip of rows at a time: what is stored is a strip, never a matrix."""
+"""PS-LoRA's loss and counts of signs in plain torch. A strip of rows is stored at a time, never a matrix."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.torch.wide import widened
+from gsr_kernels.backends.torch.stages import widened
 
 # entries of a strip, at the least and at the most: its four buffers stay in the cache, and where threads share their
 # cores with others every strip more costs a meeting of theirs
@@ -57,3 +57,17 @@ def stability(
                 grad_B[module, rows] = torch.mm(slope, a.mT).mul_(factor)
                 grad_A[module].addmm_(b.mT, slope, alpha=factor)
     return loss.to(B.dtype), grad_B, grad_A
+
+
+def sign_counts(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor) -> tuple[Tensor, Tensor]:
+    """Count the entries of D with the sign of P's, and those with the opposite one: two of ``[n]``, in float64."""
+    _, (B, A, old_B, old_A) = widened(B, A, old_B, old_A)
+    counts = torch.zeros(2, len(B), dtype=torch.float64, device=B.device)
+    height = strip(B.shape[1], A.shape[-1])
+    for module in range(len(B)):
+        for start in range(0, B.shape[1], height):
+            rows = slice(start, start + height)
+            signs = (B[module, rows] @ A[module]).sign_().mul_((old_B[module, rows] @ old_A[module]).sign_())
+            counts[0, module] += (signs > 0).sum()
+            counts[1, module] += (signs < 0).sum()
+    return counts[0], counts[1]

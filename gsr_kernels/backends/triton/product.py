@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""C = A B for batches of any strides, in float32 sums: what the stage operators are made of."""
+"""C = A B for batches of any strides, in float32 sums, and equation (2), which is two of them."""
 
 import torch
 import triton
@@ -69,3 +69,13 @@ def product(A: Tensor, B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
                 DTYPE=TYPES[operand], BM=BM, BN=BN, BK=BK, **options(num_warps=4, num_stages=2),
             )  # fmt: skip
     return c.view(*batch, rows, columns)
+
+
+def project(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
+    """Compute ``reference.project``: ``G [.., d1, d2]``, ``U [.., d1, k]``, ``Vh [.., k, d2]`` -> ``N [.., k, k]``.
+
+    Between the two products G V stays in float32.
+    """
+    dtype = torch.promote_types(G.dtype, U.dtype)
+    T = product(G, Vh.mT, torch.float32)
+    return product(U.mT, T, dtype)

@@ -1,0 +1,46 @@
+"""The paper's stages and decompositions of small matrices, in plain torch, in float32 or better."""
+
+import torch
+from torch import Tensor
+
+from gsr_kernels import reference
+
+
+def widened(*tensors: Tensor) -> tuple[torch.dtype, list[Tensor]]:
+    """Return the dtype that tensors have in common, and the tensors in it or in float32, whichever is wider."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    return dtype, [tensor.to(wide) for tensor in tensors]
+
+
+def project(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
+    """Return ``N [.., k, k]`` of ``reference.project`` in the wider dtype of G and U."""
+    dtype, (G, U, Vh) = widened(G, U, Vh)
+    return reference.project(G, U, Vh).to(dtype)
+
+
+def skew(N: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    """Return H and K of ``reference.skew`` in N's dtype."""
+    dtype = N.dtype
+    _, (N, S) = widened(N, S)
+    H, K = reference.skew(N, S)
+    return H.to(dtype).contiguous(), K.to(dtype).contiguous()
+
+
+def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
+    """Return G' of ``reference.recompose`` in U's dtype."""
+    dtype = U.dtype
+    _, (H, g, K, U, S, Vh) = widened(H, g, K, U, S, Vh)
+    return reference.recompose(H, g, K, U, S, Vh).to(dtype)
+
+
+def small_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ``(U, S, Vh, sweeps)`` of ``A [.., k, k]`` by torch.linalg: see ``ops.small_svd``."""
+    finite = A.isfinite().all(-1).all(-1)
+    # torch.linalg.svd raises for the whole batch
+    U, S, Vh = torch.linalg.svd(A.where(finite[..., None, None], 0))
+    for factor in (U, S, Vh):
+        factor.masked_fill_(~finite.reshape(*finite.shape, *[1] * (factor.ndim - finite.ndim)), torch.nan)
+    return U.contiguous(), S, Vh.contiguous(), torch.where(finite, 1, -1).int()
