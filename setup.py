@@ -23,14 +23,14 @@ WARNINGS = ["-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden"]
 
 
 def nvcc() -> str | None:
-    """The compiler of CUDA_HOME, on PATH, or where it is usually installed."""
+    """Return the compiler of CUDA_HOME, on PATH, or where it is usually installed."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     folders = [f"{home}/bin" for home in homes if home] or [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
     return shutil.which("nvcc", path=os.pathsep.join(folders))
 
 
 def nvcc_version() -> str:
-    """As in "13.0"; empty where nvcc does not run."""
+    """Return the version, as in "13.0"; empty where nvcc does not run."""
     try:
         said = subprocess.run([nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -40,19 +40,19 @@ def nvcc_version() -> str:
 
 
 def ninja() -> str | None:
-    """The one of the build's or the environment's own packages, or of the system."""
+    """Return the ninja of the build's or the environment's own packages, or of the system."""
     return shutil.which("ninja", path=os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)]))
 
 
 def torch_folder() -> Path | None:
-    """Where torch lies; pip's isolation hides an environment's packages from sys.path, not from sysconfig."""
+    """Return the folder of torch; pip's isolation hides an environment's packages from sys.path, not from sysconfig."""
     folders = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     found = (Path(folder, "torch") for folder in folders)
     return next((torch for torch in found if (torch / "include/torch/csrc/stable/library.h").is_file()), None)
 
 
 def torch_version(torch: Path) -> tuple[tuple[int, int], bool]:
-    """(major, minor), and whether that torch is one with CUDA."""
+    """Return (major, minor), and whether that torch is one with CUDA."""
     version = torch / "version.py"
     text = version.read_text() if version.is_file() else ""
     found = re.search(r"__version__ = '(\d+)\.(\d+)", text)
@@ -62,17 +62,20 @@ def torch_version(torch: Path) -> tuple[tuple[int, int], bool]:
 
 
 def architectures() -> list[str]:
-    """As in "90a", or "100+PTX" for code that later GPUs compile when they load it. ValueError for what is neither."""
+    """Return them as in "90a", or "100+PTX" for code that later GPUs compile when they load it.
+
+    Raises ValueError for an entry that is neither.
+    """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or ARCHITECTURES
     found = [entry for entry in re.split(r"[\s;,]+", listed) if entry]
     for entry in found:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", entry):
-            raise ValueError(f"TORCH_CUDA_ARCH_LIST must hold numbers as in {ARCHITECTURES!r}, got {entry!r}")
+            raise ValueError(f"TORCH_CUDA_ARCH_LIST must hold versions as in {ARCHITECTURES!r}, got {entry!r}")
     return [entry.replace(".", "") for entry in found]
 
 
 def asked() -> bool | None:
-    """What GSR_KERNELS_CUDA says; None where it says nothing."""
+    """Return the choice of GSR_KERNELS_CUDA; None where it is not set."""
     value = os.environ.get("GSR_KERNELS_CUDA", "")
     if value not in ("", "0", "1"):
         raise SystemExit(f"GSR_KERNELS_CUDA must be 0 or 1, got {value!r}")
@@ -80,7 +83,7 @@ def asked() -> bool | None:
 
 
 def obstacle() -> str:
-    """Why the CUDA C++ cannot be built here."""
+    """Say why the CUDA C++ cannot be built here."""
     if sys.platform != "linux":
         return "it is built on Linux alone"
     if nvcc() is None:
@@ -100,7 +103,7 @@ def obstacle() -> str:
 
 
 def wanted() -> bool:
-    """Whether to build the CUDA C++, with a line that says why not."""
+    """Tell whether to build the CUDA C++, and print a line that says why not."""
     reason = "GSR_KERNELS_CUDA=0" if asked() is False else obstacle()
     if reason and asked():
         raise SystemExit(f"GSR_KERNELS_CUDA=1, but {reason}")
@@ -112,7 +115,7 @@ def wanted() -> bool:
 
 
 def codes() -> list[str]:
-    """nvcc's flags for the architectures."""
+    """Return nvcc's flags for the architectures."""
     flags = []
     for architecture in architectures():
         number = architecture.removesuffix("+PTX")
@@ -122,16 +125,16 @@ def codes() -> list[str]:
 
 
 def compile_cuda(flags: list[str]) -> list[str]:
-    """nvcc's command, but for the file's name."""
+    """Return nvcc's command, but for the file's name."""
     return [nvcc(), "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Xcompiler", ",".join(WARNINGS), *flags]
 
 
 def command(source: Path) -> list[str]:
-    """What compiles a source, but for the file's name."""
+    """Return the command that compiles a source, but for the file's name."""
     if source.suffix == ".cu":
         return compile_cuda(["-lineinfo", "-Xptxas=-v", *codes()])
     if source.stem == "operators":
-        # the oldest torch that is served: what is built for it, later ones load
+        # the oldest torch that is supported: what is built for it, later ones load
         target = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA"]
         return compile_cuda([*target, "-isystem", str(torch_folder() / "include")])
     found = ".".join(map(str, torch_version(torch_folder())[0]))
@@ -142,25 +145,25 @@ def command(source: Path) -> list[str]:
 
 
 def linker_cuda() -> list[str]:
-    """nvcc as the linker of operators; libtorch.so itself needs libtorch_cuda.so where there is one."""
+    """Return nvcc as the linker of operators; libtorch.so itself needs libtorch_cuda.so where there is one."""
     return [nvcc(), "-cudart=static", f"-L{torch_folder() / 'lib'}", "-Xlinker", "--no-as-needed"]
 
 
 def shell(words: list[str]) -> str:
-    """A command as ninja reads it, which hands it to a shell."""
+    """Return a command as ninja reads it, which hands it to a shell."""
     return shlex.join(words).replace("$", "$$")
 
 
 def path(name: Path) -> str:
-    """A path as ninja reads it."""
+    """Return a path as ninja reads it."""
     return re.sub(r"([$ :])", r"$\1", str(name))
 
 
 class Build(build_ext):
-    """Every extension by ninja."""
+    """Build every extension by ninja."""
 
     def get_ext_filename(self, name: str) -> str:
-        """The operators know nothing of Python."""
+        """Return a name without Python's version for the operators, which know nothing of Python."""
         return name.replace(".", os.sep) + ".so" if name.endswith("operators") else super().get_ext_filename(name)
 
     def build_extension(self, extension: Extension) -> None:
@@ -183,7 +186,7 @@ class Build(build_ext):
 
 
 def extensions() -> list[Extension]:
-    """The operators, and what is to be known of their build; broken ones stop the installation only if asked for."""
+    """Return the operators and the facts of their build. Broken ones stop the installation only if asked for."""
     if not wanted():
         return []
     package, optional = "gsr_kernels.backends.cuda", not asked()

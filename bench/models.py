@@ -1,4 +1,4 @@
-"""The models whose linear layers are measured: what their configurations say, no weight of them."""
+"""The models whose linear layers are measured: their configurations, without weights."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Model:
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
-        """Every matrix."""
+        """Return every matrix."""
         return [shape for shape, count in self.shapes.items() for _ in range(count)]
 
 
 def model(name: str, layers: int | None = None) -> Model:
-    """A model of ``CONFIGURATIONS``, or of a config.json, cut to its first ``layers``.
+    """Return a model of ``CONFIGURATIONS``, or of a config.json, of its first ``layers`` alone.
 
     Raises ValueError for a name that is neither and for less than one layer, FileNotFoundError for a file that is not
     there, ModuleNotFoundError where a config.json needs transformers and they are not installed.
@@ -58,7 +58,7 @@ def model(name: str, layers: int | None = None) -> Model:
 
 
 def llama_shapes(config: Mapping[str, Any]) -> dict[tuple[int, int], int]:
-    """The matrices of a Llama: q, k, v, o, gate, up and down of every layer."""
+    """Return the matrices of a Llama: q, k, v, o, gate, up and down of every layer."""
     hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     queries, keys = head * config["num_attention_heads"], head * config["num_key_value_heads"]
     of_a_layer = [(queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)]

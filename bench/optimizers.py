@@ -34,7 +34,7 @@ class Linears(nn.Module):
 
 
 def work(setting: Setting) -> dict[str, list[Work]]:
-    """The kernels of one step of each on the matrices alone, states in the dtype of the weights."""
+    """Return the kernels of one step of each on the matrices alone, states in the dtype of the weights."""
     found: dict[str, list[Work]] = {name: [] for name in (ADAMW, OURS, MASTER, ATTACHED, MUON)}
     states = "fp32" if setting.gradient == "fp32" else "16-bit"
     for d1, d2 in setting.model.matrices:
@@ -49,7 +49,7 @@ def work(setting: Setting) -> dict[str, list[Work]]:
 
 
 def makers(run: Run, model: nn.Module) -> dict[str, Callable[[], list[Optimizer]]]:
-    """By name what makes the optimizers that together step all of the model, with states of their own."""
+    """Return, by name, makers of the optimizers that step all of the model, with states of their own."""
     method, rank = Drawn(RHO, setting=run.setting), run.setting.rank
 
     def plain(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -79,8 +79,10 @@ def makers(run: Run, model: nn.Module) -> dict[str, Callable[[], list[Optimizer]
 
 
 def first_step_error(run: Run, model: nn.Module, optimizer: Optimizer) -> float:
-    """Takes the first step of an optimizer with a handle; how far its first moments are from G' in float64, looked at
-    in one matrix of each shape."""
+    """Take the first step of an optimizer with a handle.
+
+    Returns the error of its first moments against G' in float64, in one matrix of each shape.
+    """
     handle = Handle.of(optimizer)
     parameters, bases = dict(model.named_parameters()), handle.bases
     chosen = {basis.shape: name for name, basis in bases.items()}.values()
@@ -96,27 +98,27 @@ ITERATIONS = 5
 
 
 def muon_work(d1: int, d2: int) -> list[Work]:
-    """The products of its Newton–Schulz iteration, in bf16: X Xᵀ, its square, and their product with X."""
+    """Return the products of Muon's Newton–Schulz iteration, in bf16: X Xᵀ, its square, and their product with X."""
     n, m = sorted((d1, d2))
     products = [(2 * m * n * n, 2 * (m * n + n * n)), (2 * n**3, 4 * n * n), (2 * m * n * n, 2 * (2 * m * n + n * n))]
     return [Work(flop, moved) for flop, moved in products] * ITERATIONS
 
 
-def osf_work(d1: int, d2: int, number: int, unit: str) -> list[Work]:
-    """The projection with half of the directions protected: two products with dU, the Gram matrix, and dV times it."""
+def osf_work(d1: int, d2: int, size: int, unit: str) -> list[Work]:
+    """Return the projection of half of the directions: two products with dU, the Gram matrix, and dV times it."""
     r = min(d1, d2)
     k = r // 2
     low = r - k
     return [
-        Work(2 * d1 * k * low, number * (d1 * r + k * low), unit),
-        Work(2 * d1 * k * low, number * (d1 * k + k * low + 2 * d1 * low), unit),
-        Work(2 * k * d2 * d2, number * (k * d2 + d2 * d2), unit),
-        Work(2 * low * d2 * d2, number * (3 * low * d2 + d2 * d2), unit),
+        Work(2 * d1 * k * low, size * (d1 * r + k * low), unit),
+        Work(2 * d1 * k * low, size * (d1 * k + k * low + 2 * d1 * low), unit),
+        Work(2 * k * d2 * d2, size * (k * d2 + d2 * d2), unit),
+        Work(2 * low * d2 * d2, size * (3 * low * d2 + d2 * d2), unit),
     ]
 
 
 def osf(weights: Sequence[Tensor]) -> Callable[[], None]:
-    """One projection of every weight's gradients; its factors are drawn, not decomposed.
+    """Return one projection of every weight's gradients, on random factors.
 
     Raises ModuleNotFoundError without peft.
     """
@@ -145,19 +147,22 @@ def osf(weights: Sequence[Tensor]) -> Callable[[], None]:
     return project
 
 
-def galore_work(d1: int, d2: int, rank: int, number: int, unit: str) -> list[Work]:
-    """The projection, Adam on the smaller gradient, and the way back into the weight."""
+def galore_work(d1: int, d2: int, rank: int, size: int, unit: str) -> list[Work]:
+    """Return the projection, Adam on the smaller gradient, and the way back into the weight."""
     k = min(rank, d1, d2)
     short, long = sorted((d1, d2))
     return [
-        Work(2 * d1 * d2 * k, number * (d1 * d2 + (short + long) * k), unit),
-        Work(12 * long * k, 5 * number * long * k, "fp32"),
-        Work(2 * d1 * d2 * k, number * (2 * d1 * d2 + (short + long) * k), unit),
+        Work(2 * d1 * d2 * k, size * (d1 * d2 + (short + long) * k), unit),
+        Work(12 * long * k, 5 * size * long * k, "fp32"),
+        Work(2 * d1 * d2 * k, size * (2 * d1 * d2 + (short + long) * k), unit),
     ]
 
 
 def galore(weights: Sequence[nn.Parameter], rank: int) -> Callable[[], object]:
-    """Its step between two decompositions, on projections that are drawn. Raises ModuleNotFoundError without it."""
+    """Return GaLore's step between two decompositions, on random projections.
+
+    Raises ModuleNotFoundError without galore_torch.
+    """
     from galore_torch import GaLoreAdamW
     from galore_torch.galore_projector import GaLoreProjector
 

@@ -18,7 +18,7 @@ from gsr_kernels.io.atomic import replacing
 RESULTS = Path(__file__).parent / "results"
 FILE = RESULTS / "results.csv"
 # fmt: off
-# what a row is of: measured again, it takes the place of the one before
+# the labels of a row: measured again, it replaces the one before
 LABELS = ["case", "variant", "model", "shape", "dtype", "rank", "rho", "out_of_span", "tokens", "threads", "layout",
           "launch", "spectrum", "device"]
 COLUMNS = [
@@ -32,7 +32,7 @@ COLUMNS = [
 
 
 def conditions() -> dict[str, str]:
-    """Device, driver, versions, date and commit of this run."""
+    """Return device, driver, versions, date and commit of this run."""
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else _processor(),
@@ -53,14 +53,14 @@ class Table:
     same: Sequence[str] = tuple(LABELS)
 
     def read(self) -> list[dict[str, str]]:
-        """All rows, as written."""
+        """Return all rows, as written."""
         if not self.file.is_file():
             return []
         with self.file.open(newline="") as opened:
             return list(csv.DictReader(opened))
 
     def add(self, rows: Iterable[dict]) -> None:
-        """Writes rows in the place of those that they replace; the file is whole at any time."""
+        """Add rows, each instead of the one with the same labels. The file is whole at any time."""
         rows = list(rows)
         new = {self._key(row) for row in rows}
         kept = [row for row in self.read() if self._key(row) not in new]
@@ -75,7 +75,7 @@ class Table:
 
 
 def read(file: Path = FILE) -> list[dict[str, str]]:
-    """All rows of the measurements."""
+    """Return all rows of the measurements."""
     return Table(file).read()
 
 

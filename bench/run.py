@@ -1,4 +1,4 @@
-"""One run of a case in one setting: its variants predicted from shapes alone, or proved and measured side by side."""
+"""One run of a case in one setting: its variants predicted from shapes alone, or tested and timed side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ABSENT = "not measured"
 
 @dataclass(frozen=True)
 class Setting:
-    """Whose matrices, how many directions of each (None: all), and the dtypes of bases and gradients by their names."""
+    """A model's matrices, the directions kept of each (None: all), and the dtypes of bases and gradients by name."""
 
     model: Model
     rank: int | None = None
@@ -29,12 +29,12 @@ class Setting:
 
     @property
     def out_of_span(self) -> str:
-        """What attach() would choose."""
+        """Return the choice of attach()."""
         return "drop" if self.rank is None else "keep"
 
     @property
     def labels(self) -> dict[str, object]:
-        """What the rows of this setting have in common."""
+        """Return the labels that the rows of this setting share."""
         return {
             "model": self.model.name,
             "shape": f"{len(self.model.matrices)} matrices",
@@ -54,18 +54,21 @@ class Setting:
 
     @property
     def unit(self) -> str:
-        """What multiplies on a GPU."""
+        """Return the unit of a GPU that multiplies."""
         return "fp32" if self.precision == "fp32" else "16-bit"
 
     def directions(self, d1: int, d2: int) -> int:
-        """k of one matrix."""
+        """Return k of one matrix."""
         return min(d1, d2, self.rank or d1)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A variant made ready. ``error``, called after a run, is its relative error; what is over ``tolerance`` is wrong,
-    and is not timed. ``launch``: "eager" or "graph", on a GPU."""
+    """A variant made ready.
+
+    ``error``, called after a run, is its relative error: over ``tolerance`` it is wrong and is not timed. ``launch`` is
+    "eager" or "graph", on a GPU.
+    """
 
     run: Callable[[], object]
     error: Callable[[], float] | None = None
@@ -86,7 +89,7 @@ class Target:
     memory: bool = False
 
     def verdict(self, ratio: float) -> str:
-        """In one line, whether it is met."""
+        """Say in one line whether it is met."""
         met = ratio >= self.bound if self.at_least else ratio <= self.bound
         short = self.bound / ratio if self.at_least else ratio / self.bound
         outcome = "met" if met else f"missed by {short - 1:.1%}"
@@ -98,7 +101,7 @@ Makers = Mapping[str, Callable[[], Trial]]
 
 @dataclass
 class Run:
-    """How a case is run. ``dry``: nothing is computed, rows hold FLOP, bytes and floor alone."""
+    """The conditions of a run. With ``dry`` nothing is computed: rows hold FLOP, bytes and floor alone."""
 
     setting: Setting
     rates: Rates
@@ -113,13 +116,13 @@ class Run:
 
     @property
     def by_plan(self) -> bool:
-        """Whether the kernels of the step compute it, which take no float32 bases."""
+        """Tell whether the kernels of the step compute it, which take no float32 bases."""
         return self.on_gpu and self.setting.precision != "fp32"
 
     def trial(
         self, of: Callable[[], object], error: Callable[[], float] | None = None, tolerance: float = 0.0
     ) -> Trial:
-        """A variant that launches nothing but kernels: as a CUDA graph on a GPU."""
+        """Return a variant that launches nothing but kernels: as a CUDA graph on a GPU."""
         return Trial(captured(of) if self.on_gpu else of, error, tolerance, "graph" if self.on_gpu else "eager")
 
     def compare(
@@ -130,7 +133,7 @@ class Run:
         to: str,
         targets: Mapping[str, Sequence[Target]] | None = None,
     ) -> Iterator[dict]:
-        """A row for every variant of ``work``; targets bind where the kernels of the step compute.
+        """Yield a row for every variant of ``work``. Targets bind where the kernels of the step compute.
 
         Args:
             labels: what the rows are of.
@@ -154,8 +157,8 @@ class Run:
                 yield {**row, **self._judged(name, times, to), "verdict": self._verdict(row, times, chosen)}
 
     def _measured(self, make: Callable[[], Makers]) -> tuple[dict[str, dict], dict[str, str]]:
-        """Times, launch and error of the variants that are right, and why the others are of no use."""
-        trials, found, failed = _proved(make())
+        """Return times, launch and error of the variants that are right, and why the others are of no use."""
+        trials, found, failed = _tested(make())
         if trials:
             runs = {name: one.run for name, one in trials.items()}
             for name, taken in on_device(runs, self.device, self.seconds, self.least).items():
@@ -194,13 +197,13 @@ class Run:
 
 
 def collect() -> None:
-    """Gives the memory back that nothing needs any more."""
+    """Free the memory that nothing needs any more."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
-def _proved(makers: Makers) -> tuple[dict[str, Trial], dict[str, dict[str, float]], dict[str, str]]:
-    """The variants that are right, their errors, and why the others are of no use."""
+def _tested(makers: Makers) -> tuple[dict[str, Trial], dict[str, dict[str, float]], dict[str, str]]:
+    """Return the variants that are right, their errors, and why the others are of no use."""
     trials, errors, failed = {}, {}, {}
     for name, maker in makers.items():
         try:

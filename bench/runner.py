@@ -1,4 +1,4 @@
-"""What the method costs on this machine, case by case, beside its floor and its peers."""
+"""The costs of the method on this machine, case by case, beside its floor and its peers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gsr_kernels.cli.floors import Rates
 def add_arguments(
     parser: argparse.ArgumentParser, out: Path = Path("gsr-bench.csv"), default: Iterable[str] = OF_A_MODEL
 ) -> None:
-    """The flags; ``out``: where rows go, ``default``: the cases that are run, if nothing else is said."""
+    """Add the flags. Rows go to ``out``; the cases ``default`` run if no other is named."""
     add = parser.add_argument
     cases, models, dtypes = (", ".join(names) for names in (SECONDS, CONFIGURATIONS, DTYPES))
 
@@ -46,7 +46,7 @@ def add_arguments(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the cases one after another; rows are printed and written as they come.
+    """Run the cases one after another. Rows are printed and written as they come.
 
     Raises ValueError for a rank or rate that is not positive and what ``models.model`` refuses, SystemExit where a case
     failed.
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def line(row: dict) -> str:
-    """A row for the eye."""
+    """Return a row as it is printed."""
     shown = ("model", "shape", "dtype", "rank", "out_of_span", "tokens", "threads", "layout", "spectrum")
     of = [row["variant"], *(str(row[name]) for name in shown if row.get(name))]
     said = [f"{row['flop'] / 1e12:.4g} TFLOP, {row['bytes'] / 1e9:.4g} GB"] if row.get("flop") else []
@@ -129,7 +129,7 @@ def _described(rates: Rates) -> str:
 def _rows(
     case: str, settings: list[Setting], rates: Rates, device: torch.device, args: argparse.Namespace
 ) -> Iterator[dict]:
-    """The rows of every setting; one that breaks off says why, and the next begins."""
+    """Yield the rows of every setting. One that breaks off says why, and the next begins."""
     for setting in settings:
         torch.manual_seed(0)
         try:

@@ -17,7 +17,7 @@ FLUSHED = 2**28
 
 
 def interleaved(variants: Variants, seconds: float = 3.0, least: int = 11) -> dict[str, list[float]]:
-    """Milliseconds of each run of each variant, in turns, so that a disturbance meets them all."""
+    """Return the milliseconds of each run of each variant, in turns, so that a disturbance meets them all."""
     for run in variants.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -31,7 +31,7 @@ def interleaved(variants: Variants, seconds: float = 3.0, least: int = 11) -> di
 
 
 def interleaved_on_gpu(variants: Variants, seconds: float = 3.0, least: int = 5) -> dict[str, list[float]]:
-    """The same between two events on the GPU, each run after a write that empties the second-level cache."""
+    """Return the same between two events on the GPU, each run after a write that empties the second-level cache."""
     flush = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
 
     def turn() -> dict[str, tuple[torch.cuda.Event, torch.cuda.Event]]:
@@ -58,18 +58,18 @@ def interleaved_on_gpu(variants: Variants, seconds: float = 3.0, least: int = 5)
 
 
 def on_device(variants: Variants, device: torch.device, seconds: float, least: int) -> dict[str, list[float]]:
-    """Either of the two."""
+    """Return either of the two, by the device."""
     return (interleaved_on_gpu if device.type == "cuda" else interleaved)(variants, seconds, least)
 
 
 def percentiles(times: list[float]) -> dict[str, float]:
-    """p20, p50 and p80 in milliseconds."""
+    """Return p20, p50 and p80 in milliseconds."""
     quantiles = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
     return {f"p{share}_ms": round(value, 4) for share, value in zip((20, 50, 80), quantiles.tolist())}
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:
-    """The run as a CUDA graph; what it needs, it has allocated in two runs before."""
+    """Return the run as a CUDA graph. Two runs before allocate its memory."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -83,7 +83,7 @@ def captured(run: Callable[[], object]) -> Callable[[], object]:
 
 
 def peak_extra_bytes(run: Callable[[], object]) -> int:
-    """The most memory that a run holds beyond what was there before it, on the CPU."""
+    """Return the most memory that a run holds beyond what was there before it, on the CPU."""
     run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
@@ -95,13 +95,13 @@ def peak_extra_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
-# one H200: products of random 16-bit numbers and a copy as measured there, TF32 as half of the first, plain float32 by
+# one H200: products of random 16-bit elements and a copy as measured there, TF32 as half of the first, plain float32 by
 # its datasheet
 H200 = Rates({"16-bit": 790.0, "tf32": 395.0, "fp32": 67.0}, bandwidth=4.3)
 
 
 def measured(device: torch.device) -> Rates:
-    """The same by the best of some products and copies; a CPU multiplies in float32 whatever it is given."""
+    """Measure the same by the best of some products and copies. A CPU multiplies in float32, whatever it is given."""
     if device.type == "cuda":
         half, single = (_product(8192, dtype, device) for dtype in (torch.bfloat16, torch.float32))
         return Rates({"16-bit": half, "tf32": half / 2, "fp32": single}, _copy(2**30, device))
@@ -111,15 +111,15 @@ def measured(device: torch.device) -> Rates:
 
 
 def _product(n: int, dtype: torch.dtype, device: torch.device) -> float:
-    """TFLOP/s."""
+    """Return TFLOP/s."""
     left, right = torch.randn(2, n, n, device=device).to(dtype)
     out = torch.empty_like(left)
     return 2 * n**3 / _best(lambda: torch.mm(left, right, out=out), device) * 1e-9
 
 
-def _copy(entries: int, device: torch.device) -> float:
-    """TB/s."""
-    source = torch.randn(entries, device=device)
+def _copy(elements: int, device: torch.device) -> float:
+    """Return TB/s."""
+    source = torch.randn(elements, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _best(lambda: target.copy_(source), device) * 1e-9
 
@@ -129,7 +129,7 @@ def _best(run: Callable[[], object], device: torch.device) -> float:
 
 
 def rows_of(rates: Rates) -> list[dict]:
-    """What was measured, TFLOP/s and TB/s, as rows; TF32 was not, and a CPU knows no 16-bit products."""
+    """Return the measured TFLOP/s and TB/s as rows, without TF32, and on a CPU without 16-bit products."""
     rated = {unit: rate for unit, rate in rates.products.items() if unit != "tf32"}
     if len(set(rates.products.values())) == 1:
         del rated["16-bit"]

@@ -21,13 +21,13 @@ from gsr_kernels.reference import rescale, skew
 
 
 def draw(setting: Setting, shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[list, list]:
-    """A basis and a gradient for each shape."""
+    """Return a basis and a gradient for each shape."""
     gradients = [torch.randn(shape, device=device).to(DTYPES[setting.gradient]) for shape in shapes]
     return draw_bases(setting, shapes, device), gradients
 
 
 def draw_bases(setting: Setting, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[SpectralBasis]:
-    """A basis for each shape, all different."""
+    """Return a basis for each shape, all different."""
     bases, dtype = [], DTYPES[setting.precision]
     for d1, d2 in shapes:
         k = setting.directions(d1, d2)
@@ -38,7 +38,7 @@ def draw_bases(setting: Setting, shapes: Sequence[tuple[int, int]], device: torc
 
 
 def orthonormal(d: int, k: int, device: torch.device) -> Tensor:
-    """``[d, k]`` float32, another one at each call."""
+    """Return ``[d, k]`` float32, another one at each call."""
     # rows of either sign in another order: as orthonormal, and another matrix
     signs = torch.randint(0, 2, (d, 1), device=device) * 2 - 1
     return _decomposed(d, k, device)[torch.randperm(d, device=device)] * signs
@@ -51,7 +51,7 @@ def _decomposed(d: int, k: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn(GSR):
-    """GSR on bases that are drawn as a setting says: no decomposition is waited for."""
+    """GSR on the random bases of a setting, without a decomposition."""
 
     setting: Setting | None = field(default=None, repr=False)
 
@@ -62,20 +62,22 @@ class Drawn(GSR):
 
 
 def truth(G: Tensor, basis: SpectralBasis, rho: float, out_of_span: str) -> Tensor:
-    """G' in float64 on the operands as stored, in two products."""
+    """Return G' in float64 on the operands as stored, in two products."""
     out = torch.empty_like(G, dtype=torch.float64)
     by_torch(G.double(), basis.U.double(), basis.S.double(), basis.Vh.double(), rho, out_of_span, out)
     return out
 
 
 def error(result: Tensor, truth: Tensor) -> float:
-    """Relative, in the Frobenius norm."""
+    """Return the relative error in the Frobenius norm."""
     return (torch.linalg.vector_norm(result.double() - truth) / torch.linalg.vector_norm(truth)).item()
 
 
 def literal(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str) -> Tensor:
-    """The paper's chain of four products, multiplied in its best order: G' in the dtype of U, whose products these are;
-    H, K and what is between them in S's, float32."""
+    """Return G' by the literal chain of four products, in its best order.
+
+    Products and G' are in the dtype of U; H, K and the matrices between them in S's, float32.
+    """
     tall = G.shape[0] >= G.shape[1]
     G = G.to(U.dtype)
     N = ((U.mT @ G) @ Vh.mT if tall else U.mT @ (G @ Vh.mT)).to(S.dtype)
@@ -89,23 +91,26 @@ def literal(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span
     return G + inside if out_of_span == "keep" else inside
 
 
-def literal_work(d1: int, d2: int, k: int, out_of_span: str, number: int, unit: str) -> list[Work]:
-    """Its kernels, each number of so many bytes; from N to the middle matrix it takes six passes over k x k."""
+def literal_work(d1: int, d2: int, k: int, out_of_span: str, size: int, unit: str) -> list[Work]:
+    """Return the kernels of ``literal`` on elements of ``size`` bytes.
+
+    From N to the middle matrix it takes six passes over k x k.
+    """
     short, long = sorted((d1, d2))
-    entries, side, factor, core = d1 * d2, number * k * short, number * k * long, number * k * k
+    entries, side, factor, core = d1 * d2, size * k * short, size * k * long, size * k * k
     return [
-        Work(2 * entries * k, number * entries + factor + side, unit),
+        Work(2 * entries * k, size * entries + factor + side, unit),
         Work(2 * short * k * k, 2 * side + core, unit),
         Work(6 * k * k, 6 * core, "fp32"),
         Work(2 * short * k * k, 2 * side + core, unit),
-        Work(2 * entries * k, factor + side + number * entries * (2 if out_of_span == "keep" else 1), unit),
+        Work(2 * entries * k, factor + side + size * entries * (2 if out_of_span == "keep" else 1), unit),
     ]
 
 
 def two_products(
     gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], outs: Sequence[Tensor], out_of_span: str
 ) -> None:
-    """What torch does best, one weight after another: every product in the basis's dtype."""
+    """Compute the best that torch offers, one weight after another, every product in the basis's dtype."""
     for G, basis, out in zip(gradients, bases, outs):
         taken = G.to(basis.U.dtype)
         by_torch(taken, basis.U, basis.S, basis.Vh, RHO, out_of_span, out if taken is G else taken)
@@ -114,7 +119,7 @@ def two_products(
 
 
 def planned(gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], out_of_span: str) -> Callable[[], None]:
-    """The kernels' step as a CUDA graph, in place: values drift from run to run, the work is the same."""
+    """Return the kernels' step as a CUDA graph, in place: values drift from run to run, the work is the same."""
     from gsr_kernels.backends.triton.plan import Plan
 
     plan = Plan(bases, [G.dtype for G in gradients], RHO, [out_of_span] * len(bases))

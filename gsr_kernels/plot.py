@@ -1,5 +1,5 @@
-"""Pictures of what a method does. Each function returns ``(figure, axis)``; with ``path`` it writes the picture there
-and the numbers in it to a CSV file of the same name beside it. Needs matplotlib: ``pip install '.[plot]'``.
+"""Pictures of the work of a method. Each function returns ``(figure, axis)``; with ``path`` it writes the picture there
+and the values in it to a CSV file of the same name beside it. Needs matplotlib: ``pip install '.[plot]'``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Bases = Mapping[str, SpectralBasis]
 
 
 def spectra(before: Bases, after: Bases | None = None, path: Path_ = None) -> tuple[Figure, Axes]:
-    """Singular values by index before a task (dashed) and after, on a logarithmic scale; a line ends truncated bases.
+    """Draw singular values by index before a task (dashed) and after. A line ends truncated bases.
 
     Args:
         before, after: as ``handle.bases`` or ``load_bases`` give them; of a batch the mean is drawn.
@@ -30,19 +30,19 @@ def spectra(before: Bases, after: Bases | None = None, path: Path_ = None) -> tu
     figure, axis = _new("direction, from the largest", "σ")
     rows = []
     for when, bases, style in (("before", before, "--"), ("after", after or {}, "-")):
-        for place, (name, basis) in enumerate(bases.items()):
+        for index, (name, basis) in enumerate(bases.items()):
             sigma = _mean(basis.S)
-            axis.plot(range(1, len(sigma) + 1), sigma, style, color=f"C{place % 10}", label=f"{name} {when}")
+            axis.plot(range(1, len(sigma) + 1), sigma, style, color=f"C{index % 10}", label=f"{name} {when}")
             if not basis.full_rank:
                 axis.axvline(basis.rank, color="grey", linewidth=0.8, linestyle=":")
-            rows += [(name, when, index + 1, value) for index, value in enumerate(sigma)]
+            rows += [(name, when, direction + 1, value) for direction, value in enumerate(sigma)]
     axis.set_yscale("log")
     axis.legend(fontsize="small")
     return _finish(figure, axis, path, ("weight", "when", "direction", "sigma"), rows)
 
 
 def rescaling(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figure, Axes]:
-    """The factor ``g' / g`` of each direction against its σ, apart by the sign of g.
+    """Draw the factor ``g' / g`` of each direction against its σ, apart by the sign of g.
 
     Args:
         directions: ``handle.directions(name)``.
@@ -62,7 +62,7 @@ def rescaling(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Fig
 
 
 def energy(metrics: Mapping[str, Mapping[str, float]], path: Path_ = None) -> tuple[Figure, Axes]:
-    """Where each layer's gradient has its energy: on the diagonal of N, elsewhere in the span, outside the span.
+    """Draw the energy of each layer's gradient: on the diagonal of N, elsewhere in the span, outside the span.
 
     Args:
         metrics: ``handle.metrics()`` of a handle with ``record_every``.
@@ -89,7 +89,7 @@ def energy(metrics: Mapping[str, Mapping[str, float]], path: Path_ = None) -> tu
 
 
 def rotation(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figure, Axes]:
-    """How fast a step turns each singular vector: the norms of the rows of H (left) and K (right).
+    """Draw the speed at which a step turns each singular vector: the norms of the rows of H (left) and K (right).
 
     Args:
         directions: ``handle.directions(name)``; of a batch the mean is drawn.
@@ -105,7 +105,7 @@ def rotation(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figu
 
 
 def forgetting(scores: Sequence[Sequence[float]], tasks: Sequence[str], path: Path_ = None) -> tuple[Figure, Axes]:
-    """Points lost on each task (columns) since its best score, after each task learned (rows).
+    """Draw the points lost on each task (columns) since its best score, after each task learned (rows).
 
     Args:
         scores: ``scores[j][i]``, on task i after training on task j, both in the order of learning.

@@ -31,7 +31,7 @@ def rows(run: Run) -> Iterator[dict]:
 
 
 def stability(run: Run, modules: int, side: int) -> Iterator[dict]:
-    """The loss and both gradients; the dense form writes D, P and what autograd keeps of them."""
+    """Time the loss and both gradients. The dense form writes D, P and what autograd keeps of them."""
     labels = {"shape": f"{modules} x {side}x{side}, {TASKS} earlier tasks", "dtype": "float32", "rank": RANK}
     # both products of the loss and two of its gradient; the factors and their gradients once
     flop = 2 * modules * side**2 * RANK * (TASKS + 3)
@@ -69,7 +69,7 @@ def stability(run: Run, modules: int, side: int) -> Iterator[dict]:
 
 
 def merging(run: Run, modules: int, side: int) -> Iterator[dict]:
-    """By magnitude, in place, beside what reads and writes the weights once."""
+    """Time a merge by magnitude, in place, beside what reads and writes the weights once."""
     tasks = TASKS + 1
     labels = {"shape": f"{modules} x {side}x{side}, {tasks} tasks", "dtype": "float32", "rank": RANK}
     moved = 2 * 4 * modules * side**2
@@ -97,7 +97,7 @@ def merging(run: Run, modules: int, side: int) -> Iterator[dict]:
 
 
 def retraction(run: Run, modules: int, side: int) -> Iterator[dict]:
-    """A step of orthonormal columns, all modules at once, beside an SVD of each."""
+    """Time a step of orthonormal columns, all modules at once, beside an SVD of each."""
     labels = {"shape": f"{modules} x {side}x{COLUMNS}", "dtype": "float32", "rank": COLUMNS}
 
     def make() -> Makers:
@@ -131,7 +131,7 @@ def retraction(run: Run, modules: int, side: int) -> Iterator[dict]:
 
 
 def _factors(run: Run, modules: int, side: int, tasks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """B, A and those of the tasks side by side, of the size of real adapters."""
+    """Return B, A and those of the tasks side by side, of the size of real adapters."""
     shapes = [(side, RANK), (RANK, side), (side, tasks * RANK), (tasks * RANK, side)]
     B, A, old_B, old_A = (6e-3 * torch.randn(modules, *shape, device=run.device) for shape in shapes)
     return B, A, old_B, old_A
@@ -143,7 +143,7 @@ def _polar(M: Tensor) -> Tensor:
 
 
 def _peak(run: Run, step: Callable[[], object]) -> int:
-    """Bytes that a step holds beyond what was there."""
+    """Return the bytes that a step holds beyond what was there."""
     if not run.on_gpu:
         return 0
     step()

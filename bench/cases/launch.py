@@ -37,7 +37,7 @@ def _row(run: Run, name: str, launch: str, times: list[float]) -> dict:
 
 
 def _host(run: Run, step: Callable[[], object]) -> list[float]:
-    """Until the call returns, the device idle before it; on a CPU that is the step itself."""
+    """Time until the call returns, the device idle before it; on a CPU that is the step itself."""
     wait = torch.cuda.synchronize if run.on_gpu else lambda: None
     times = []
     for _ in range(TIMES + 2):

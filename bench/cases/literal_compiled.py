@@ -17,7 +17,7 @@ TOLERANCE = 2e-2
 
 
 def rows(run: Run) -> Iterator[dict]:
-    """One matrix of each shape: every shape is compiled anew."""
+    """Yield rows of one matrix of each shape: every shape is compiled anew."""
     setting = run.setting
     labels = setting.labels | {"shape": f"{len(setting.model.shapes)} matrices, one of each shape"}
     ours, chain = [], []
@@ -47,7 +47,7 @@ def _variants(run: Run) -> Makers:
         return run.trial(lambda: two_products(gradients, bases, outs, mode), lambda: proof(outs), TOLERANCE)
 
     def chain(compiled: str | None) -> Trial:
-        # shapes of both modes together would pass the limit of recompilations
+        # shapes of both modes would pass the limit of recompilations
         torch.compiler.reset()
         of = literal if compiled is None else torch.compile(literal, mode=compiled, dynamic=False)
         results: list[Tensor] = []

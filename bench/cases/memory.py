@@ -1,4 +1,4 @@
-"""What a step holds beyond weights, gradients and AdamW's own states: bases by their formula, and the workspace."""
+"""Memory of a step beyond weights, gradients and AdamW's own states: bases by their formula, and the workspace."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rows(run: Run) -> Iterator[dict]:
 
 
 def _held(run: Run, make: Callable[[], list[Optimizer]]) -> tuple[int, int]:
-    """Bytes at the peak of a step beyond weights, gradients, the optimizer's states and the bases; and of the bases."""
+    """Return the bytes at a step's peak beyond weights, gradients, states and bases, and those of the bases."""
     collect()
     before = torch.cuda.memory_allocated() if run.on_gpu else 0
     (optimizer,) = make()

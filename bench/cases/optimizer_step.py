@@ -49,7 +49,7 @@ def _variants(run: Run, half: bool) -> Makers:
     model = Linears(run)
     made = makers(run, model)
 
-    def proved(name: str, captured: bool) -> Trial:
+    def tested(name: str, captured: bool) -> Trial:
         (optimizer,) = made[name]()
         found = first_step_error(run, model, optimizer)
         if captured:
@@ -74,11 +74,11 @@ def _variants(run: Run, half: bool) -> Makers:
     weights = list(model.parameters())
     variants = {
         ADAMW: plain,
-        OURS: lambda: proved(OURS, captured=True),
-        EAGER: lambda: proved(OURS, captured=False),
-        MASTER: lambda: proved(MASTER, captured=True),
+        OURS: lambda: tested(OURS, captured=True),
+        EAGER: lambda: tested(OURS, captured=False),
+        MASTER: lambda: tested(MASTER, captured=True),
         APART: apart,
-        ATTACHED: lambda: proved(ATTACHED, captured=False),
+        ATTACHED: lambda: tested(ATTACHED, captured=False),
         MUON: lambda: peer(muon),
         OSF: lambda: peer(lambda: osf(weights)),
         GALORE: lambda: peer(lambda: galore(weights, 256)),
@@ -89,7 +89,7 @@ def _variants(run: Run, half: bool) -> Makers:
 
 
 def _transform(run: Run, model: nn.Module) -> Callable[[], object]:
-    """The transform of the gradients where they lie."""
+    """Return the transform of the gradients in place."""
     setting = run.setting
     gradients = [W.grad for W in model.parameters()]
     bases = draw_bases(setting, setting.model.matrices, run.device)

@@ -25,13 +25,13 @@ SHAPES = {(2048, 2048): 8, (1024, 2048): 16, (8192, 2048): 4, (2048, 8192): 4, (
 PAIRS = [(fp16, fp16), (bf16, bf16), (bf16, fp16), (fp32, fp16)]
 CUBLAS = "torch.bmm"
 # BM, BN, BK, warps, stages, registers, blocks on a multiprocessor
-CUTS = {
+TILES = {
     "128x128x64": (128, 128, 64, 8, 3, 128, 2),
     "128x128x32": (128, 128, 32, 8, 4, 128, 2),
     "128x256x64": (128, 256, 64, 8, 3, None, 1),
     "64x256x64": (64, 256, 64, 4, 4, None, 1),
 }
-# how operands lie: left and right, N as a row-major operand would, T transposed
+# layouts of the left and the right operand: N row-major, T transposed
 LAYOUTS = ("NN", "NT", "TN")
 
 
@@ -48,7 +48,7 @@ def rows(run: Run) -> Iterator[dict]:
 
 
 def products(d1: int, d2: int) -> list[tuple[int, int, int]]:
-    """(rows, columns, depth) of the first and the second product of a weight: Gᵀ U or G V, and the one that is G'."""
+    """Return (rows, columns, depth) of a weight's first and second product: Gᵀ U or G V, and the one that is G'."""
     short, long = sorted((d1, d2))
     return list(dict.fromkeys([(short, short, long), (d1, d2, short)]))
 
@@ -63,7 +63,7 @@ def _rows(
     }
     moved = count * (m * d * first.itemsize + (d * n + m * n) * dtype.itemsize)
     work = [Work(2 * count * m * n * d, moved)]
-    variants = dict.fromkeys((CUBLAS, *(f"triton {cut}" for cut in CUTS)), work)
+    variants = dict.fromkeys((CUBLAS, *(f"triton {name}" for name in TILES)), work)
     yield from run.compare(labels, variants, lambda: _makers(run, m, n, d, count, first, dtype, layout), CUBLAS)
 
 
@@ -80,11 +80,11 @@ def _makers(
         return makers
     truth = torch.bmm(a.to(dtype), b).double()
 
-    def grouped(cut: str) -> Trial:
+    def grouped(name: str) -> Trial:
         out.fill_(torch.nan)
-        return Trial(Grouped(left, right, out, layout, cut), lambda: error(out, truth), 1e-2)
+        return Trial(Grouped(left, right, out, layout, name), lambda: error(out, truth), 1e-2)
 
-    return makers | {f"triton {cut}": lambda cut=cut: grouped(cut) for cut in CUTS}
+    return makers | {f"triton {name}": lambda name=name: grouped(name) for name in TILES}
 
 
 def _draw(count: int, rows: int, columns: int, transposed: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -95,11 +95,11 @@ def _draw(count: int, rows: int, columns: int, transposed: bool, dtype: torch.dt
 @triton.jit
 def grouped(
     p_left, p_right, p_out, tiles, count, rows, columns, depth, DTYPE: tl.constexpr,
-    STANDING: tl.constexpr, LYING: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    LEFT_T: tl.constexpr, RIGHT_T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """left [L, rows, depth] times right [L, depth, columns], rounded in registers to DTYPE if they are not of it.
+    """Multiply left [L, rows, depth] by right [L, depth, columns], rounded in registers to DTYPE if they are not of it.
 
-    The left one lies as [L, depth, rows] if STANDING, the right one as [L, columns, depth] if LYING.
+    The left one is stored as [L, depth, rows] if LEFT_T, the right one as [L, columns, depth] if RIGHT_T.
     """
     rows, columns, depth = tl.multiple_of(rows, 8), tl.multiple_of(columns, 8), tl.multiple_of(depth, 8)
     for index in tl.range(tl.program_id(0), count, tl.num_programs(0)):
@@ -108,11 +108,11 @@ def grouped(
         left, right = p_left + matrix * rows * depth, p_right + matrix * depth * columns
         accumulator = tl.zeros([BM, BN], tl.float32)
         for step in range(0, depth, BK):
-            if STANDING:
+            if LEFT_T:
                 a = load_transposed(left, rows, row, step, rows, depth, BM, BK)
             else:
                 a = load_tile(left, depth, row, step, rows, depth, BM, BK)
-            if LYING:
+            if RIGHT_T:
                 b = load_transposed(right, depth, step, column, depth, columns, BK, BN)
             else:
                 b = load_tile(right, columns, step, column, depth, columns, BK, BN)
@@ -126,10 +126,10 @@ class Grouped:
     left ``[L, rows, depth]``, right ``[L, depth, columns]``, transposed in memory as ``layout`` says.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, out: Tensor, layout: str, cut: str) -> None:
+    def __init__(self, left: Tensor, right: Tensor, out: Tensor, layout: str, tile: str) -> None:
         self.operands, self.depth = (left, right, out), left.shape[1 if layout[0] == "T" else 2]
-        BM, BN, BK, warps, stages, registers, resident = CUTS[cut]
-        self.constants = {"DTYPE": TYPES[right.dtype], "STANDING": layout[0] == "T", "LYING": layout[1] == "T",
+        BM, BN, BK, warps, stages, registers, resident = TILES[tile]
+        self.constants = {"DTYPE": TYPES[right.dtype], "LEFT_T": layout[0] == "T", "RIGHT_T": layout[1] == "T",
                           "BM": BM, "BN": BN, "BK": BK}  # fmt: skip
         self.options = options(warps, stages, registers)
         _, rows, columns = out.shape

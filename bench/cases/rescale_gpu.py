@@ -56,8 +56,8 @@ class Drawn:
     def __post_init__(self) -> None:
         k, parts = torch.tensor(self.sizes).T
         # where the rows [k] and the partial sums of each matrix begin
-        self.places, self.starts = k.cumsum(0) - k, (k * parts).cumsum(0) - k * parts
-        self.table = torch.stack([self.starts, self.places, parts, k], dim=1)
+        self.offsets, self.starts = k.cumsum(0) - k, (k * parts).cumsum(0) - k * parts
+        self.table = torch.stack([self.starts, self.offsets, parts, k], dim=1)
         self.partials = torch.randn(int((k * parts).sum()), device=self.device)
         S = [torch.rand(one, device=self.device).add(0.1).sort(descending=True).values for one in k.tolist()]
         self.S, self.rho = torch.cat(S), torch.full((1,), RHO, device=self.device)
@@ -65,11 +65,11 @@ class Drawn:
         self.finite = torch.zeros(len(k), dtype=torch.bool, device=self.device)
 
     def error(self) -> float:
-        """Of g and δ together; NaN where a matrix was flagged."""
+        """Return that of g and δ, NaN where a matrix was flagged."""
         distance = norm = 0.0
-        for (k, parts), place, start in zip(self.sizes, self.places.tolist(), self.starts.tolist()):
+        for (k, parts), offset, start in zip(self.sizes, self.offsets.tolist(), self.starts.tolist()):
             g = self.partials[start : start + k * parts].double().view(parts, k).sum(0)
-            S, at = self.S[place : place + k].double(), slice(place, place + k)
+            S, at = self.S[offset : offset + k].double(), slice(offset, offset + k)
             delta = reference.rescale(g, S, RHO) - g
             for found, true in ((self.g[at], g), (self.delta[at], delta)):
                 distance += (found - true).square().sum().item()
@@ -78,7 +78,7 @@ class Drawn:
 
 
 def makers(run: Run, sizes: list[tuple[int, int]]) -> Makers:
-    """Each with partial sums of its own."""
+    """Return both variants, each with partial sums of its own."""
 
     def trial(of: Callable[[Drawn], Callable[[], object]]) -> Trial:
         drawn = Drawn(sizes, run.device)
@@ -88,12 +88,12 @@ def makers(run: Run, sizes: list[tuple[int, int]]) -> Makers:
 
 
 def by_triton(drawn: Drawn) -> Callable[[], object]:
-    """As the plan of a step launches it for bases in bf16, which need no scale."""
+    """Return the launch of a step's plan for bases in bf16, which need no scale."""
     count, device = len(drawn.sizes), drawn.device
     rows = np.zeros((count, fields.FIELDS.value), np.int64)
     names = (fields.PARTIALS, fields.DIAGONAL, fields.PARTS, fields.K)
     rows[:, [name.value for name in names]] = drawn.table.numpy()
-    rows[:, fields.S.value] = drawn.S.data_ptr() + 4 * drawn.places.numpy()
+    rows[:, fields.S.value] = drawn.S.data_ptr() + 4 * drawn.offsets.numpy()
     table = torch.from_numpy(rows).to(device)
     extremes, scales = torch.zeros(count, PIECES.value, device=device), torch.empty(count, device=device)
     grid = (min(count, device_properties(device)[1]),)
@@ -109,7 +109,7 @@ def by_triton(drawn: Drawn) -> Callable[[], object]:
 
 
 def by_candidate(drawn: Drawn) -> Callable[[], object]:
-    """csrc/candidates/rescale.cu."""
+    """Return the launch of csrc/candidates/rescale.cu."""
     segments, longest = drawn.table.to(drawn.device), max(k for k, _ in drawn.sizes)
     given = (segments, longest, drawn.partials, drawn.S, drawn.rho, reference.FLOOR)
     return lambda: torch.ops.gsr_candidates.rescale(*given, drawn.g, drawn.delta, drawn.finite)

@@ -66,7 +66,7 @@ def _rows(threads: int, d1: int, d2: int) -> Iterator[dict]:
 
 
 def _check(G: torch.Tensor, basis: SpectralBasis) -> None:
-    """What is wrong is not timed."""
+    """Refuse to time what is wrong."""
     truth = reference.rescale_gradient(G.double(), basis.U.double(), basis.S.double(), basis.Vh.double(), RHO)
     error = torch.linalg.norm(rescale_gradient(G, basis, RHO) - truth) / torch.linalg.norm(truth)
     if not error < 1e-4:

@@ -2,7 +2,7 @@
 
 G, W and moments are float32, bases bf16; nothing of it runs without a GPU. Equal matrices are one launch for each. Of
 CUTLASS's second product all is counted that Triton's does: where the product is square it scales U, which ``FOLDED``
-leaves out. What both need folded before, and what they multiply, lies as the plan's launches leave it. A tall matrix's
+leaves out. What both need folded before, and what they multiply, is as the plan's launches leave it. A tall matrix's
 first product, Gᵀ U, is not covered.
 
 The verdict is of all matrices of Falcon3-1B on an H200, in the rows of ``RULES``.
@@ -62,7 +62,7 @@ def rows(run: Run) -> Iterator[dict]:
 
 
 def verdicts(taken: Mapping[str, Mapping[tuple[int, int], float]], h200: bool) -> Iterator[dict]:
-    """The rules on milliseconds a matrix of each shape, summed over a model."""
+    """Apply the rules to milliseconds a matrix of each shape, summed over a model."""
     counts = model("falcon3-1b").shapes
     for name, rule in RULES.items():
         shapes = [shape for shape in SHAPES if name == CUTLASS or shape[0] <= shape[1]]
@@ -126,14 +126,14 @@ class Second:
         return {**makers, FOLDED: lambda: self.cutlass(counted=False)} if self.square else makers
 
     def stepped(self, g: Tensor) -> list[Tensor]:
-        """What W moves by in its first step, m and v after it, in float64."""
+        """Return the first step of W, and m and v after it, in float64."""
         (beta1, beta2), (W, m, v) = GROUP["betas"], (one.double() for one in self.before)
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g.square()
         direction = m / (1 - beta1) / ((v / (1 - beta2)).sqrt() + GROUP["eps"])
         return [-GROUP["lr"] * (direction + GROUP["weight_decay"] * W), m, v]
 
     def trial(self, launch: Callable[[], object], kept: list[Tensor]) -> Trial:
-        """What is proved is what is timed: one replay, from what was before, on all weights."""
+        """Return a trial that tests the launch it times: one replay, from the state before, on all weights."""
 
         def found() -> float:
             W, m, v = kept
@@ -163,7 +163,10 @@ class Second:
         return self.trial(launch, kept)
 
     def operands(self) -> tuple[Tensor, Tensor, bool, Callable[[], object]]:
-        """left and right in bf16, whether right lies, and what scales U where Triton does so in its second product."""
+        """Return left and right in bf16, whether right is transposed, and the scaling of U.
+
+        Triton scales U in its second product where the weight is square; elsewhere there is nothing to do.
+        """
         G, U, Vh = self.G.to(bf16).float(), self.U.float(), self.Vh.float()
         delta = self.plan._delta.view(len(G), 1, -1)
         _, d1, d2 = G.shape
@@ -175,9 +178,9 @@ class Second:
         return left, self.Vh, False, lambda: torch.mul(self.U, delta, out=left)
 
     def cutlass(self, counted: bool = True) -> Trial:
-        left, right, lying, fold = self.operands()
+        left, right, transposed, fold = self.operands()
         kept = [one.clone() for one in self.before]
-        given = (left, right, lying, self.G, self.square, self.plan._coefficients, self.plan._finite, *kept)
+        given = (left, right, transposed, self.G, self.square, self.plan._coefficients, self.plan._finite, *kept)
         fold()
 
         def launch() -> None:
@@ -188,14 +191,14 @@ class Second:
         return self.trial(launch, kept)
 
     def bare(self) -> Trial:
-        left, right, lying, fold = self.operands()
+        left, right, transposed, fold = self.operands()
         fold()
-        right, out = right.mT if lying else right, torch.empty_like(self.G, dtype=bf16)
+        right, out = right.mT if transposed else right, torch.empty_like(self.G, dtype=bf16)
         return self.run.trial(lambda: torch.bmm(left, right, out=out))
 
     def apart(self) -> Trial:
-        left, right, lying, fold = self.operands()
-        right, product = right.mT if lying else right, torch.empty_like(self.G)
+        left, right, transposed, fold = self.operands()
+        right, product = right.mT if transposed else right, torch.empty_like(self.G)
         kept, steps = [one.clone() for one in self.before], torch.zeros(len(self.G), device=self.run.device)
         parameters = [W.requires_grad_() for W in kept[0].detach().unbind()]
         optimizer = torch.optim.AdamW(parameters, fused=True, capturable=True, **GROUP)
@@ -216,7 +219,7 @@ class Second:
 
 
 def first_products(run: Run, count: int, short: int, long: int) -> Makers:
-    """G V in bf16, stored as it is: what the main loops reach."""
+    """Return G V in bf16, stored as it is: the speed of the main loops."""
     from bench.cases.products import Grouped
 
     left, right = (torch.randn(count, short, long, device=run.device).to(bf16) for _ in range(2))

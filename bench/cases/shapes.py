@@ -39,16 +39,16 @@ def rows(run: Run) -> Iterator[dict]:
             yield from run.compare(labels, kernels, partial(_stage, run, stage, d1, d2), f"{stage} torch")
 
 
-def stages(d1: int, d2: int, k: int, number: int, unit: str) -> dict[str, list[Work]]:
-    """The work of the paper's stages, each number of so many bytes."""
-    side, core = number * k * min(d1, d2), number * k * k
-    factors, entries = number * k * (d1 + d2), number * d1 * d2
+def stages(d1: int, d2: int, k: int, size: int, unit: str) -> dict[str, list[Work]]:
+    """Return the work of the paper's stages on elements of ``size`` bytes."""
+    side, core = size * k * min(d1, d2), size * k * k
+    factors, entries = size * k * (d1 + d2), size * d1 * d2
     long = 2 * d1 * d2 * k
     short = 2 * min(d1, d2) * k * k
     return {
         "project": [Work(long, entries + factors - side, unit), Work(short, side + core, unit)],
         "skew": [Work(12 * k * k, 3 * core, "fp32")],
-        "rescale": [Work(12 * k, 3 * number * k, "fp32")],
+        "rescale": [Work(12 * k, 3 * size * k, "fp32")],
         "recompose": [Work(short, 2 * core + 2 * side, unit), Work(long, factors + entries, unit)],
     }
 
@@ -98,7 +98,7 @@ def _updates(run: Run, shape: tuple[int, int], count: int) -> Makers:
 
 
 def _stage(run: Run, stage: str, d1: int, d2: int) -> Makers:
-    """Factors and gradient in the basis's dtype, what lies between the products in float32."""
+    """Return a stage on factors and gradient in the basis's dtype; between the products is float32."""
     (basis,), (G,) = draw(run.setting, [(d1, d2)], run.device)
     U, S, Vh = basis.U, basis.S, basis.Vh
     N = torch.randn(len(S), len(S), device=run.device)

@@ -57,13 +57,13 @@ def rows(run: Run) -> Iterator[dict]:
 
 
 def of(count: int, k: int) -> Work:
-    """A pair's three products of rows in each sweep, and where it is turned, four fused steps an entry of two rows."""
+    """Return the work: three products of a pair's rows in each sweep, and for a turn four fused steps an element."""
     pairs = count * k * (k - 1) // 2
     return Work(int(pairs * k * (6 * SWEEPS + 16 * TURNED)), count * 4 * (3 * k * k + k), "fp32")
 
 
 def makers(device: torch.device, k: int) -> Makers:
-    """All take the same positive definite matrices of condition 1e3: what a polar decomposition leaves."""
+    """Return the variants, on the positive definite matrices of condition 1e3 that a polar decomposition leaves."""
     # made on the CPU, in float64
     factor = torch.stack([matrix(k, k, spectrum("log", k, 1e3).sqrt()) for _ in range(COUNT)])
     A = (factor @ factor.mT).to(device)
@@ -77,7 +77,7 @@ def makers(device: torch.device, k: int) -> Makers:
 
 
 def sketched(device: torch.device, shape: tuple[int, int], rank: int) -> Makers:
-    """The same sketch, whose small problem jacobi or the fastest other driver decomposes, whatever svd would take."""
+    """Return the same sketch, its small problem decomposed by jacobi or by the fastest other driver."""
     W = torch.randn(shape, device=device)
     with patch("gsr_kernels.linalg.drivers.small_svd_limit", lambda device: 0):
         other = driver(device, 2 * rank)
@@ -94,14 +94,14 @@ def sketched(device: torch.device, shape: tuple[int, int], rank: int) -> Makers:
 
 
 def driver(device: torch.device, size: int) -> str:
-    """What svd begins with for matrices of a size."""
+    """Return the driver that svd begins with for matrices of a size."""
     svd(torch.randn(size, size, device=device))
     # which has been decided by now, so that no clock is read
     return chain(device, size, None, lambda driver, size: torch.nan)[0]
 
 
 def _defect(U: Tensor, S: Tensor, Vh: Tensor, sweeps: Tensor) -> float:
-    """NaN where one did not converge."""
+    """Return the largest defect, NaN where one did not converge."""
     identity = torch.eye(U.shape[-1], dtype=torch.float64, device=U.device)
     worst = max((Q.mT @ Q - identity).abs().max().item() for Q in (U.double(), Vh.mT.double()))
     return worst if (sweeps > 0).all() else torch.nan

@@ -65,7 +65,7 @@ def _shape(modules: int, side: int, tasks: int) -> str:
 
 
 def _check(*found: tuple[torch.Tensor, ...]) -> None:
-    """What is wrong is not timed."""
+    """Refuse to time what is wrong."""
     for mine, *others in zip(*found):
         for other in others:
             if not torch.linalg.norm(mine - other) < 1e-5 * torch.linalg.norm(other):

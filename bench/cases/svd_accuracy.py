@@ -1,4 +1,4 @@
-"""How right decompositions are on this device: exact against float64, randomized against the best of their rank."""
+"""The accuracy of decompositions on this device: exact against float64, randomized against the best of their rank."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rows(run: Run) -> Iterator[dict]:
 
 
 def exact(device: torch.device, shape: tuple[int, int], kind: str, condition: float) -> Iterator[dict]:
-    """A row for each driver; the target of σ is three times the error of torch.linalg.svd in float32."""
+    """Yield a row for each driver. The target of σ is three times the error of torch.linalg.svd in float32."""
     W = matrix(*shape, spectrum(kind, min(shape), condition).to(device))
     truth = torch.linalg.svdvals(W.double())
     of_torch = ((torch.linalg.svd(W, full_matrices=False).S - truth) / truth).abs().max().item()
@@ -48,7 +48,7 @@ def exact(device: torch.device, shape: tuple[int, int], kind: str, condition: fl
 
 
 def randomized(device: torch.device, shape: tuple[int, int], kind: str, rank: int) -> Iterator[dict]:
-    """By default parameters, and the peer with the same; on decaying spectra the captured energy has a target too."""
+    """Yield a sketch with default parameters and its peer. Captured energy has a target on decaying spectra."""
     S = spectrum(kind, min(shape)).to(device)
     W = matrix(*shape, S)
     p, q = defaults(rank, min(shape))

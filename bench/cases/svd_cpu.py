@@ -48,7 +48,7 @@ def exact(run: Run, shape: tuple[int, ...], drivers: list[str]) -> Iterator[dict
 
 
 def side_by_side(run: Run, shape: tuple[int, int, int]) -> Iterator[dict]:
-    """In each arrangement, though a CPU's are done one by one."""
+    """Time each arrangement, though a CPU's are done one by one."""
     weights = torch.randn(shape).unbind()
     variants: Variants = {f"svd, {how}": lambda to=to: bases_of(weights, None, to) for how, to in ARRANGED.items()}
     yield from _timed(run, variants, "svd, one by one", shape, min(shape[-2:]))

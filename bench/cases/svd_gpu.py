@@ -33,7 +33,7 @@ TALL = (8192, 2048)
 TARGETS = {None: (1 / 8, 8), 256: (1 / 5, 2)}
 # matrices side by side
 SEVERAL = 8
-# the seconds that the runs of one variant may take together
+# the seconds that the runs of one variant may take in all
 PATIENCE = 2.0
 
 
@@ -64,7 +64,7 @@ def drivers(device: torch.device, n: int) -> Iterator[dict]:
 
 
 def tall(device: torch.device, shape: tuple[int, int], rank: int) -> Iterator[dict]:
-    """By a sketch, beside torch's with the same oversampling and power iterations."""
+    """Time a sketch, beside torch's with the same oversampling and power iterations."""
     W = torch.randn(shape, device=device)
     p, q = defaults(rank, min(shape))
     name, theirs = peer(W, rank, p, q)
@@ -77,7 +77,7 @@ def tall(device: torch.device, shape: tuple[int, int], rank: int) -> Iterator[di
 
 
 def kept(device: torch.device, shapes: dict[tuple[int, int], int], rank: int) -> Iterator[dict]:
-    """What a second start takes: bases from their file, beside the same bytes."""
+    """Time a second start: bases from their file, beside the same bytes."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.bases"
         bases = {
@@ -95,7 +95,7 @@ def kept(device: torch.device, shapes: dict[tuple[int, int], int], rank: int) ->
 
 
 def side_by_side(device: torch.device, n: int, rank: int | None = None) -> Iterator[dict]:
-    """Equal matrices in each arrangement."""
+    """Time equal matrices in each arrangement."""
     weights = torch.randn(SEVERAL, n, n, device=device).unbind()
     name = "svd" if rank is None else "randomized_svd"
     variants: Variants = {f"{name}, {how}": lambda to=to: bases_of(weights, rank, to) for how, to in ARRANGED.items()}
@@ -103,7 +103,7 @@ def side_by_side(device: torch.device, n: int, rank: int | None = None) -> Itera
 
 
 def whole(device: torch.device, shapes: dict[tuple[int, int], int], rank: int | None = None) -> Iterator[dict]:
-    """The bases of all matrices of a model, exactly or by a sketch, as attach() takes them and one by one."""
+    """Time the bases of all matrices of a model, exactly or by a sketch, as attach() takes them and one by one."""
 
     def other(W: torch.Tensor) -> object:
         return (
@@ -126,7 +126,7 @@ def whole(device: torch.device, shapes: dict[tuple[int, int], int], rank: int | 
 
 
 def _once(run: Callable[[], list[SpectralBasis]]) -> tuple[float, int]:
-    """Milliseconds of a run, and the MiB that it held at its peak beyond what was there and its bases."""
+    """Return the milliseconds of a run, and the MiB that it held at its peak beyond what was there and its bases."""
     before = 0
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -150,7 +150,7 @@ def _compared(variants: Variants, against: str, shape: tuple[int, ...], rank: in
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
-    """The median of five runs, or of as many as patience allows, after one that warms up."""
+    """Return the median of five runs, or of as many as patience allows, after one that warms up."""
     run()
     times: list[float] = []
     while not times or (len(times) < 5 and sum(times) < PATIENCE * 1e3):
@@ -161,7 +161,7 @@ def _milliseconds(run: Callable[[], object]) -> float:
 
 
 def _now() -> float:
-    """The time, when the device has done what it was asked for."""
+    """Return the time, when the device has done what it was asked for."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

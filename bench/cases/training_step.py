@@ -19,7 +19,7 @@ PASS, SEQUENCE = 4096, 2048
 
 
 def rows(run: Run) -> Iterator[dict]:
-    """16-bit weights and gradients on a GPU; sequences are passed one batch after another and their gradients added."""
+    """Yield rows, of 16-bit weights and gradients on a GPU. Batches pass one by one and their gradients add up."""
     large = run.on_gpu or run.dry
     setting = replace(run.setting, gradient="bf16" if large else "fp32")
     run = replace(run, setting=setting, least=3)

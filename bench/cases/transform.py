@@ -32,7 +32,7 @@ def rows(run: Run) -> Iterator[dict]:
 
 
 def work(setting: Setting) -> dict[str, list[Work]]:
-    """The kernels of each variant, over all matrices."""
+    """Return the kernels of each variant, over all matrices."""
     found: dict[str, list[Work]] = {name: [] for name in (OURS, BARE, TORCH, *LITERAL)}
     for d1, d2 in setting.model.matrices:
         k, mode, size = setting.directions(d1, d2), setting.out_of_span, setting.basis_bytes
@@ -87,7 +87,7 @@ def _variants(run: Run) -> Makers:
 
 
 def _bare(gradients: list[Tensor], bases: list[SpectralBasis], mode: str) -> Callable[[], None]:
-    """The products alone, operands and results laid out beforehand."""
+    """Return the products alone, operands and results laid out beforehand."""
     steps = []
     for G, basis in zip(gradients, bases):
         G, U, Vh = G.to(basis.U.dtype), basis.U, basis.Vh

@@ -20,25 +20,25 @@ Rows = Sequence[dict[str, str]]
 
 
 def draw_step(rows: Rows, axis: Axes) -> None:
-    """Milliseconds of one optimizer step, the fastest on top; a mark where the floor of each lies."""
+    """Draw milliseconds of one optimizer step, the fastest on top, each with a mark at its floor."""
     rows = sorted(rows, key=lambda row: -float(row["p50_ms"]))
     times = [float(row["p50_ms"]) for row in rows]
     spread = [[t - float(row["p20_ms"]), float(row["p80_ms"]) - t] for t, row in zip(times, rows)]
     colours = [OURS if row["variant"].startswith("GSRAdamW") else OTHERS for row in rows]
-    places = range(len(rows))
-    axis.barh(places, times, color=colours, height=0.6, xerr=list(zip(*spread)), error_kw={"lw": 0.8})
+    heights = range(len(rows))
+    axis.barh(heights, times, color=colours, height=0.6, xerr=list(zip(*spread)), error_kw={"lw": 0.8})
     floors = [float(row["floor_ms"]) for row in rows]
-    axis.scatter(floors, places, marker="|", s=260, color=FLOOR, label="floor", zorder=3)
-    axis.set_yticks(places, [f"{row['variant']} ({row['launch']})" for row in rows])
-    for place, time in zip(places, times):
-        axis.annotate(f"{time:.3g}", (time, place), (4, 7), textcoords="offset points", fontsize=8)
+    axis.scatter(floors, heights, marker="|", s=260, color=FLOOR, label="floor", zorder=3)
+    axis.set_yticks(heights, [f"{row['variant']} ({row['launch']})" for row in rows])
+    for height, time in zip(heights, times):
+        axis.annotate(f"{time:.3g}", (time, height), (4, 7), textcoords="offset points", fontsize=8)
     axis.set_xlabel("ms for one optimizer step, median and p20 to p80")
     axis.legend(loc="upper right", frameon=False)
     axis.margins(x=0.1)
 
 
 def draw_overhead(rows: Rows, axis: Axes) -> None:
-    """What each optimizer adds to AdamW's training step, over the tokens of a step."""
+    """Draw the time that each optimizer adds to AdamW's training step, over the tokens of a step."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if row["variant"] != "AdamW":
@@ -56,7 +56,7 @@ def draw_overhead(rows: Rows, axis: Axes) -> None:
 
 
 def draw_roofline(rows: Rows, axis: Axes) -> None:
-    """What each variant reaches, over its FLOP for each byte, below what the device reaches."""
+    """Draw the rate of each variant, over its FLOP for each byte, below the rates of the device."""
     rates = {row["variant"]: float(row["rate"]) for row in rows if row["case"] == "ceilings"}
     measured = [row for row in rows if row["case"] != "ceilings" and float(row["flop"] or 0) and row["p50_ms"]]
     points = [
@@ -87,9 +87,9 @@ PICTURES: dict[str, tuple[tuple[str, ...], Callable[[Rows, Axes], None]]] = {
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Draws what one device's rows are there for; of several settings the first, of a roofline all that multiply.
+    """Draw the pictures that one device's rows allow, and return the files.
 
-    Returns the files.
+    Of several settings the first is drawn, of a roofline all that multiply.
     """
     written = []
     for name, (cases, by) in PICTURES.items():

@@ -53,7 +53,7 @@ def target_table(rows: Iterable[dict[str, str]]) -> str:
 def floor_table() -> str:
     """Return the milliseconds of one optimizer step below which an H200 cannot go, form by form, and TFLOP of each."""
     models = {"Falcon3-1B": model("falcon3-1b"), "Llama-3-8B": model("llama3-8b")}
-    heads = [f"{name}, {len(one.matrices)} matrices, {_entries(one) / 1e9:.2f} B" for name, one in models.items()]
+    heads = [f"{name}, {len(one.matrices)} matrices, {_elements(one) / 1e9:.2f} B" for name, one in models.items()]
     lines = [f"| one optimizer step, ms (TFLOP) | {' | '.join(heads)} |", "|---|--:|--:|"]
     for title, form in FORMS.items():
         cells = []
@@ -68,8 +68,8 @@ def _fused(out_of_span: str, gradient: int, states: str, rank: int | None = None
     return lambda d1, d2, k: transform(d1, d2, min(k, rank or k), out_of_span, 2, gradient, end=STATES[states])
 
 
-def _literal(number: int, unit: str) -> Form:
-    return lambda d1, d2, k: literal_work(d1, d2, k, "drop", number, unit) + adamw(d1 * d2, 4, "fp32")
+def _literal(size: int, unit: str) -> Form:
+    return lambda d1, d2, k: literal_work(d1, d2, k, "drop", size, unit) + adamw(d1 * d2, 4, "fp32")
 
 
 def _apart(gradient: int, states: str) -> Form:
@@ -80,7 +80,7 @@ def _adamw(gradient: int, states: str) -> Form:
     return lambda d1, d2, _: adamw(d1 * d2, gradient, states)
 
 
-def _entries(one: Model) -> int:
+def _elements(one: Model) -> int:
     return sum(d1 * d2 for d1, d2 in one.matrices)
 
 

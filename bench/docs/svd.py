@@ -21,7 +21,7 @@ FIRST, BOUND = f"{DRIVEN}gesdd", 1.2
 
 
 def accuracy(rows: Rows) -> str:
-    """Of each device the errors of σ by spectrum and condition, and the worst of what else has a target."""
+    """Return, for each device, the errors of σ by spectrum and condition, and the worst of what else has a target."""
     exact = [row for row in rows if row["case"] == "svd_accuracy" and row["sigma_error"]]
     return "\n\n".join(_accuracy(device, of) for device, of in _by_device(exact))
 
@@ -59,7 +59,7 @@ def _accuracy(device: str, exact: Rows) -> str:
 
 
 def drivers(rows: Rows) -> str:
-    """The time of each driver beside torch's."""
+    """Return the time of each driver beside torch's."""
     timed = [row for row in rows if row["case"] in ("svd_cpu", "svd_gpu") and row["ratio_to"] == "torch.linalg.svd"]
     timed = [row for row in timed if row["variant"].startswith(DRIVEN) and not row["model"]]
     names = list(dict.fromkeys(row["variant"].removeprefix(DRIVEN) for row in timed))
@@ -80,7 +80,7 @@ def drivers(rows: Rows) -> str:
 
 
 def arrangements(rows: Rows) -> str:
-    """Of each device the time of several equal matrices one by one and side by side, and of whole models."""
+    """Return, for each device, the time of several equal matrices one by one and side by side, and of whole models."""
     several = [
         row for row in rows if row["case"] in ("svd_cpu", "svd_gpu") and row["ratio_to"].endswith(", one by one")
     ]
@@ -107,7 +107,7 @@ def _arrangements(device: str, of: Rows) -> str:
 
 
 def randomized(rows: Rows) -> str:
-    """Of each device the errors over the best of the rank and captured energy, beside the peer's, and the time."""
+    """Return, for each device, errors over the best of the rank, energy and time, beside the peer's."""
     found = [row for row in rows if row["case"] == "svd_accuracy" and row["spectral_error"]]
     times = [row for row in rows if row["case"] in ("svd_cpu", "svd_gpu") and row["variant"] == "randomized_svd"]
     return "\n\n".join(
@@ -139,7 +139,7 @@ def _randomized(device: str, found: Rows, timed: Rows) -> str:
 
 
 def draw(rows: Rows, path: Path) -> None:
-    """Time against n for each driver, a panel a device."""
+    """Draw time against n for each driver, a panel a device."""
     import matplotlib.pyplot as plt
 
     square = [row for row in rows if row["case"] in ("svd_cpu", "svd_gpu") and re.fullmatch(r"(\d+)x\1", row["shape"])]

@@ -43,7 +43,7 @@ MATRIX_LOADS = {
     for lines, first in [inspect.getsourcelines(source)]
     for i in range(len(lines) + 1)
 }
-PLACE = re.compile(r"// (\w+\.py):(\d+)")
+SOURCE_LINE = re.compile(r"// (\w+\.py):(\d+)")
 COLUMNS = {
     "kernel": 42, "configuration": 18, "sm": 3, "registers": 9, "stack": 5, "shared": 6, "instruction": 11,
     "narrowest": 9, "tiles by": 8, "fails": 0,
@@ -51,7 +51,7 @@ COLUMNS = {
 
 
 def report(case: Case) -> dict[str, Any]:
-    """Compiles and looks at what came of it."""
+    """Compile a kernel and return its row."""
     names = case.kernel.arg_names
     kinds = {name: case.signature.get(name, "i32") for name in names if name not in case.constants}
     signature = {name: kinds.get(name, "constexpr") for name in names}
@@ -70,10 +70,10 @@ def report(case: Case) -> dict[str, Any]:
         ).stdout
     ptx = compiled.asm["ptx"]
     instructions = [name for name in ("tcgen05.mma", "wgmma.mma", "mma.sync") if name in ptx]
-    cut = [str(case.constants[name]) for name in ("BM", "BN", "BK") if name in case.constants]
+    tile = [str(case.constants[name]) for name in ("BM", "BN", "BK") if name in case.constants]
     row = {
         "kernel": case.name,
-        "configuration": "x".join(cut) + f" {case.options['num_warps']}w {case.options['num_stages']}s",
+        "configuration": "x".join(tile) + f" {case.options['num_warps']}w {case.options['num_stages']}s",
         "sm": case.architecture,
         "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
         "stack": int(re.findall(r"STACK:(\d+)", usage)[0]),
@@ -87,12 +87,12 @@ def report(case: Case) -> dict[str, Any]:
 
 
 def narrowest_load(ptx: str) -> int | None:
-    """Bytes of the narrowest load of a matrix; None where there is none."""
+    """Return the bytes of the narrowest load of a matrix; None where there is none."""
     widths, of_a_matrix = [], False
     for line in ptx.splitlines():
         if "\t.loc\t" in line:
-            place = PLACE.search(line)
-            of_a_matrix = place is not None and (place[1], int(place[2])) in MATRIX_LOADS
+            source = SOURCE_LINE.search(line)
+            of_a_matrix = source is not None and (source[1], int(source[2])) in MATRIX_LOADS
         elif of_a_matrix and (copy := COPY.search(line)):
             widths.append(int(copy[1], 0))
         elif of_a_matrix and (load := LOAD.search(line)):
@@ -101,7 +101,7 @@ def narrowest_load(ptx: str) -> int | None:
 
 
 def failures(case: Case, row: dict[str, Any]) -> Iterator[str]:
-    """What must not ship."""
+    """Yield the reasons why a kernel must not ship."""
     if row["sm"] == 90 and row["stack"] > nvcc.SPILL:
         yield f"spills {row['stack']} bytes"
     if row["shared"] > SHARED[row["sm"]]:

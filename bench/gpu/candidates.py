@@ -1,7 +1,7 @@
 """``python -m bench.gpu candidates``: build csrc/candidates for the GPU that shall judge them.
 
 They make a library of their own, which no installation builds: build/candidates/NAME.so, its name made of the sources
-and of what says how they are compiled. One that was built elsewhere, for any torch from 2.10 on, is taken as it lies.
+and of what says how they are compiled. One that was built elsewhere, for any torch from 2.10 on, is taken as it is.
 Without CUTLASS it is built without the products.
 """
 
@@ -27,33 +27,33 @@ OTHERS = [nvcc.ROOT / name for name in ("csrc/tensors.h", "csrc/rotation.cuh", "
 
 
 def sources(products: bool) -> list[Path]:
-    """The kernels of the library, with or without the products."""
+    """Return the kernels of the library, with or without the products."""
     found = [source for source in nvcc.sources() if source.parent == OPERATORS.parent]
     return [source for source in found if products or source.stem != "products"]
 
 
-def place(products: bool, architecture: str) -> Path:
-    """Where the library of the sources as they are lies, or would."""
+def path_of(products: bool, architecture: str) -> Path:
+    """Return the path of the library of the sources as they are, built or not."""
     own = sorted(path for path in OPERATORS.parent.iterdir() if path.suffix in (".cu", ".cuh", ".h", ".cpp"))
     parts = [f"{architecture} {products}".encode(), *(path.read_bytes() for path in own + OTHERS)]
     return FOLDER / f"{hashlib.sha256(b' '.join(parts)).hexdigest()[:16]}.so"
 
 
 def library(architecture: str) -> Path | None:
-    """The library for a GPU if there is one, the fuller one first."""
+    """Return the library for a GPU if there is one, the fuller one first."""
     return next(
-        (path for path in (place(products, architecture) for products in (True, False)) if path.is_file()), None
+        (path for path in (path_of(products, architecture) for products in (True, False)) if path.is_file()), None
     )
 
 
 def build(architecture: str) -> Path:
-    """Builds the library for an architecture as in "90a", unless it is there as full as it can be had.
+    """Build the library for an architecture as in "90a", unless it is there as full as it can be had.
 
     Raises RuntimeError with the compiler's words where it does not compile, or as bench.gpu.nvcc would fail.
     """
     products, reason = not nvcc.obstacle(PRODUCTS, architecture), nvcc.setup()["obstacle"]()
-    target, found = place(products, architecture), library(architecture)
-    if found and (reason or found in (target, place(True, architecture))):
+    target, found = path_of(products, architecture), library(architecture)
+    if found and (reason or found in (target, path_of(True, architecture))):
         return found
     if reason:
         raise RuntimeError(f"the candidates cannot be built here: {reason}")
@@ -86,13 +86,13 @@ def build(architecture: str) -> Path:
 
 
 def lacking(architecture: str) -> str:
-    """Why there is nothing to judge in full; empty where the library is there with all that the GPU can run."""
+    """Say why there is nothing to judge in full; empty where the library is there with all that the GPU can run."""
     if not OPERATORS.is_file():
-        return "the candidates lie in a checkout of the project alone: run this from one"
+        return "the candidates are in a checkout of the project alone: run this from one"
     path = library(architecture)
     if path is None:
         return "the candidates were not built: python -m bench.gpu candidates"
-    if architecture == "90a" and path != place(True, architecture):
+    if architecture == "90a" and path != path_of(True, architecture):
         return (
             f"{path} has no products: they need CUTLASS {nvcc.CUTLASS} (pip install nvidia-cutlass, or CUTLASS_DIR), "
             "or build/candidates from where python -m bench.gpu candidates found it"
@@ -110,7 +110,7 @@ def here() -> str:
 
 @cache
 def obstacle() -> str:
-    """Why there are no candidates for the current GPU, empty where they are loaded."""
+    """Say why there are no candidates for the current GPU, empty where they are loaded."""
     path = library(here()) if OPERATORS.is_file() else None
     if path is None:
         return lacking(here())
@@ -122,7 +122,7 @@ def obstacle() -> str:
 
 
 def has(operator: str) -> bool:
-    """Whether the loaded library has an operator: without CUTLASS it has no products."""
+    """Tell whether the loaded library has an operator: without CUTLASS it has no products."""
     return hasattr(torch.ops.gsr_candidates, operator)
 
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
     except RuntimeError as error:
         print(error)
         return 1
-    if path != place(True, arguments.sm):
+    if path != path_of(True, arguments.sm):
         print(f"without the products: {nvcc.obstacle(PRODUCTS, arguments.sm)}")
     print(path)
     return 0

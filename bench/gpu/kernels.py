@@ -1,4 +1,4 @@
-"""What ``python -m bench.gpu aot`` compiles: every kernel in the forms, dtypes and sizes in which it is launched."""
+"""The kernels that ``python -m bench.gpu aot`` compiles, in the forms, dtypes and sizes in which they are launched."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Case:
 
 
 def step_cases(architecture: int) -> Iterator[Case]:
-    """The kernels of the fused step, in every form and pair of dtypes that Triton computes."""
+    """Yield the kernels of the fused step, in every form and pair of dtypes that Triton computes."""
     for gradient, stored_as in PAIRS:
         pair = f"{TYPES[gradient]} x {TYPES[stored_as]}"
         for shape, (transposed, stored) in FORMS.items():
@@ -79,7 +79,7 @@ def _dtypes(update: Update) -> str:
 
 
 def row_cases(architecture: int) -> Iterator[Case]:
-    """The other kernels of the step, and the stage operators."""
+    """Yield the other kernels of the step, and the stage operators."""
     for operand in (tl.float16, tl.bfloat16):
         for form, (transposed, stored) in FORMS.items():
             shape = {"DTYPE": operand, "TRANSPOSED": transposed}
@@ -116,7 +116,7 @@ def row_cases(architecture: int) -> Iterator[Case]:
 
 
 def adapter_cases(architecture: int) -> Iterator[Case]:
-    """The kernels of the adapters' losses and merges."""
+    """Yield the kernels of the adapters' losses and merges."""
     compiler = options(num_warps=8, num_stages=2)
     for dtype, lying in itertools.product((tl.float32, tl.bfloat16, tl.float16), (False, True)):
         factors = dict.fromkeys(("p_left", "p_right", "p_old_left", "p_old_right"), f"*{dtype}")
@@ -148,7 +148,7 @@ def adapter_cases(architecture: int) -> Iterator[Case]:
 
 
 def sketch_cases(architecture: int) -> Iterator[Case]:
-    """The sketch of a randomized SVD; W comes in float32."""
+    """Yield the sketch of a randomized SVD; W comes in float32."""
     pointers = {"p_w": "*fp32", "p_y": "*fp32", "seed": "i64"}
     for kind, sparse in (("gaussian", False), ("sparse", True)):
         yield Case(sketch.sketch_kernel, f"sketch {kind}", architecture, pointers, {"SPARSE": sparse, **sketch.TILE},
@@ -156,7 +156,7 @@ def sketch_cases(architecture: int) -> Iterator[Case]:
 
 
 def cases(everything: bool) -> Iterator[Case]:
-    """What is compiled: all that sm_90 runs and a sample of the others, or everything."""
+    """Yield all that sm_90 runs and a sample of the others, or everything."""
     for architecture in (90, 80, 100):
         found = [*step_cases(architecture), *row_cases(architecture), *adapter_cases(architecture)]
         yield from found if everything or architecture == 90 else found[::19]

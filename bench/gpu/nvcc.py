@@ -34,35 +34,35 @@ COLUMNS = {"kernel": 60, "sm": 4, "registers": 9, "stack": 5, "spilled": 7, "sta
 
 @cache
 def setup() -> dict[str, Any]:
-    """What setup.py holds of compilers. RuntimeError outside of a checkout."""
+    """Return the functions of setup.py about compilers. RuntimeError outside of a checkout."""
     if not (ROOT / "setup.py").is_file():
         raise RuntimeError("the CUDA C++ is compiled in a checkout of the project alone: there is no setup.py here")
     return runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
 
 
 def cutlass() -> Path | None:
-    """CUTLASS's headers: of CUTLASS_DIR, or of the package nvidia-cutlass, which is not imported."""
+    """Return CUTLASS's headers: of CUTLASS_DIR, or of the package nvidia-cutlass, which is not imported."""
     folders = [Path(os.environ["CUTLASS_DIR"])] if os.environ.get("CUTLASS_DIR") else []
     if spec := find_spec("cutlass_library"):
-        folders += [Path(place, "source") for place in spec.submodule_search_locations or ()]
+        folders += [Path(folder, "source") for folder in spec.submodule_search_locations or ()]
     found = (folder / "include" for folder in folders)
     return next((folder for folder in found if version(folder)), None)
 
 
 def version(headers: Path) -> str:
-    """CUTLASS's as in "4.2"; empty where these are not its headers."""
+    """Return CUTLASS's version as in "4.2"; empty where these are not its headers."""
     file = headers / "cutlass/version.h"
     text = file.read_text() if file.is_file() else ""
     return ".".join(re.findall(r"#define CUTLASS_M(?:AJOR|INOR) +(\d+)", text))
 
 
 def sources() -> list[Path]:
-    """Every source with kernels, the candidates last."""
+    """Return every source with kernels, the candidates last."""
     return sorted((ROOT / "csrc").rglob("*.cu"), key=lambda path: (len(path.parts), path))
 
 
 def obstacle(source: Path, architecture: str) -> str:
-    """Why a source cannot be compiled here for an architecture; empty where it can."""
+    """Say why a source cannot be compiled here for an architecture; empty where it can."""
     if source.stem != "products":
         return ""
     if architecture != "90a":
@@ -74,15 +74,17 @@ def obstacle(source: Path, architecture: str) -> str:
 
 
 def flags(source: Path) -> list[str]:
-    """What nvcc is told of one source alone."""
+    """Return the flags of one source alone."""
     if source.stem != "products":
         return []
     return ["-isystem", str(cutlass()), *ITS_WAY]
 
 
 def compiled(source: Path, architecture: str, target: Path | None = None) -> tuple[str, str]:
-    """What nvcc says of a source, all warnings included, and what is wrong with that; to an object file ``target``, or
-    for the GPU alone."""
+    """Compile a source to an object file ``target``, or for the GPU alone.
+
+    Returns nvcc's output, all warnings included, and the same again if something is wrong.
+    """
     with tempfile.TemporaryDirectory() as folder:
         code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
         to = ["-c", "-o", str(target)] if target else ["-cubin", "-o", f"{folder}/out.cubin"]
@@ -95,7 +97,7 @@ def compiled(source: Path, architecture: str, target: Path | None = None) -> tup
 
 
 def failures(source: str, said: str, architecture: str) -> list[str]:
-    """What is wrong with a source's kernels, whose rows are printed."""
+    """Print the rows of a source's kernels and return what is wrong with them."""
     kernels = rows(said, architecture)
     for row in kernels:
         print(line(COLUMNS, row), flush=True)
@@ -106,7 +108,7 @@ def failures(source: str, said: str, architecture: str) -> list[str]:
 
 
 def rows(said: str, architecture: str) -> list[dict]:
-    """One row a kernel; ValueError where ptxas told nothing of one."""
+    """Return one row a kernel; ValueError where ptxas told nothing of one."""
     found = []
     for part in said.split("Compiling entry function '")[1:]:
         name, figures = part.split("'", 1)
@@ -118,7 +120,7 @@ def rows(said: str, architecture: str) -> list[dict]:
 
 
 def readable(mangled: str) -> str:
-    """The kernel's own name and its template's arguments."""
+    """Return the kernel's own name and its template's arguments."""
     # CUTLASS's are too long for c++filt; what is ours in them is the epilogue
     if "cutlass13device_kernel" in mangled:
         return "second_product_adamw" if "3gsr6Update" in mangled else "first_product"

@@ -63,7 +63,7 @@ def steps_and_stages() -> None:
 
 
 def step(bases: list[SpectralBasis], dtype: torch.dtype, mode: str) -> None:
-    """As it lies, one entry further, and with NaN in it."""
+    """Run a step on gradients as allocated, one element further, and with NaN in them."""
     plan = Plan(bases, [dtype] * len(bases), 0.5, [mode] * len(bases))
     gradients = [torch.randn(basis.weight_shape).to("cuda", dtype) for basis in bases]
     shifted = [torch.empty(G.numel() + 1, dtype=dtype, device="cuda")[1:].view(G.shape).copy_(G) for G in gradients]
@@ -74,7 +74,7 @@ def step(bases: list[SpectralBasis], dtype: torch.dtype, mode: str) -> None:
 
 
 def update(bases: list[SpectralBasis], dtype: torch.dtype, mode: str, steps: Iterable[list[torch.Tensor]]) -> None:
-    """The same with AdamW: as torch keeps it, with wide moments, and under a wide master."""
+    """Run the same with AdamW: as torch keeps it, with wide moments, and under a wide master."""
     settings = Settings(1, torch.device("cuda"))
     settings.set([{"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}], None, None)
     for kept in UPDATES[dtype]:
@@ -85,7 +85,7 @@ def update(bases: list[SpectralBasis], dtype: torch.dtype, mode: str, steps: Ite
 
 
 def moments_of(shape: torch.Size, kept: Update) -> Moments:
-    """Of a weight that has not moved yet."""
+    """Return the moments of a weight that has not moved yet."""
     W = torch.randn(shape).to("cuda", kept.weight)
     m, v = (torch.zeros(shape, dtype=kept.moment, device="cuda") for _ in range(2))
     step, skipped = torch.zeros((), device="cuda"), torch.zeros((), dtype=torch.int64, device="cuda")
@@ -93,7 +93,7 @@ def moments_of(shape: torch.Size, kept: Update) -> Moments:
 
 
 def stages(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """The four operators, one after another."""
+    """Run the four operators, one after another."""
     basis = SpectralBasis.of(torch.randn(shape), precision="fp32").to("cuda")
     U, S, Vh = basis.U.to(dtype), basis.S.to(dtype), basis.Vh.to(dtype)
     N = ops.project(torch.randn(shape).to("cuda", dtype), U, Vh, backend="triton")
@@ -126,10 +126,10 @@ def candidates_problems() -> None:
     if not candidates.has("first_product"):
         return
     rows, columns, depth = 130, 264, 72
-    left, lying = (torch.randn(3, side, depth, device="cuda").bfloat16() for side in (rows, columns))
-    torch.ops.gsr_candidates.first_product(left, lying, left.new_empty(3, rows, columns))
+    left, transposed = (torch.randn(3, side, depth, device="cuda").bfloat16() for side in (rows, columns))
+    torch.ops.gsr_candidates.first_product(left, transposed, left.new_empty(3, rows, columns))
     G, W, m, v = torch.rand(4, 3, rows, columns, device="cuda")
     given = torch.ones(3, 9, device="cuda"), torch.tensor([True, False, True], device="cuda"), W, m, v
-    for lies, kept in ((False, False), (True, True)):
-        right = lying if lies else lying.mT.contiguous()
-        torch.ops.gsr_candidates.second_product_adamw(left, right, lies, G, kept, *given)
+    for is_transposed, kept in ((False, False), (True, True)):
+        right = transposed if is_transposed else transposed.mT.contiguous()
+        torch.ops.gsr_candidates.second_product_adamw(left, right, is_transposed, G, kept, *given)

@@ -17,7 +17,7 @@ MAX_TOKENS = 32
 
 @cache
 def folder() -> Path:
-    """Where the pinned package keeps the encoder.
+    """Return the folder in which the pinned package keeps the encoder.
 
     Raises ModuleNotFoundError when it is not installed, ValueError when its weights are not the pinned ones.
     """
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.encoder.config.hidden_size, labels)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, allowed: Tensor) -> Tensor:
-        """`input_ids`, `attention_mask` [b, t] int64, `allowed` [labels] bool -> logits [b, labels] float32."""
+        """Map `input_ids`, `attention_mask` [b, t] int64, `allowed` [labels] bool to logits [b, labels] float32."""
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         weight = attention_mask.unsqueeze(-1).float()
@@ -65,7 +65,7 @@ def tokenize(sentences: list[str]) -> list[list[int]]:
 
 
 def pad(texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Token lists -> (input_ids, attention_mask), both [b, longest] int64."""
+    """Return token lists as (input_ids, attention_mask), both [b, longest] int64."""
     longest = max(map(len, texts))
     mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
     return torch.tensor([text + [0] * (longest - len(text)) for text in texts]), mask

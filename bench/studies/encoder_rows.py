@@ -1,7 +1,7 @@
-"""Which rows the study trains and scores on: a manifest of row hashes over the CL_Benchmark layout.
+"""The rows that the study trains and scores on: a manifest of row hashes over the CL_Benchmark layout.
 
 A row is named by the first 12 hex digits of sha256(label, newline, sentence), so the same rows are found in any copy of
-the public data that holds them, whatever their order there and whichever of train.json and test.json they lie in.
+the public data that holds them, whatever their order there and whichever of train.json and test.json holds them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write(data: Path) -> None:
 def sample(data: Path, sources: dict[str, Source] = SOURCES) -> dict:
     """Draw the manifest of `data`: training and validation rows in the order of their hashes, and every test row.
 
-    A test row that also lies among the training rows is left out of both.
+    A test row that is also a training row is left out of both.
     """
     manifest = {}
     for name, source in sources.items():
@@ -89,7 +89,7 @@ def sample(data: Path, sources: dict[str, Source] = SOURCES) -> dict:
 def load(
     data: Path, names: tuple[str, ...], manifest: Path = MANIFEST, sources: dict[str, Source] = SOURCES
 ) -> dict[str, Task]:
-    """The named tasks as the manifest lists them.
+    """Return the named tasks as the manifest lists them.
 
     Raises FileNotFoundError when `data` lacks a task's files, ValueError when a task is unknown, a listed row is not in
     `data` or the manifest was altered.

@@ -30,7 +30,7 @@ HEAD_LR = 1e-3
 
 @dataclass(frozen=True)
 class Run:
-    """What distinguishes one run: `order` names one of ORDERS or a single task.
+    """One run: `order` names one of ORDERS or a single task.
 
     `whole` scores every task, seen or unseen, after each task; else a_i(i) and a_T(i) alone.
     """
@@ -64,7 +64,7 @@ class Prepared:
 
 @cache
 def prepare(data: Path, names: tuple[str, ...]) -> dict[str, Prepared]:
-    """The named tasks, tokenized, under one union of labels."""
+    """Return the named tasks, tokenized, under one union of labels."""
     tasks = encoder_rows.load(data, names)
     union = [(name, label) for name, task in tasks.items() for label in task.labels]
     index = {pair: i for i, pair in enumerate(union)}
@@ -80,7 +80,7 @@ def prepare(data: Path, names: tuple[str, ...]) -> dict[str, Prepared]:
 
 
 def execute(run: Run, data: Path) -> dict:
-    """Train and score one run on one thread; the record that goes to `results/`."""
+    """Train and score one run on one thread; return the record that goes to `results/`."""
     begun = time.perf_counter()
     torch.set_num_threads(1)
     names = ORDERS.get(run.order, (run.order,))
@@ -148,7 +148,7 @@ def learn(model: nn.Module, task: Prepared, run: Run, steps: int, seed: int) -> 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, task: Prepared, split: str, batch: int = 64) -> float:
-    """Share of the split's rows that get their label; rows go in order of length, so that little is padded."""
+    """Return the share of the split's rows that get their label. Rows in order of length need little padding."""
     rows = task.splits[split]
     order = sorted(range(len(rows.texts)), key=lambda j: len(rows.texts[j]))
     model.eval()
@@ -161,7 +161,7 @@ def accuracy(model: nn.Module, task: Prepared, split: str, batch: int = 64) -> f
 
 
 def majority(task: Prepared) -> float:
-    """The test accuracy of always naming the commonest label."""
+    """Return the test accuracy of always naming the commonest label."""
     return int(task.splits["test"].targets.bincount().max()) / len(task.splits["test"].targets)
 
 

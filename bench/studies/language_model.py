@@ -1,4 +1,4 @@
-"""The study's beginning: the text, a model pretrained on it, and the tasks."""
+"""The beginning of the language study: the text, a model pretrained on it, and the tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONDITIONS = "conditions.json"
 
 @dataclass(frozen=True)
 class Size:
-    """Of the model, of its pretraining and of a task.
+    """The size of the model, of its pretraining and of a task.
 
     `tokens` are those of a pretraining row, `steps` those of a task; `quota` and `held_out` are characters a language.
     """
@@ -45,7 +45,7 @@ SIZES = {
 
 
 def prepare(work: Path, size: Size, manuals: Path = MANUALS) -> None:
-    """Writes `model`, `study`, `tune`, `held-out.txt` and, last, `conditions.json`.
+    """Write `model`, `study`, `tune`, `held-out.txt` and, last, `conditions.json`.
 
     Raises FileExistsError for a folder in use.
     """
@@ -62,7 +62,7 @@ def prepare(work: Path, size: Size, manuals: Path = MANUALS) -> None:
 
 
 def described(found: Text) -> dict[str, dict[str, int]]:
-    """By language characters learned, characters and pages kept apart, and how many of those characters are learned."""
+    """Return, by language, the characters learned, those and the pages kept apart, and the share told."""
     told = found.told()
     return {
         language: {
@@ -76,7 +76,7 @@ def described(found: Text) -> dict[str, dict[str, int]]:
 
 
 def write_rows(work: Path, name: str) -> dict[str, int]:
-    """The rows of a task, those for choosing rates apart; how many there are of each."""
+    """Write the rows of a task, those for choosing rates apart, and return how many there are of each."""
     rows = Pool(name, name, tuple(library.rows(name))).draw(0).train[:ROWS]
     apart = set(rows[::TUNING_SHARE])
     counts = {}
@@ -90,14 +90,14 @@ def write_rows(work: Path, name: str) -> dict[str, int]:
 
 
 def pretrain(found: Text, size: Size, folder: Path) -> dict[str, Any]:
-    """A Llama of this size with a byte-level tokenizer, from nothing; how large it is and what it was trained on."""
+    """Train a Llama of this size with a byte-level tokenizer; return its size and its training."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     raw = Tokenizer(models.BPE(unk_token="<unk>"))
-    # digit by digit, so that numbers can be reckoned with
+    # digit by digit, so that the model can reckon
     digits, signs = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.Sequence([digits, signs]), decoders.ByteLevel()
     learner = trainers.BpeTrainer(

@@ -48,7 +48,7 @@ class Run:
 
 
 def comparison(records: list[dict], methods: Iterable[str] = METHODS) -> Iterator[Run]:
-    """All runs that can be named by now: every method's rates first, then seed by seed at the chosen rates.
+    """Yield all runs that can be named by now: every method's rates first, then seed by seed at the chosen rates.
 
     So the methods are level wherever the queue is stopped. Last comes SeqFT at the other dense methods' rates.
     """
@@ -69,17 +69,17 @@ def comparison(records: list[dict], methods: Iterable[str] = METHODS) -> Iterato
 
 
 def rate(records: list[dict], method: str) -> float | None:
-    """The rate with the best AP on the rows for tuning, the lower of equal ones; None until all were tried."""
+    """Return the rate with the best AP on the rows for tuning, the lower of equal ones; None until all were tried."""
     return queue.choose(records, method, RATES[method], GRID)
 
 
 def gate(records: list[dict]) -> Iterator[Run]:
-    """Each task alone, once: can it be learned at all?"""
+    """Yield each task alone, once: can it be learned at all?"""
     yield Run("perft", "tune", "forth", GATE_LR, queue.TUNING_SEED)
 
 
 def work(folder: Path, plan, results: Path = RESULTS) -> None:
-    """Do what `plan` names and `results` lacks, one run after another; it may be stopped and started at any time.
+    """Run what `plan` names and `results` lacks, one run after another; it may be stopped and started at any time.
 
     Raises FileNotFoundError for a folder that is not prepared, ValueError for results of another one.
     """
@@ -101,12 +101,12 @@ def work(folder: Path, plan, results: Path = RESULTS) -> None:
 
 
 def out_of(run: Run, folder: Path) -> Path:
-    """Where a run works until its record is kept."""
+    """Return the folder of a run until its record is kept."""
     return folder / "runs" / run.name
 
 
 def execute(run: Run, folder: Path) -> dict:
-    """One run by the command, from where it was stopped."""
+    """Take one run by the command, from where it was stopped."""
     out = out_of(run, folder)
     size = json.loads((folder / CONDITIONS).read_text(encoding="utf-8"))["size"]
     lr = "--adapter-lr" if run.method in ADAPTERS else "--lr"
@@ -138,7 +138,7 @@ def execute(run: Run, folder: Path) -> dict:
 
 
 def measured(matrix: ResultMatrix) -> dict:
-    """What is kept of a result matrix, as shares: row j of `matrix` is that of the scores after task j.
+    """Return the shares that are kept of a result matrix: row j of `matrix` is that of the scores after task j.
 
     `known` is the score on the held-out text, before any training and after each task.
     """
@@ -149,5 +149,5 @@ def measured(matrix: ResultMatrix) -> dict:
         "matrix": rows,
         "known": [matrix.score(HELD_OUT, after) / 100 for after in (BEFORE, *matrix.tasks)],
         "validation": rows[-1],
-        "plasticity": sum(row[place] for place, row in enumerate(rows)) / len(rows),
+        "plasticity": sum(row[i] for i, row in enumerate(rows)) / len(rows),
     }

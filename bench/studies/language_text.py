@@ -1,4 +1,4 @@
-"""What the model is pretrained on, and what is kept from it: every language in its share, held out by whole pages."""
+"""The text that the model is pretrained on, and whole pages held out of it, language by language."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ LINE = 10
 
 @dataclass(frozen=True)
 class Text:
-    """What is learned and what is kept apart, by language; source code and prose of the Python library are two more."""
+    """The text learned and the text kept apart, by language; Python's source code and prose are two more."""
 
     training: dict[str, str]
     held_out: dict[str, list[str]]
 
     def told(self) -> dict[str, int]:
-        """Of the characters kept apart, by language, those in lines that stand in the training text."""
+        """Return, by language, the characters kept apart that are in lines that stand in the training text."""
         known = {line for text in self.training.values() for line in _lines(text, LINE)}
         lines = {language: _lines("\n".join(pages), LINE) for language, pages in self.held_out.items()}
         return {language: sum(len(line) for line in found if line in known) for language, found in lines.items()}
 
 
 def gather(quota: int, held_out: int, manuals: Path = MANUALS) -> Text:
-    """So many characters of each language at most, and about so many of whole pages kept apart.
+    """Gather so many characters of each language at most, and about so many of whole pages kept apart.
 
     A language with fewer than LEAST is left out.
     """
-    training = {"python": _cut(_sources(), quota), "prose": _cut([_prose()], quota)}
+    training = {"python": _joined(_sources(), quota), "prose": _joined([_prose()], quota)}
     apart: dict[str, list[tuple[str, str]]] = {}
     for language, pages in sorted(_pages(manuals).items()):
         kept = [text for family, text in pages if zlib.crc32(family.encode()) % APART]
-        text = _cut(kept, quota)
+        text = _joined(kept, quota)
         if len(text) >= LEAST:
             training[language] = text
             apart[language] = [page for page in pages if zlib.crc32(page[0].encode()) % APART == 0]
@@ -58,14 +58,14 @@ def gather(quota: int, held_out: int, manuals: Path = MANUALS) -> Text:
 
 
 def plain(page: str) -> str:
-    """The words of a manual page in roff."""
+    """Return the words of a manual page in roff."""
     lines = [re.sub(r"^\.[A-Za-z]+ ?", "", line) for line in page.splitlines() if not line.startswith(('.\\"', "'"))]
     text = re.sub(r"\\f\[\w*\]|\\f.|\\s[-+]?\d|\\[&|^:]|\\\(..|\\\[\w+\]", "", "\n".join(lines)).replace("\\-", "-")
     return re.sub(r"\n\s*\n+", "\n", text)
 
 
 def _pages(manuals: Path) -> dict[str, list[tuple[str, str]]]:
-    """Family and words of every page, by language, in an order that has nothing to do with their names."""
+    """Return family and words of every page, by language, in an order that has nothing to do with their names."""
     found: dict[str, list[tuple[str, str]]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for path in sorted(manuals.rglob("*.gz"), key=lambda path: (zlib.crc32(path.name.encode()), str(path))):
@@ -83,7 +83,7 @@ def _pages(manuals: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def _choose(pages: Iterable[tuple[str, str]], wanted: int, known: set[str]) -> list[str]:
-    """Short pages, one a family, that the training text does not tell."""
+    """Return short pages, one a family, that the training text does not tell."""
     chosen: dict[str, str] = {}
     for family, text in sorted(pages, key=lambda page: len(page[1])):
         if sum(map(len, chosen.values())) >= wanted:
@@ -100,7 +100,7 @@ def _lines(text: str, least: int) -> list[str]:
 
 
 def _sources() -> Iterator[str]:
-    """Of the half of the library that no task is made of."""
+    """Yield the sources of the half of the library that no task is made of."""
     return (library.source(module) for module in library.modules(half=0))
 
 
@@ -108,8 +108,8 @@ def _prose() -> str:
     return b"".join(completion for _, completion in library.general()).decode(errors="replace")
 
 
-def _cut(texts: Iterable[str], limit: int) -> str:
-    """Texts in turn, each once, up to so many characters."""
+def _joined(texts: Iterable[str], limit: int) -> str:
+    """Join texts in turn, each once, up to so many characters."""
     kept: dict[str, None] = {}
     length = 0
     for text in texts:

@@ -1,4 +1,4 @@
-"""What is decided from the finished runs of a study: the rates still to try, and the rate that was best."""
+"""The queue of a study: its finished runs, the rates still to try, and the rate that was best."""
 
 from __future__ import annotations
 

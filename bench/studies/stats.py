@@ -1,4 +1,4 @@
-"""What eight seeds can and cannot say: means, intervals, an exact paired test, what it could have seen."""
+"""The statistics of eight seeds: means, intervals, an exact paired test, the smallest difference it could detect."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Comparison:
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean and interval of at least two values. Raises ValueError for fewer."""
+    """Return mean and interval of at least two values. Raises ValueError for fewer."""
     if len(values) < 2:
         raise ValueError(f"an interval needs at least two values, not {len(values)}")
     mean = float(np.mean(values))
@@ -45,7 +45,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Two-sided exact p of the mean under all 2^n sign patterns (Fisher's randomisation test).
+    """Return the two-sided exact p of the mean under all 2^n sign patterns (Fisher's randomisation test).
 
     The smallest value possible is 2^(1-n): 1/128 with eight seeds.
     """
@@ -56,7 +56,7 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def holm(p: dict[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment of several p values, by name."""
+    """Return Holm's step-down adjustment of several p values, by name."""
     adjusted = {}
     worst = 0.0
     for rank, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
@@ -66,7 +66,7 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 
 
 def detectable(differences: Sequence[float], power: float = 0.8) -> float:
-    """The smallest true mean difference found with probability `power` by a two-sided paired t-test at 5 %."""
+    """Return the smallest true mean difference found with probability `power` by a two-sided paired t-test at 5 %."""
     n = len(differences)
     threshold = stats.t.ppf(0.975, n - 1)
 
@@ -81,7 +81,7 @@ def detectable(differences: Sequence[float], power: float = 0.8) -> float:
 
 
 def compare(values: Sequence[float], baseline: Sequence[float], margin: float) -> Comparison:
-    """Paired comparison; `values[i]` and `baseline[i]` belong to one seed."""
+    """Compare in pairs: `values[i]` and `baseline[i]` belong to one seed."""
     d = [a - b for a, b in zip(values, baseline, strict=True)]
     narrow = interval(d, 0.9)
     return Comparison(interval(d), sign_flip(d), detectable(d), -margin < narrow.low and narrow.high < margin)

@@ -1,4 +1,4 @@
-"""What the tables of both studies share: the metrics of runs, and methods compared seed by seed, in Markdown."""
+"""The part that both studies' tables share: metrics of runs, and methods compared seed by seed, in Markdown."""
 
 from __future__ import annotations
 

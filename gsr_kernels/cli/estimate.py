@@ -1,4 +1,4 @@
-"""``python -m gsr_kernels estimate``: what GSR costs on a model, from its config.json alone."""
+"""``python -m gsr_kernels estimate``: the costs of GSR on a model, from its config.json alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BASIS_BYTES = {"fp32": 4, "fp16": 2}
 
 
 class Kind(NamedTuple):
-    """So many weights ``[d1, d2]``, or of several experts ``[experts, d1, d2]``."""
+    """Equal weights: so many ``[d1, d2]``, or of several experts ``[experts, d1, d2]``."""
 
     weights: int
     d1: int
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all matrices of a model: bytes of the bases; FLOP and bytes moved in one optimizer step."""
+    """The cost of all matrices of a model: bytes of the bases; FLOP and bytes moved in one optimizer step."""
 
     bases: int
     flop: int
@@ -40,10 +40,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Share:
-    """Of one of several ranks: bytes of the bases that it holds, and in a step numbers that it sums, bytes it gathers.
+    """The share of one of several ranks: bytes of bases held, and in a step elements summed and bytes gathered.
 
     What each gathers is counted whole, its own part included. ``kept`` are bytes, in float32, that it keeps of the
-    products before the sum for those after it, all weights together.
+    products before the sum for those after it, of all weights.
     """
 
     held: float
@@ -53,13 +53,13 @@ class Share:
 
 
 def cost(kinds: Sequence[Kind], rank: int | None, out_of_span: str, basis_bytes: int, gradient_bytes: int) -> Cost:
-    """The cost of GSR.
+    """Return the cost of GSR.
 
     Args:
         kinds: the weights of the model.
         rank: directions kept, clamped to each matrix's own; None for all.
         out_of_span: "drop" or "keep".
-        basis_bytes, gradient_bytes: of a number in U, Vh and in G.
+        basis_bytes, gradient_bytes: of an element of U, Vh and of G.
 
     Moved are U, Vh and G once for each product that reads them, G' once, and what one product leaves to the next: see
     ``floors.transform``.
@@ -78,15 +78,15 @@ def share(
     kinds: Sequence[Kind],
     rank: int | None,
     out_of_span: str,
-    cut: str,
+    placement: str,
     shards: int,
     basis_bytes: int,
     shard_bases: bool = False,
 ) -> Share:
-    """What one of ``shards`` ranks holds and exchanges: of those with most experts, which are dealt out whole.
+    """Return the share of one of ``shards`` ranks: of those with most experts, which are distributed whole.
 
-    ``cut`` is "rows", fully_shard's own, or "short side", that of ``shard_placement_fn``: rows as well where ``shards``
-    does not divide the columns. The rest as in ``cost``.
+    ``placement`` is "rows", fully_shard's own, or "short side", that of ``shard_placement_fn``: rows as well where
+    ``shards`` does not divide the columns. The rest is as in ``cost``.
     """
     held, summed, gathered, kept = 0.0, 0, 0, 0.0
     for count, d1, d2, experts in kinds:
@@ -94,10 +94,10 @@ def share(
         if experts > 1:
             held += count * math.ceil(experts / shards) * (k * (d1 + d2) * basis_bytes + 4 * k)
             continue
-        rows = cut == "rows" or d1 <= d2 or d2 % shards > 0
+        rows = placement == "rows" or d1 <= d2 or d2 % shards > 0
         part, other = (d1, d2) if rows else (d2, d1)
         held += count * (k * (part / shards + other / (shards if shard_bases else 1)) * basis_bytes + 4 * k)
-        # a truncated basis sums its core; a whole one nothing but the diagonal where its short side is cut
+        # a truncated basis sums its core; a whole one nothing but the diagonal where its short side is sharded
         whole = k == min(d1, d2)
         long = whole and part > other and out_of_span == "drop"
         free = out_of_span == "keep" or k == d1 == d2 or (whole and not long)
@@ -110,7 +110,7 @@ def share(
 
 
 def model_kinds(folder: Path) -> tuple[list[Kind], int]:
-    """The weights that attach() matches in a transformers model, and the number of its parameters.
+    """Return the weights that attach() matches in a transformers model, and the number of its parameters.
 
     Raises:
         FileNotFoundError: folder holds no config.json.
@@ -124,7 +124,7 @@ def model_kinds(folder: Path) -> tuple[list[Kind], int]:
 
 
 def kinds_of(config: Any) -> tuple[list[Kind], int]:
-    """``model_kinds`` of a transformers configuration."""
+    """Return ``model_kinds`` of a transformers configuration."""
     from transformers import AutoModelForCausalLM
 
     # on the meta device a model has shapes and no memory
@@ -137,7 +137,7 @@ def kinds_of(config: Any) -> tuple[list[Kind], int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
+    """Add the flags of this command."""
     parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="a transformers model; config.json is enough")
     parser.add_argument("--rank", type=int, action="append", metavar="K", help="a truncated option (default: 64, 256)")
     parser.add_argument("--gradient", choices=["fp32", "bf16"], default="fp32", help="dtype (default: %(default)s)")
@@ -147,7 +147,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints a line for each option.
+    """Print a line for each option.
 
     Raises ValueError for a rank, a rate or a number of shards that is not positive, or one rate without the other.
     """
@@ -184,12 +184,14 @@ def _print_shares(kinds: Sequence[Kind], options: Sequence[tuple[int | None, str
     print(f"\nof {shards} ranks that share each weight, one:")
     heads = f"{'holds GB':>9} {'sums MB a step':>15} {'keeps GB':>9}"
     heads += f" {'or with shard_bases holds GB':>29} {'gathers MB a step':>18}"
-    print(f"{'rank':>6} {'outside':>8} {'bases in':>9} {'cut along':>11} {heads}")
+    print(f"{'rank':>6} {'outside':>8} {'bases in':>9} {'placement':>11} {heads}")
     for rank, out_of_span in options:
         for name, size in BASIS_BYTES.items():
-            for cut in ("rows", "short side"):
-                whole, shared = (share(kinds, rank, out_of_span, cut, shards, size, each) for each in (False, True))
-                line = f"{rank or 'all':>6} {out_of_span:>8} {name:>9} {cut:>11} {whole.held / 1e9:>9.2f}"
+            for placement in ("rows", "short side"):
+                whole, shared = (
+                    share(kinds, rank, out_of_span, placement, shards, size, each) for each in (False, True)
+                )
+                line = f"{rank or 'all':>6} {out_of_span:>8} {name:>9} {placement:>11} {whole.held / 1e9:>9.2f}"
                 line += f" {4 * whole.summed / 1e6:>15.2f} {whole.kept / 1e9:>9.2f}"
                 line += f" {shared.held / 1e9:>29.2f} {shared.gathered / 1e6:>18.2f}"
                 print(line)
@@ -198,7 +200,9 @@ def _print_shares(kinds: Sequence[Kind], options: Sequence[tuple[int | None, str
         "keeps is what the products before the sum leave to those after it, in float32, until the step has passed them"
     )
     if any(kind.experts > 1 for kind in kinds):
-        print("experts in one parameter are dealt out whole: they sum and gather nothing, a rank with most is counted")
+        print(
+            "experts in one parameter are distributed whole: nothing is summed or gathered, a rank with most is counted"
+        )
 
 
 def _milliseconds(one: Cost, tflops: float, bandwidth: float) -> float:
