@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from gsr_kernels.adapters.factors import Factors, by_shape, find_factors, stacked
+from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_choice, check_rho
 from gsr_kernels.methods.on_model import BoundMethod, ModelMethod
@@ -184,6 +185,7 @@ class _OfBase(_OfSpectrum):
             self._sums[one.name] = torch.where(going_on, g, 0), torch.where(going_on, probe, 0)
 
     @torch.no_grad()
+    @without_autocast()
     def _add(self, one: Factors, x: Tensor, inner: Tensor, gradient: Tensor) -> None:
         basis = self._bases[one.name]
         x, inner, gradient = (t.reshape(-1, t.shape[-1]).to(basis.U.dtype) for t in (x, inner, gradient))

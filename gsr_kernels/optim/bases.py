@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.io.bases_file import before, load_bases
 from gsr_kernels.linalg.cost import progress, svd_cost
@@ -20,6 +21,7 @@ from gsr_kernels.methods.base import State
 from gsr_kernels.weight import Weight, decompose_by_method, decompose_one
 
 
+@without_autocast()
 def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
     """A new basis of every parameter, with the fingerprint of the weight that it came from.
 
@@ -65,7 +67,7 @@ def _piece(weight: Weight, W: Tensor) -> Piece:
 
 def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:
     """What the methods keep for every parameter."""
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast():
         return [
             weight.method.prepare(weight.name, basis.split(parameter), basis)
             for weight, parameter, basis in zip(weights, parameters, bases)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.agreement import on_rank0
 from gsr_kernels.distributed.layout import Layout, local, local_gradient
@@ -258,6 +259,7 @@ class Handle:
         return (args[0], closure_then_transform, *args[2:]), kwargs
 
     @torch.no_grad()
+    @without_autocast()
     def _transform(self) -> None:
         parameters = [self._parameter(weight) for weight in self.weights]
         gradients = [self._gradient(weight) for weight in self.weights]
@@ -299,6 +301,7 @@ class Handle:
             _turn(rising)
 
     @torch.no_grad()
+    @without_autocast()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._rehearsed:
             return

@@ -428,3 +428,18 @@ def test_a_copy_takes_no_groups_either():
     _, handle = copy.deepcopy((model := make_model(), GSRAdamW(model, rho=0.5).handle))
     with pytest.raises(ValueError, match="when it is built"):
         handle._optimizer.add_param_group({"params": [("late", nn.Parameter(torch.randn(3, 3)))]})
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 9, 4), (4, 24, 17), (2, 3, 5, 3)], ids=str)
+def test_rho_0_and_keep_moves_experts_as_adamw_does_to_the_bit(shape):
+    # matrices that are no multiple of a vector register
+    start = torch.randn(shape)
+    names, theirs = {"experts": nn.Parameter(start.clone())}, nn.Parameter(start.clone())
+    fused = GSRAdamW(names.items(), rho=0.0, out_of_span="keep", targets="experts", **SETTINGS)
+    plain = torch.optim.AdamW([theirs], fused=True, **SETTINGS)
+    for _ in range(20):
+        theirs.grad = torch.randn(shape)
+        names["experts"].grad = theirs.grad.clone()
+        fused.step(), plain.step()
+    assert torch.equal(names["experts"], theirs)
+    assert torch.equal(fused.state[names["experts"]]["exp_avg_sq"], plain.state[theirs]["exp_avg_sq"])

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -59,6 +59,17 @@ def times_power_of_two(X: Tensor, exponent: Tensor) -> Tensor:
         part = exponent.clamp(-limit, limit)
         X, exponent = X * power_of_two(part, X.dtype), exponent - part
     return X * power_of_two(exponent, X.dtype)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Keep products in the dtype of their operands, whatever autocast is on around them; a decorator as well."""
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as off:
+        for device in ("cpu", *([accelerator.type] if accelerator else [])):
+            if torch.is_autocast_enabled(device):
+                off.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextmanager
