@@ -53,6 +53,11 @@ def exact_errors(W: Tensor, truth: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> 
     }
 
 
+def labels(shape: Sequence[int], rank: int) -> dict[str, object]:
+    """Return the labels of a row of float32 matrices."""
+    return {"shape": "x".join(map(str, shape)), "dtype": "float32", "rank": rank}
+
+
 def target(name: str, value: float, bound: float) -> str:
     """Say in a few words whether it is met."""
     return f"{name} {value:.4g}, target <= {bound:.4g}: {'met' if value <= bound else 'missed'}"
@@ -103,4 +108,4 @@ def predicted(run: Run, exact: Sequence[tuple[int, int]], randomized: Sequence[t
     jobs = [("svd", shape, min(shape), svd_work(*shape)) for shape in exact]
     jobs += [("randomized_svd", shape, rank, sketch_work(*shape, rank)) for shape in randomized for rank in (256, 64)]
     for name, (m, n), rank, work in jobs:
-        yield from run.compare({"shape": f"{m}x{n}", "dtype": "float32", "rank": rank}, {name: work}, dict, name)
+        yield from run.compare(labels((m, n), rank), {name: work}, dict, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -66,6 +66,15 @@ def percentiles(times: list[float]) -> dict[str, float]:
     """Return p20, p50 and p80 in milliseconds."""
     quantiles = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
     return {f"p{share}_ms": round(value, 4) for share, value in zip((20, 50, 80), quantiles.tolist())}
+
+
+def compared(times: Mapping[str, list[float]], to: str) -> dict[str, dict[str, object]]:
+    """Return, for each variant, its percentiles and the ratio of its median to that of another."""
+    found = {name: percentiles(each) for name, each in times.items()}
+    return {
+        name: {**one, "ratio": round(one["p50_ms"] / found[to]["p50_ms"], 3), "ratio_to": to}
+        for name, one in found.items()
+    }
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:

@@ -32,14 +32,11 @@ def rows(run: Run) -> Iterator[dict]:
 
 def stability(run: Run, modules: int, side: int) -> Iterator[dict]:
     """Time the loss and both gradients. The dense form writes D, P and what autograd keeps of them."""
-    labels = {"shape": f"{modules} x {side}x{side}, {TASKS} earlier tasks", "dtype": "float32", "rank": RANK}
-    # both products of the loss and two of its gradient; the factors and their gradients once
-    flop = 2 * modules * side**2 * RANK * (TASKS + 3)
-    ours = [Work(flop, 4 * modules * 2 * side * RANK * (TASKS + 2), "tf32")]
+    labels, ours = stability_labels(modules, side, RANK, TASKS), stability_work(modules, side, RANK, TASKS, "tf32")
     extra: dict[str, int] = {}
 
     def make() -> Makers:
-        B, A, old_B, old_A = _factors(run, modules, side, TASKS)
+        B, A, old_B, old_A = factors(run.device, modules, side, TASKS)
         trained = B.requires_grad_(), A.requires_grad_()
         one = [factor.detach()[:1].double() for factor in (B, A, old_B, old_A)]
         one[0].requires_grad_()
@@ -60,12 +57,23 @@ def stability(run: Run, modules: int, side: int) -> Iterator[dict]:
 
     targets = {"dense": [Target(5.0, "stability_loss", at_least=True)]}
     # at the least: D and P written, read for the loss and for its derivative, that written and read by two products
-    dense = [Work(flop, 9 * 4 * modules * side**2, "fp32")]
+    dense = [Work(ours[0].flop, 9 * 4 * modules * side**2, "fp32")]
     for row in run.compare(labels, {"stability_loss": ours, "dense": dense}, make, "stability_loss", targets):
         if row["variant"] in extra:
             row["extra_mib"] = round(extra[row["variant"]] / 2**20, 1)
             row["allowed_mib"] = round(extra["dense"] / 2**20 / 100, 1) if row["variant"] != "dense" else ""
         yield row
+
+
+def stability_labels(modules: int, side: int, rank: int, tasks: int) -> dict[str, object]:
+    """Return the labels of the loss's rows."""
+    return {"shape": f"{modules} x {side}x{side}, {tasks} earlier tasks", "dtype": "float32", "rank": rank}
+
+
+def stability_work(modules: int, side: int, rank: int, tasks: int, unit: str) -> list[Work]:
+    """Return both products of the loss and two of its gradient; the factors and their gradients move once."""
+    flop = 2 * modules * side**2 * rank * (tasks + 3)
+    return [Work(flop, 4 * modules * 2 * side * rank * (tasks + 2), unit)]
 
 
 def merging(run: Run, modules: int, side: int) -> Iterator[dict]:
@@ -79,7 +87,7 @@ def merging(run: Run, modules: int, side: int) -> Iterator[dict]:
     }
 
     def make() -> Makers:
-        _, _, B, A = _factors(run, modules, side, tasks)
+        _, _, B, A = factors(run.device, modules, side, tasks)
         B, A = B.unflatten(-1, (tasks, RANK)).movedim(-2, 1).contiguous(), A.unflatten(-2, (tasks, RANK))
         weights = torch.zeros(modules, side, side, device=run.device)
         truth = reference.merged(B[0].double(), A[0].double(), "magnitude")
@@ -130,10 +138,10 @@ def retraction(run: Run, modules: int, side: int) -> Iterator[dict]:
     yield from run.compare(labels, work, make, "retract", targets)
 
 
-def _factors(run: Run, modules: int, side: int, tasks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def factors(device: torch.device, modules: int, side: int, tasks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return B, A and those of the tasks side by side, of the size of real adapters."""
     shapes = [(side, RANK), (RANK, side), (side, tasks * RANK), (tasks * RANK, side)]
-    B, A, old_B, old_A = (6e-3 * torch.randn(modules, *shape, device=run.device) for shape in shapes)
+    B, A, old_B, old_A = (6e-3 * torch.randn(modules, *shape, device=device) for shape in shapes)
     return B, A, old_B, old_A
 
 

@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from bench.run import Run
-from bench.timing import interleaved, peak_extra_bytes, percentiles
+from bench.timing import compared, interleaved, peak_extra_bytes
 from gsr_kernels import SpectralBasis, reference, rescale_gradient
 from gsr_kernels.cli.floors import transform
 
@@ -45,7 +45,7 @@ def _rows(threads: int, d1: int, d2: int) -> Iterator[dict]:
         variants[f"rescale_gradient {mode}"] = lambda mode=mode: rescale_gradient(G, basis, RHO, mode, out=out)
         variants[f"reference {mode}"] = lambda mode=mode: reference.rescale_gradient(G, U, S, Vh, RHO, mode)
     _check(G, basis)
-    times = {name: percentiles(values) for name, values in interleaved(variants).items()}
+    times = compared(interleaved(variants), "two_products")
     for name, run in variants.items():
         yield {
             "variant": name.split()[0],
@@ -56,8 +56,6 @@ def _rows(threads: int, d1: int, d2: int) -> Iterator[dict]:
             "rho": RHO,
             "threads": threads,
             **times[name],
-            "ratio": round(times[name]["p50_ms"] / times["two_products"]["p50_ms"], 3),
-            "ratio_to": "two_products",
             "flop": 4 * d1 * d2 * r,
             "extra_mib": round(peak_extra_bytes(run) / 2**20, 3),
             # one workspace, and a few vectors

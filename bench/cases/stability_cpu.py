@@ -5,36 +5,32 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
+from bench.cases.adapters_gpu import ALPHA, RANK, factors, stability_labels, stability_work
 from bench.run import Run
-from bench.timing import interleaved, peak_extra_bytes, percentiles
+from bench.timing import compared, interleaved, peak_extra_bytes
 from gsr_kernels.adapters.stability import stability_loss
-from gsr_kernels.cli.floors import Work
 from python_tests.adapters import reference
 
-# modules, side, rank, earlier tasks: those of LLaMA-2-7B, fewer of them
-CASES = [(1, 4096, 8, 14), (4, 1024, 8, 4)]
-ALPHA = 1e4
+# modules, side, earlier tasks: those of LLaMA-2-7B, fewer of them
+CASES = [(1, 4096, 14), (4, 1024, 4)]
 
 
 def rows(run: Run) -> Iterator[dict]:
     if run.dry:
-        for modules, side, rank, tasks in CASES:
-            described = {"shape": _shape(modules, side, tasks), "dtype": "float32", "rank": rank}
-            # both products of the loss and two of its gradient; the factors and their gradients once
-            flop = 2 * modules * side**2 * rank * (tasks + 3)
-            work = [Work(flop, 4 * modules * 2 * side * rank * (tasks + 2), "fp32")]
-            yield from run.compare(described, {"stability_loss": work}, dict, "stability_loss")
+        for modules, side, tasks in CASES:
+            of = modules, side, RANK, tasks
+            work = {"stability_loss": stability_work(*of, "fp32")}
+            yield from run.compare(stability_labels(*of), work, dict, "stability_loss")
         return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for case in tqdm(CASES, "stability_loss on a CPU"):
-        yield from _rows(*case)
+        yield from _rows(run, *case)
     torch.set_num_threads(before)
 
 
-def _rows(modules: int, side: int, rank: int, tasks: int) -> Iterator[dict]:
-    B, old_B = 6e-3 * torch.randn(modules, side, rank), 6e-3 * torch.randn(modules, side, rank * tasks)
-    A, old_A = 6e-3 * torch.randn(modules, rank, side), 6e-3 * torch.randn(modules, rank * tasks, side)
+def _rows(run: Run, modules: int, side: int, tasks: int) -> Iterator[dict]:
+    B, A, old_B, old_A = factors(run.device, modules, side, tasks)
     trained = B.requires_grad_(), A.requires_grad_()
     P = old_B @ old_A
     variants = {
@@ -45,23 +41,9 @@ def _rows(modules: int, side: int, rank: int, tasks: int) -> Iterator[dict]:
     }
     steps = {name: lambda loss=loss: torch.autograd.grad(loss().sum(), trained) for name, loss in variants.items()}
     _check(*(step() for step in steps.values()))
-    times = {name: percentiles(values) for name, values in interleaved(steps, seconds=0, least=7).items()}
-    for name, step in steps.items():
-        yield {
-            "variant": name,
-            "shape": _shape(modules, side, tasks),
-            "dtype": "float32",
-            "rank": rank,
-            "threads": 1,
-            **times[name],
-            "ratio": round(times[name]["p50_ms"] / times["stability_loss"]["p50_ms"], 3),
-            "ratio_to": "stability_loss",
-            "extra_mib": round(peak_extra_bytes(step) / 2**20, 3),
-        }
-
-
-def _shape(modules: int, side: int, tasks: int) -> str:
-    return f"{modules} x {side}x{side}, {tasks} earlier tasks"
+    labels = {**stability_labels(modules, side, RANK, tasks), "threads": 1}
+    for name, found in compared(interleaved(steps, seconds=0, least=7), "stability_loss").items():
+        yield {"variant": name, **labels, **found, "extra_mib": round(peak_extra_bytes(steps[name]) / 2**20, 3)}
 
 
 def _check(*found: tuple[torch.Tensor, ...]) -> None:

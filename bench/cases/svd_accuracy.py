@@ -7,7 +7,18 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
-from bench.decompositions import DRIVEN, energy, exact_errors, matrix, peer, predicted, remainder, spectrum, target
+from bench.decompositions import (
+    DRIVEN,
+    energy,
+    exact_errors,
+    labels,
+    matrix,
+    peer,
+    predicted,
+    remainder,
+    spectrum,
+    target,
+)
 from bench.run import Run
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
@@ -40,11 +51,13 @@ def exact(device: torch.device, shape: tuple[int, int], kind: str, condition: fl
         errors = exact_errors(W, truth, *svd(W, driver))
         bounds = {"orthogonality": 1e-5, "residual": 5e-6, "sigma_error": 3 * of_torch}
         yield {
-            "variant": DRIVEN + driver, **_labels(device, shape, min(shape)), "spectrum": f"{kind} {condition:.0e}",
+            **_labels(device, shape, min(shape)),
+            "variant": DRIVEN + driver,
+            "spectrum": f"{kind} {condition:.0e}",
             **{name: float(f"{value:.2e}") for name, value in errors.items()},
             "sigma_error_of_torch": float(f"{of_torch:.2e}"),
             "verdict": "; ".join(target(name, errors[name], bound) for name, bound in bounds.items()),
-        }  # fmt: skip
+        }
 
 
 def randomized(device: torch.device, shape: tuple[int, int], kind: str, rank: int) -> Iterator[dict]:
@@ -71,5 +84,4 @@ def randomized(device: torch.device, shape: tuple[int, int], kind: str, rank: in
 
 
 def _labels(device: torch.device, shape: tuple[int, int], rank: int) -> dict[str, object]:
-    threads = torch.get_num_threads() if device.type == "cpu" else ""
-    return {"shape": "x".join(map(str, shape)), "dtype": "float32", "rank": rank, "threads": threads}
+    return {**labels(shape, rank), "threads": torch.get_num_threads() if device.type == "cpu" else ""}

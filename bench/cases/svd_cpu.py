@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
-from bench.decompositions import ARRANGED, DRIVEN, peer, predicted
+from bench.decompositions import ARRANGED, DRIVEN, labels, peer, predicted
 from bench.run import Run
-from bench.timing import Variants, interleaved, percentiles
+from bench.timing import Variants, compared, interleaved
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
 from gsr_kernels.linalg.side_by_side import bases_of
@@ -63,10 +63,5 @@ def randomized(run: Run, shape: tuple[int, int], rank: int) -> Iterator[dict]:
 
 
 def _timed(run: Run, variants: Variants, against: str, shape: tuple[int, ...], rank: int) -> Iterator[dict]:
-    times = {name: percentiles(each) for name, each in interleaved(variants, run.seconds, LEAST).items()}
-    for name, figures in times.items():
-        yield {
-            "variant": name, "shape": "x".join(map(str, shape)), "dtype": "float32", "rank": rank,
-            "threads": torch.get_num_threads(), **figures,
-            "ratio": round(figures["p50_ms"] / times[against]["p50_ms"], 3), "ratio_to": against,
-        }  # fmt: skip
+    for name, found in compared(interleaved(variants, run.seconds, LEAST), against).items():
+        yield {"variant": name, **labels(shape, rank), "threads": torch.get_num_threads(), **found}

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench.decompositions import ARRANGED, DRIVEN, peer, predicted, remainder, target
+from bench.decompositions import ARRANGED, DRIVEN, labels, peer, predicted, remainder, target
 from bench.models import model
 from bench.run import Run
 from bench.timing import Variants
@@ -143,10 +143,8 @@ def _once(run: Callable[[], list[SpectralBasis]]) -> tuple[float, int]:
 def _compared(variants: Variants, against: str, shape: tuple[int, ...], rank: int) -> Iterator[dict]:
     times = {name: _milliseconds(run) for name, run in variants.items()}
     for name, taken in times.items():
-        yield {
-            "variant": name, "shape": "x".join(map(str, shape)), "dtype": "float32", "rank": rank,
-            "p50_ms": round(taken, 3), "ratio": round(taken / times[against], 4), "ratio_to": against,
-        }  # fmt: skip
+        ratio = {"ratio": round(taken / times[against], 4), "ratio_to": against}
+        yield {"variant": name, **labels(shape, rank), "p50_ms": round(taken, 3), **ratio}
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
