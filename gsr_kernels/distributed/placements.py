@@ -48,8 +48,8 @@ def _read(name: str, parameter: Tensor) -> Layout:
         later = prod(mesh.size(j) for j in range(i + 1, mesh.ndim) if sharded_dim(placements[j]) == dim)
         if splits not in (1, later):
             raise ValueError(
-                f"{name} is placed as {placement!r}, which gives a rank {splits} separate runs of dimension {dim}, as "
-                "tensor parallelism places packed experts: redistribute it to Shard, or leave it out of targets="
+                f"{name} is placed as {placement!r}, which gives each rank {splits} separate runs of dimension {dim}, "
+                "as tensor parallelism places packed experts: redistribute it to Shard, or leave it out of targets="
             )
     return Layout(parameter.shape, mesh, placements)
 

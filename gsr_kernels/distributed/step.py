@@ -92,7 +92,7 @@ def make_buckets(
 
 
 class Plan:
-    """What all steps of the same weights share: buckets and the order of the products.
+    """Buckets and order of the products of all steps of the same weights.
 
     It holds for bases of the shapes and dtypes in ``key``.
     """

@@ -1,4 +1,4 @@
-"""What all ranks must decide alike though one alone sees why: what the ranks do in the tests beside this file."""
+"""Decisions of all ranks where one alone sees why: what the ranks do in the tests beside this file."""
 
 import warnings
 from pathlib import Path
@@ -18,7 +18,7 @@ from python_tests.distributed.storage import Decomposed, refused
 
 
 def made(placements, sides=None, mesh=None):
-    """Four experts and a matrix, placed alike."""
+    """Four experts and a matrix, of the same placements."""
     mesh = mesh or init_device_mesh("cpu", sides or (dist.get_world_size(),))
     torch.manual_seed(0)
     model = nn.Module()
@@ -88,7 +88,7 @@ def other_weights(folder):
 
 
 def failures(folder):
-    """What each rank raised where one alone had reason to."""
+    """Errors of each rank where one alone had reason to."""
     first = dist.get_rank() == 0
     model = made([Shard(1)])
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -164,7 +164,7 @@ def broken_off(folder):
 
 
 def placed_by_default():
-    """What shard_placement_fn makes of experts, and of a tall matrix."""
+    """Placements that shard_placement_fn gives experts, and of a tall matrix."""
     return [
         str(gsr_kernels.shard_placement_fn(nn.Parameter(torch.empty(shape)))) for shape in ((4, 16, 4), (16, 4), (16,))
     ]

@@ -1,4 +1,4 @@
-"""Factors whose parts lie on ranks, put together."""
+"""Whole factors from their shards."""
 
 import torch
 import torch.distributed as dist

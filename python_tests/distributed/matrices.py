@@ -134,7 +134,7 @@ class Wire(TorchDispatchMode):
 
 
 def traffic(layouts):
-    """What the second step of float32 weights sends, by the sides of the mesh, placements and option."""
+    """Messages of the second step of float32 weights, by the sides of the mesh, placements and option."""
     meshes = {sides: init_device_mesh("cpu", sides) for sides, _ in layouts}
     seen = {}
     for settings in OPTIONS:
@@ -230,7 +230,7 @@ def experts(count):
 
 
 def one_weight_at_a_time():
-    """How many whole weights a rank ever held at once while it decomposed a model, and how many it decomposed."""
+    """The most whole weights that a rank held at once while it decomposed a model, and how many it decomposed."""
     held, most = [], 0
     decompose_one = decompose.decompose_one
 

@@ -1,4 +1,4 @@
-"""What a rank holds."""
+"""Memory that a rank holds."""
 
 from contextlib import contextmanager
 
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Held(TorchDispatchMode):
-    """The most bytes that tensors made within held at once, and the largest tensor's numbers."""
+    """The most bytes that tensors made within held at once, and the elements of the largest tensor."""
 
     def __init__(self):
         super().__init__()

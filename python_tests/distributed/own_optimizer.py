@@ -55,7 +55,7 @@ def gsr_adamw():
 def beside_kernels():
     """By placement: the error of two steps of a weight, experts and a plain weight, and how many the kernels moved.
 
-    They serve what lies on a CPU too, as they serve a GPU; the error is against torch's steps of whole weights.
+    They take tensors on a CPU too, as on a GPU. The error is against torch's steps of whole weights.
     """
     mesh = init_device_mesh("cpu", (2,))
     shapes = {"weight": (12, 8), "experts": (2, 6, 4), "plain": (9, 5)}

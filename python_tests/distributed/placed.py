@@ -37,7 +37,7 @@ def hsdp_for_drop():
     return unaware, [str(layer.weight.placements) for layer in model[::2]], far, wire.seen
 
 
-def unequal_pieces_of_pieces(folder):
+def unequal_shards_of_shards(folder):
     """fully_shard over tensor parallelism on rows that do not come out even: distances; what resuming decomposed."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     data, sides = mesh["data"].get_local_rank(), (6, 13, 3)
@@ -84,7 +84,7 @@ def attention(placement):
 
 
 def in_one():
-    """``attention`` replicated and cut."""
+    """``attention`` replicated and sharded."""
     return [attention(placement) for placement in (Replicate(), Shard(0), Shard(1))]
 
 

@@ -31,7 +31,7 @@ context.set_forkserver_preload(
 
 
 def run(world, *checks):
-    """What each of ``(check, arguments..)`` returned as ``check(*arguments)``, by its name, a list of the ranks'.
+    """Results of each of ``(check, arguments..)`` as ``check(*arguments)``, by its name, a list of the ranks'.
 
     AssertionError with all that they raised.
     """

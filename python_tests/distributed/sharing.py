@@ -40,7 +40,7 @@ def made(mesh, placements, shapes=SHAPES, dtype=torch.float64):
 
 
 def bits(layouts):
-    """How many weights are not what they are with whole factors, by layout and option; in small buckets."""
+    """Count of weights that are not what they are with whole factors, by layout and option; in small buckets."""
     different = {}
     for sides, placements in layouts:
         mesh = init_device_mesh("cpu", sides)
@@ -80,11 +80,11 @@ def at_a_time():
     of = step._Step.first, step._Step.second
 
     def counting(act):
-        def counted(self, place, basis):
+        def counted(self, index, basis):
             nonlocal most
             used.append(ref(basis))
             most = max(most, sum(one() is not None for one in used))
-            act(self, place, basis)
+            act(self, index, basis)
 
         return counted
 
@@ -100,7 +100,7 @@ def room(layouts):
     """The most that gathered factors of equal weights took at once, in whole ones, by layout."""
     most = {}
     for sides, placements in layouts:
-        model = made(init_device_mesh("cpu", sides), placements, {f"equal{place}": (64, 64) for place in range(5)})
+        model = made(init_device_mesh("cpu", sides), placements, {f"equal{index}": (64, 64) for index in range(5)})
         _, handle = attached(model, shard_bases=True, out_of_span="keep")
         with nothing_sent(), Held() as held:
             layouts = [w.scheme.factors(factor_shapes(w.basis.shape, w.basis.rank)) for w in handle.weights]
@@ -112,7 +112,7 @@ def room(layouts):
 
 
 def products_before():
-    """How many products a rank had launched when it began with each gather of a step."""
+    """Counts of the products that a rank had launched when it began with each gather of a step."""
     model = made(init_device_mesh("cpu", (2,)), [Shard(0)])
     optimizer, _ = attached(model, shard_bases=True, out_of_span="keep")
     set_gradients(model, matrices(1))
@@ -123,8 +123,10 @@ def products_before():
 
 
 def kept(folder):
-    """Bases that sharing ranks wrote, read with and without sharing, and cut otherwise: what was decomposed anew, and
-    how many weights one step leaves other than those that wrote them."""
+    """Bases that sharing ranks wrote, read with and without sharing, and sharded otherwise.
+
+    Returns the counts of what was decomposed anew, and how far one step is from the one of those that wrote them.
+    """
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     ends, counts = [], []
     for placement, shard_bases in ((Shard(1), True), (Shard(1), True), (Shard(1), False), (Shard(0), True)):
@@ -140,7 +142,7 @@ def kept(folder):
 
 
 def refusals():
-    """What attach() says where there is nothing to share: matrices of one's own, and replicas."""
+    """Errors of attach() where there is nothing to share: matrices of one's own, and replicas."""
     mesh = init_device_mesh("cpu", (2,))
     return [
         refused(attached, make_model(matrices(0)), shard_bases=True),
@@ -162,18 +164,18 @@ def gsr_adamw():
 
 
 def experts():
-    """Experts that the first mesh dimension deals out and the second cuts: whether all bits are as with whole bases."""
+    """Experts that one mesh dimension distributes and one shards: True if all bits are as with whole bases."""
     mesh = init_device_mesh("cpu", (2, 2))
-    place = [Shard(0), Shard(2)]
+    placements = [Shard(0), Shard(2)]
     torch.manual_seed(0)
     weights, gradient = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     ends = []
     for shard_bases in (False, True):
         model = torch.nn.Module()
-        model.experts = torch.nn.Parameter(distribute_tensor(weights, mesh, place))
+        model.experts = torch.nn.Parameter(distribute_tensor(weights, mesh, placements))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         gsr_kernels.attach(model, optimizer, rho=0.7, out_of_span="keep", shard_bases=shard_bases)
-        model.experts.grad = distribute_tensor(gradient, mesh, place)
+        model.experts.grad = distribute_tensor(gradient, mesh, placements)
         optimizer.step()
         ends.append(model.experts.to_local())
     return torch.equal(*ends)

@@ -68,7 +68,7 @@ def spectra(sides, placements):
 
 
 def degenerate():
-    """What is left of each matrix without full rank, and the largest defect."""
+    """The rest of each matrix without full rank, and the largest defect."""
     torch.manual_seed(0)
     duplicates = torch.randn(60, 48)
     duplicates[:, 1] = duplicates[:, 0]
@@ -86,7 +86,7 @@ def degenerate():
 
 
 def rounded_otherwise(layouts):
-    """Whether all ranks have the same squares and factors where every group of them rounds its sums in its own way."""
+    """True if all ranks have the same squares and factors where every group of them rounds its sums in its own way."""
     add, gram, same = sharded_sketch._add, sharded_sketch._Side.gram, []
 
     def rounding(tensor, group):
@@ -111,7 +111,7 @@ def rounded_otherwise(layouts):
 
 
 def broken():
-    """What attach() raised where a rank's piece holds NaN."""
+    """Error of attach() where a rank's shard holds NaN."""
     weights = {"good": torch.randn(20, 20), "bad": torch.randn(20, 20)}
     weights["bad"][0, 0] = float("nan")
     model = make_model(weights)
@@ -120,8 +120,7 @@ def broken():
 
 
 def memory(layouts):
-    """The most numbers that a rank held beside its part while a basis of 48 directions was found, the largest tensor's,
-    and the part's sides."""
+    """Elements held, at most, while a basis of 48 directions is found, of the largest tensor, and the shard's sides."""
     weights = {"layer": torch.randn(1024, 768)}
     found, by_rank = {}, sharded_sketch.basis_from_shards
     # the int64 copies of a fingerprint are as large as they are for any weight
@@ -144,7 +143,7 @@ def memory(layouts):
 
 
 def kept(folder):
-    """Which runs find their bases in a directory that a run with sketches wrote: one like it, and an exact one."""
+    """Runs that find their bases in a directory that a run with sketches wrote: one like it, and an exact one."""
     weights = matrices(0, SHAPES)
     mesh, path = init_device_mesh("cpu", (dist.get_world_size(),)), Path(folder, "bases")
     handles = [decomposed(weights, mesh, [Shard(0)], rank=SHARE, bases=path) for _ in range(2)]

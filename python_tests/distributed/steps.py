@@ -14,8 +14,8 @@ from python_tests.distributed.decisions import refused
 from python_tests.distributed.matrices import Wire, attached, distribute, error, make_model, set_gradients, train
 from python_tests.distributed.memory import Held, nothing_sent
 
-# sums of 36 numbers where "drop" is cut along the long side, a diagonal each where it is free
-EQUAL = {f"equal{place}": (9 + place, 6) for place in range(6)}
+# sums of 36 elements where "drop" meets a sharded long side, a diagonal each where it is free
+EQUAL = {f"equal{index}": (9 + index, 6) for index in range(6)}
 SETTINGS = [
     {"out_of_span": "keep"},
     {"out_of_span": "drop"},
@@ -35,14 +35,14 @@ def buckets_of(size):
         sharded.BUCKET = usual
 
 
-def in_buckets(sides, placements, numbers):
-    """Errors against one process, and the traffic of a step, where a bucket has so many numbers in float64."""
+def in_buckets(sides, placements, elements):
+    """Errors against one process, and the traffic of a step, where a bucket has so many elements in float64."""
     mesh = init_device_mesh("cpu", sides)
     found = []
     for settings in SETTINGS:
         reference = make_model(matrices.matrices(0, EQUAL))
         train(reference, settings, EQUAL)
-        with buckets_of(8 * numbers):
+        with buckets_of(8 * elements):
             model = make_model(matrices.matrices(0, EQUAL))
             distribute(model, mesh, placements)
             train(model, settings, EQUAL)
@@ -56,11 +56,11 @@ def in_buckets(sides, placements, numbers):
     return found
 
 
-def products_before(numbers):
-    """How many products a rank had launched when it sent each bucket of a step."""
+def products_before(elements):
+    """Counts of the products that a rank had launched when it sent each bucket of a step."""
     model = make_model(matrices.matrices(0, EQUAL))
     distribute(model, init_device_mesh("cpu", (2,)), [Shard(0)])
-    with buckets_of(8 * numbers):
+    with buckets_of(8 * elements):
         optimizer, _ = attached(model, out_of_span="drop")
         set_gradients(model, matrices.matrices(1, EQUAL))
         optimizer.step()
@@ -91,9 +91,9 @@ def one_a_weight():
 
 def held(sides, placements):
     """The most that sums held at once, in buckets, as a step of equal weights fills and empties them."""
-    mesh, numbers, shape = init_device_mesh("cpu", sides), 2**16, torch.Size((2**8, 2**8))
-    parts = [Layout(shape, mesh, placements)] * 8, [shape] * 8, [torch.float32] * 8, [4 * numbers] * 8
-    with buckets_of(8 * numbers), nothing_sent(), Held() as held:
+    mesh, elements, shape = init_device_mesh("cpu", sides), 2**16, torch.Size((2**8, 2**8))
+    parts = [Layout(shape, mesh, placements)] * 8, [shape] * 8, [torch.float32] * 8, [4 * elements] * 8
+    with buckets_of(8 * elements), nothing_sent(), Held() as held:
         buckets = sharded.make_buckets(*parts)
         sums = sharded.Sums({index: bucket for bucket in buckets for index in bucket.indices})
         before = []
@@ -103,7 +103,7 @@ def held(sides, placements):
             for index in before:
                 sums.take(index)
             before = indices
-    return held.most / (8 * numbers)
+    return held.most / (8 * elements)
 
 
 def unlike_memberships():

@@ -19,7 +19,7 @@ SIDES = (6, 13, 5, 2)
 
 
 def refused(call, *arguments, **settings):
-    """What it raised, in words."""
+    """Error of a call, in words."""
     try:
         call(*arguments, **settings)
     except Exception as error:
@@ -108,7 +108,7 @@ def from_a_file(folder):
 
 
 def damaged(folder):
-    """What attach() says of a directory that was not written to its end."""
+    """Error of attach() for a directory that was not written to its end."""
     Path(folder, "half").mkdir(exist_ok=True)
     model = make_model(SIDES, torch.float32)
     fully_shard(model)
@@ -180,7 +180,7 @@ def die_in_a_save(folder, victim):
 
 
 def go_on_afresh(folder):
-    """What is decomposed by a run that begins with the bases that are there."""
+    """Count of what is decomposed by a run that begins with the bases that are there."""
     with Decomposed() as decomposed:
         model, optimizer, _ = begin(folder)
         steps(model, optimizer, 0, 1)

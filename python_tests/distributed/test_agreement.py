@@ -67,17 +67,17 @@ def test_a_step_sends_one_number_a_direction_where_it_is_free(world):
     ranks = {name: min(shape) for name, shape in matrices.SHAPES.items()}
     for seen in results(world)["traffic"]:
         for (_, placements, out_of_span, *rank), collectives in seen.items():
-            cuts = placements.count("Shard(")
-            assert [name for name, _ in collectives] == ["allreduce_"] * cuts, placements
+            dims = placements.count("Shard(")
+            assert [name for name, _ in collectives] == ["allreduce_"] * dims, placements
             if out_of_span == "keep":
                 directions = sum(max(1, round(0.5 * r)) if rank else r for r in ranks.values())
-                assert collectives == [("allreduce_", 4 * directions)] * cuts, placements
+                assert collectives == [("allreduce_", 4 * directions)] * dims, placements
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_step_that_drops_sends_what_the_long_side_costs(world):
     for seen in results(world)["traffic"]:
-        # [r, short] of the matrices that are cut along their long side, a diagonal of the others
+        # [r, short] of the matrices whose long side is sharded, a diagonal of the others
         assert seen[(world,), "(Shard(dim=0),)", "drop"] == [("allreduce_", 4 * (6 * 6 + 6 + 8 + 2 + 2 * 2))]
         assert seen[(world,), "(Shard(dim=1),)", "drop"] == [("allreduce_", 4 * (6 + 6 * 6 + 8 + 2 * 2 + 2))]
         # a truncated basis: its core
@@ -128,7 +128,7 @@ def test_replicas_stay_bitwise_equal():
         assert (different, tensors, steps) == (0, 15, 200)
 
 
-def test_what_is_not_served_is_refused_by_name():
+def test_what_is_not_supported_is_refused_by_name():
     psp, chain, record, heads, late, broken = results(2)["refusals"][0]
     assert "TypeError: method: PSP needs whole matrices, and 0.weight is sharded" in psp
     assert "GSR and PSP needs whole matrices" in chain
@@ -144,9 +144,9 @@ def test_the_other_cut_is_advised_once():
     assert second == [] and len(first) == 1
     # [8, 8] and [8] in float64
     assert "1 weights (0.weight)" in first[0] and "sums 512 bytes a step" in first[0]
-    # 8 directions of 8 numbers more, on the half that the other rank held
+    # 8 directions of 8 elements more, on the half that the other rank held
     assert "and sums 64;" in first[0] and "256 bytes more" in first[0]
-    # half of 8 directions of 8 numbers, until the sum has come
+    # half of 8 directions of 8 elements, until the sum has come
     assert "keeps 256 between the products" in first[0]
 
 

@@ -1,4 +1,4 @@
-"""What one rank meets is decided by all of them alike: an error on each, and no rank that waits for another."""
+"""Errors of one rank are decided by all of them together: an error on each, and no rank that waits for another."""
 
 from functools import cache
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Experts are decomposed where they lie; what single ranks decompose for others takes no more room than it must."""
+"""Experts are decomposed on their own ranks; what single ranks decompose for others takes no more room than it must."""
 
 from functools import cache
 
 import pytest
 from torch.distributed.tensor import Replicate, Shard
 
-from python_tests.distributed import dealing
+from python_tests.distributed import decomposing
 from python_tests.distributed.ranks import run
 
 # experts, mesh, placements; how many each rank decomposes, and the messages that it exchanges
@@ -27,13 +27,13 @@ ROOM = {
 def results():
     """One group of processes for all that is asked."""
     cases = [case for case, *_ in CASES]
-    return run(4, (dealing.several, cases), (dealing.broken_expert,), (dealing.memory, list(ROOM)))
+    return run(4, (decomposing.several, cases), (decomposing.broken_expert,), (decomposing.memory, list(ROOM)))
 
 
-@pytest.mark.parametrize("place", range(len(CASES)))
-def test_each_rank_decomposes_its_own_experts_and_replicas_share_theirs(place):
-    _, counts, messages = CASES[place]
-    found = [of[place] for of in results()["several"]]
+@pytest.mark.parametrize("index", range(len(CASES)))
+def test_each_rank_decomposes_its_own_experts_and_replicas_share_theirs(index):
+    _, counts, messages = CASES[index]
+    found = [of[index] for of in results()["several"]]
     assert [one["decomposed"] for one in found] == counts
     assert all(one["error"] <= 1e-13 and one["same bits"] for one in found)
     assert {one["messages"] for one in found} == {messages}

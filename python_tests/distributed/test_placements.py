@@ -1,4 +1,4 @@
-"""Placements that are advised, served and refused."""
+"""Placements that are advised, supported and refused."""
 
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -13,10 +13,10 @@ def results(world):
     if world == 2:
         return run(2, (placed.in_one,), (placed.partial_gradients,), (placed.packed_experts,))
     with TemporaryDirectory() as folder:
-        return run(4, (placed.hsdp_for_drop,), (placed.unequal_pieces_of_pieces, folder))
+        return run(4, (placed.hsdp_for_drop,), (placed.unequal_shards_of_shards, folder))
 
 
-def test_the_mesh_that_shards_decides_what_can_be_cut():
+def test_the_mesh_that_shards_decides_what_can_be_sharded():
     for unaware, placements, error, collectives in results(4)["hsdp_for_drop"]:
         # 6 columns on 4 ranks, but on 2 of a shard
         assert unaware == ["None", "None"]
@@ -24,14 +24,14 @@ def test_the_mesh_that_shards_decides_what_can_be_cut():
         assert error <= 1e-12 and collectives == [("allreduce_", 8 * (6 + 4))]
 
 
-def test_unequal_pieces_of_pieces_agree_with_one_process_and_are_kept():
-    for found, placements in results(4)["unequal_pieces_of_pieces"]:
+def test_unequal_shards_of_shards_agree_with_one_process_and_are_kept():
+    for found, placements in results(4)["unequal_shards_of_shards"]:
         assert placements == ["(_StridedShard(dim=0, sf=2), Shard(dim=0))"] * 2
         for error, decomposed, resuming in found:
             assert error <= 1e-12 and (decomposed, resuming) == (0, 0)
 
 
-def test_attention_in_one_is_served_whole_and_refused_where_it_is_cut():
+def test_attention_in_one_is_supported_whole_and_refused_where_it_is_sharded():
     for replicated, rows, columns in results(2)["in_one"]:
         assert replicated == 0
         for message in (rows, columns):

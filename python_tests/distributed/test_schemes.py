@@ -1,4 +1,4 @@
-"""What a rank adds to a sum."""
+"""Dtypes of what a rank adds to a sum."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Bases found from the pieces of cut weights are those of the whole weight, which no rank ever holds."""
+"""Bases found from the shards of weights are those of the whole weight, which no rank ever holds."""
 
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -44,7 +44,7 @@ def test_ranks_agree_to_the_bit_where_groups_round_otherwise():
     assert results()["rounded_otherwise"] == [True] * 4
 
 
-def test_nan_in_one_piece_is_named_by_every_rank():
+def test_nan_in_one_shard_is_named_by_every_rank():
     assert len(set(results()["broken"])) == 1
     assert results()["broken"][0].startswith("ValueError: bad.weight: weight holds NaN or Inf")
 

@@ -44,14 +44,14 @@ def test_every_bit_is_that_of_whole_factors(world):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_rank_holds_its_share_and_gathers_what_is_said(world):
-    # cut in rows by two ranks, in HSDP too: 8 directions of 8 numbers are shared
+    # rows sharded by two ranks, in HSDP too: 8 directions of 8 elements are shared
     for found in results(world)["held_and_sent"]:
         for (dtype, out_of_span), (held, sent) in found.items():
             half = 8 * 8 * dtype.itemsize // 2
             assert held == 8 * 16 * dtype.itemsize // 2 + half
             said = share([Kind(1, 16, 8)], None, out_of_span, "rows", 2, dtype.itemsize, shard_bases=True)
             gathers = [one for one in sent if one[0] == "_allgather_base_"]
-            # "drop" cut along the long side needs Vh after its sum alone
+            # "drop" with its long side sharded needs Vh after its sum alone
             assert gathers == [("_allgather_base_", half)] * (2 if out_of_span == "keep" else 1)
             # two ranks give what each of them then has
             assert (held + 4 * 8, 2 * half * len(gathers)) == (said.held, said.gathered)
@@ -89,6 +89,6 @@ def test_gsr_adamw_shares_bases():
     assert results(2)["gsr_adamw"] == [0, 0]
 
 
-def test_sharing_is_refused_where_nothing_is_cut():
+def test_sharing_is_refused_where_nothing_is_sharded():
     for messages in results(2)["refusals"]:
         assert all(one.startswith("ValueError: shard_bases: no weight is sharded over ranks") for one in messages)

@@ -8,7 +8,7 @@ from torch.distributed.tensor import Shard
 from python_tests.distributed import steps
 from python_tests.distributed.ranks import run
 
-# two weights of 36 numbers
+# two weights of 36 elements
 BUCKET = 72
 
 
@@ -35,10 +35,10 @@ def test_sums_that_a_bucket_holds_are_one_all_reduce(world, dimensions):
     for (_, keep), (_, drop), (_, strict), (_, offloaded), (_, truncated) in results(world)["in_buckets"]:
         # 6 weights of 6 directions each
         assert keep == [("allreduce_", 8 * 6 * 6)] * dimensions
-        # 6 times 36 numbers, two weights a bucket; the ranks of "error" vote as well
+        # 6 times 36 elements, two weights a bucket; the ranks of "error" vote as well
         assert drop == offloaded == [("allreduce_", 8 * BUCKET)] * 3 * dimensions
         assert [one for one in strict if one[1] > 4] == drop
-        # 6 cores of 9 numbers
+        # 6 cores of 9 elements
         assert truncated == [("allreduce_", 8 * 6 * 9)] * dimensions
 
 

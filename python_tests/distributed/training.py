@@ -127,7 +127,7 @@ def replicas():
 
 
 def refusals():
-    """What each call raised."""
+    """Errors of each call."""
     model = make_model()
     fully_shard(model)
     found = []

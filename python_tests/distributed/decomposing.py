@@ -40,7 +40,7 @@ class Shapes:
 
 
 def experts(count, sides, placements):
-    """How many this rank decomposed, the errors of its factors, if its replicas have the same bits, what was sent."""
+    """Count of decomposed matrices, errors of the factors, if the replicas have the same bits, count of messages."""
     torch.manual_seed(0)
     whole = torch.randn(count, 7, 5, dtype=torch.float64)
     model = placed(whole, sides, placements)
@@ -66,7 +66,7 @@ def several(cases):
 
 
 def broken_expert():
-    """What attach() raised where the last rank's expert holds NaN."""
+    """Error of attach() where the last rank's expert holds NaN."""
     whole = torch.randn(4, 6, 5)
     whole[3, 0, 0] = float("nan")
     model = placed(whole, (dist.get_world_size(),), [Shard(0)])
