@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gsr_kernels.linalg import randomized_svd, svd
 
-# what can be decomposed, in float32 or better
+# dtypes that can be decomposed, in float32 or better
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# how U and Vh are kept, by the name of a precision
+# how U and Vh are stored, by the name of a precision
 STORAGE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 # asked for elsewhere, and why they are not among them
@@ -68,7 +68,7 @@ class SpectralBasis:
         precision: str | None = None,
         randomized: bool = False,
     ) -> SpectralBasis:
-        """Decomposes ``weight [.., d1, d2]`` in float32 or better and keeps its ``rank`` largest directions.
+        """Decompose ``weight [.., d1, d2]`` in float32 or better and keep its ``rank`` largest directions.
 
         Args:
             weight: any float dtype; float64 gives a float64 basis, anything else a float32 S.
@@ -105,22 +105,22 @@ class SpectralBasis:
 
     @property
     def rank(self) -> int:
-        """k, the number of directions kept of each matrix."""
+        """Return k, the number of directions kept of each matrix."""
         return self.S.shape[-1]
 
     @property
     def shape(self) -> torch.Size:
-        """``[.., d1, d2]`` of the matrices that were decomposed."""
+        """Return ``[.., d1, d2]`` of the matrices that were decomposed."""
         return torch.Size((*self.U.shape[:-1], self.Vh.shape[-1]))
 
     @property
     def dims(self) -> tuple[int, int, int]:
-        """``(d1, d2, k)`` of one matrix."""
+        """Return ``(d1, d2, k)`` of one matrix."""
         return self.U.shape[-2], self.Vh.shape[-1], self.S.shape[-1]
 
     @property
     def weight_shape(self) -> torch.Size:
-        """The shape of the weight, heads joined."""
+        """Return the shape of the weight, heads joined."""
         if self.head_dim is None:
             return self.shape
         *batch, heads, d1, d2 = self.shape
@@ -128,28 +128,28 @@ class SpectralBasis:
 
     @property
     def full_rank(self) -> bool:
-        """Whether no direction was cut off."""
+        """Return whether every direction is kept."""
         return self.rank == min(self.shape[-2:])
 
     @property
     def nbytes(self) -> int:
-        """What U, S and Vh hold in memory."""
+        """Return the bytes of U, S and Vh."""
         return sum(factor.numel() * factor.element_size() for factor in (self.U, self.S, self.Vh))
 
     def split(self, weight: Tensor) -> Tensor:
-        """A weight or gradient ``weight_shape`` as the matrices ``shape`` of this basis: a view."""
+        """Return a weight or gradient ``weight_shape`` as the matrices ``shape`` of this basis: a view."""
         if self.head_dim is None:
             return weight
         return split_heads(weight, (self.shape[-3], self.head_dim))[0]
 
     def to(self, device: torch.device | str) -> SpectralBasis:
-        """The same basis on another device; itself where it lies there already."""
+        """Return the basis on another device, itself where it is there already."""
         U, S, Vh = self.U.to(device), self.S.to(device), self.Vh.to(device)
         return self if U is self.U and S is self.S and Vh is self.Vh else replace(self, U=U, S=S, Vh=Vh)
 
 
 def split_heads(matrix: Tensor, heads: int | tuple[int, int] | None) -> tuple[Tensor, int | None]:
-    """``[.., d1, d2]`` as ``[.., h, d1 / h, d2]`` (rows) or ``[.., h, d1, d2 / h]`` (columns), a view; and which."""
+    """Return ``[.., d1, d2]`` as ``[.., h, d1 / h, d2]`` (rows, 0) or ``[.., h, d1, d2 / h]`` (columns, 1), a view."""
     if heads is None:
         return matrix, None
     count, dim = heads if isinstance(heads, tuple) and len(heads) == 2 else (heads, 0)
@@ -160,7 +160,7 @@ def split_heads(matrix: Tensor, heads: int | tuple[int, int] | None) -> tuple[Te
 
 
 def fingerprint(weight: Tensor) -> str:
-    """A weight's dtype, shape and a 64-bit sum over its bits: equal on every device, made where the weight lies.
+    """Return a weight's dtype, shape and a 64-bit sum over its bits, equal on every device.
 
     It tells whether a stored basis belongs to a weight; it is no defence against forgery.
     """
@@ -168,12 +168,12 @@ def fingerprint(weight: Tensor) -> str:
 
 
 def label(dtype: torch.dtype, shape: Sequence[int], total: int) -> str:
-    """A fingerprint from its parts."""
+    """Return a fingerprint from its parts."""
     return f"{str(dtype).removeprefix('torch.')}:{'x'.join(map(str, shape))}:{total % 2**64:016x}"
 
 
 def bit_sum(part: Tensor, starts: Sequence[int], whole: Sequence[int]) -> int:
-    """The sum over the bits of a part, that begins at ``starts``, of a tensor of shape ``whole``, modulo 2^64.
+    """Return the sum, modulo 2^64, over the bits of a part that begins at ``starts`` of a tensor of shape ``whole``.
 
     The sums of all parts add up to that of the whole.
     """
@@ -184,23 +184,23 @@ def bit_sum(part: Tensor, starts: Sequence[int], whole: Sequence[int]) -> int:
         rows = (rows.unsqueeze(-1) * size + torch.arange(start, start + count, device=part.device)).flatten()
     columns = torch.arange(starts[-1], starts[-1] + part.shape[-1], device=part.device)
     total = 0
-    # chunks bound the int64 copies; each word is mixed with its place in the whole, so that order counts
+    # chunks bound the int64 copies; each word is mixed with its index in the whole, so that order counts
     step = max(1, (1 << 22) // max(1, part.shape[-1]))
     for first in range(0, len(words), step):
         word = words[first : first + step].long()
-        place = rows[first : first + step].unsqueeze(-1) * whole[-1] + columns
-        mixed = (word + place * 0x9E3779B97F4A7C1) * 0x2545F4914F6CDD1D
+        index = rows[first : first + step].unsqueeze(-1) * whole[-1] + columns
+        mixed = (word + index * 0x9E3779B97F4A7C1) * 0x2545F4914F6CDD1D
         mixed = (mixed ^ (mixed >> 29)) * 0x1B03738712FAD5C9
         total += int((mixed ^ (mixed >> 32)).sum())
     return total % 2**64
 
 
 def storage_dtype(precision: str | None, wide: torch.dtype, device: torch.device) -> torch.dtype:
-    """How U and Vh of a basis decomposed in ``wide`` are kept; ValueError for an unknown precision."""
+    """Return the dtype of U and Vh of a basis decomposed in ``wide``; ValueError for an unknown precision."""
     if precision is None:
         return wide if wide == torch.float64 or device.type == "cpu" else torch.float16
     if precision in REFUSED:
-        raise ValueError(f"precision={precision!r} is not served: {REFUSED[precision]}")
+        raise ValueError(f"precision={precision!r} is not supported: {REFUSED[precision]}")
     if precision not in STORAGE:
         raise ValueError(f"precision must be one of {', '.join(STORAGE)}, got {precision!r}")
     return STORAGE[precision]

@@ -1,4 +1,4 @@
-"""Gradient Spectrum Rescaling as the paper writes it: one function an equation, the oracle of every backend.
+"""Gradient Spectrum Rescaling as the paper writes it: a function an equation, the oracle of every backend.
 
 Shapes: a weight ``W [.., d1, d2]`` has the thin SVD ``W = U diag(S) Vh`` with ``U [.., d1, k]``, ``S [.., k]``
 descending and non-negative, ``Vh [.., k, d2]``; ``G [.., d1, d2]`` is its gradient. Leading dimensions are batches.
@@ -17,12 +17,12 @@ FLOOR = 1e-6
 
 
 def project(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
-    """Equation (2): the gradient in the weight's singular basis, ``N = Uᵀ G V`` ``[.., k, k]``."""
+    """Compute equation (2), the gradient in the weight's singular basis, ``N = Uᵀ G V`` ``[.., k, k]``."""
     return U.mT @ G @ Vh.mT
 
 
 def skew(N: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation (3): the skew-symmetric generators ``(H, K)``, each ``[.., k, k]``, of the turns of U and V.
+    """Compute equation (3), the skew-symmetric generators ``(H, K)``, each ``[.., k, k]``, of the turns of U and V.
 
         H_ij = (σ_j N_ij + σ_i N_ji) / (σ_j² − σ_i²)        H_ii = 0
         K_ij = (σ_j N_ji + σ_i N_ij) / (σ_j² − σ_i²)        K_ii = 0
@@ -39,7 +39,7 @@ def skew(N: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
-    """Equation (7): the diagonal ``g [.., k]`` of N with its energy shared out anew inside each sign group.
+    """Compute equation (7), the diagonal ``g [.., k]`` of N with its energy shared out anew inside each sign group.
 
         ε_i = sgn g_i        φ_i = σ_i^ε_i / Σ_{ε_j = ε_i} σ_j^ε_j
         g'_i = ε_i √((1 − ρ) g_i² + ρ φ_i Σ_{ε_j = ε_i} g_j²)
@@ -59,7 +59,7 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
 
 
 def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
-    """Equation (8): the gradient from its parts, ``G' = U [H diag(S) + diag(g) + diag(S) Kᵀ] Vh``, ``g [.., k]``."""
+    """Compute equation (8) from its parts: ``G' = U [H diag(S) + diag(g) + diag(S) Kᵀ] Vh``, ``g [.., k]``."""
     middle = H * S.unsqueeze(-2) + torch.diag_embed(g) + S.unsqueeze(-1) * K.mT
     return U @ middle @ Vh
 
@@ -67,7 +67,7 @@ def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor)
 def rescale_gradient(
     G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str = "drop", floor: float = FLOOR
 ) -> Tensor:
-    """The literal chain (2), (3), (7), (8): ``G' [.., d1, d2]``.
+    """Compute the literal chain (2), (3), (7), (8): ``G' [.., d1, d2]``.
 
     ``out_of_span="drop"`` is the paper's (8), which loses what U and Vh do not span; ``"keep"`` adds it back,
     ``G − U Uᵀ G V Vᵀ``.

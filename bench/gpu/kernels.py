@@ -14,11 +14,10 @@ from gsr_kernels.backends.triton import (
     adamw_kernels,
     merge,
     product,
-    recompose,
     rescale,
     sketch,
-    skew,
     stability,
+    stages,
     step_kernels,
 )
 from gsr_kernels.backends.triton.configurations import BLOCK, configuration, options
@@ -88,7 +87,7 @@ def row_cases(architecture: int) -> Iterator[Case]:
                 yield Case(step_kernels.rescale_all, f"rescale_all {operand} {form}", architecture, POINTERS, constants,
                            options(num_warps=8))  # fmt: skip
             for align in (8, 1) if stored else ():
-                cut = configuration("first_product", architecture, "as it lies")
+                cut = configuration("first_product", architecture, "as stored")
                 constants = {**shape, "ALIGN": align, "BM": cut.BM, "BN": cut.BN}
                 label = f"fold {operand} {form}" + ("" if align > 1 else UNALIGNED)
                 yield Case(step_kernels.fold, label, architecture, POINTERS, constants, options(num_warps=8),
@@ -104,10 +103,10 @@ def row_cases(architecture: int) -> Iterator[Case]:
     for dtype in (tl.float16, tl.bfloat16, tl.float32):
         p = f"*{dtype}"
         pointers = dict.fromkeys(("n", "s", "h", "k", "g", "p_a", "p_b", "p_c"), p)
-        yield Case(skew.turn, f"skew {dtype}", architecture, pointers | {"size": "i32", "gap": "fp32"},
-                   {"SIDE": skew.SIDE}, options())  # fmt: skip
-        yield Case(recompose.middle, f"recompose {dtype}", architecture, pointers | {"out": "*fp32", "size": "i32"},
-                   {"SIDE": recompose.SIDE}, options())  # fmt: skip
+        yield Case(stages.turn, f"skew {dtype}", architecture, pointers | {"size": "i32", "gap": "fp32"},
+                   {"SIDE": stages.SIDE}, options())  # fmt: skip
+        yield Case(stages.middle, f"recompose {dtype}", architecture, pointers | {"out": "*fp32", "size": "i32"},
+                   {"SIDE": stages.SIDE}, options())  # fmt: skip
         rows = pointers | {"work": "*fp32", "out": "*fp32", "k": "i32", "rho": "fp32", "floor": "fp32"}
         yield Case(rescale.rescale_rows, f"rescale {dtype}", architecture, rows, {"BLOCK": BLOCK}, options())
         yield Case(product.multiply, f"project, recompose {dtype}", architecture, pointers,
@@ -118,7 +117,7 @@ def row_cases(architecture: int) -> Iterator[Case]:
 def adapter_cases(architecture: int) -> Iterator[Case]:
     """Yield the kernels of the adapters' losses and merges."""
     compiler = options(num_warps=8, num_stages=2)
-    for dtype, lying in itertools.product((tl.float32, tl.bfloat16, tl.float16), (False, True)):
+    for dtype, transposed in itertools.product((tl.float32, tl.bfloat16, tl.float16), (False, True)):
         factors = dict.fromkeys(("p_left", "p_right", "p_old_left", "p_old_right"), f"*{dtype}")
         shape = {"PRECISION": "tf32x3" if dtype == tl.float32 else "tf32", **stability.TILE}
         pointers = factors | {"p_alpha": "*fp32", "p_losses": "*fp32", "p_grad": "*fp32"}
@@ -130,14 +129,14 @@ def adapter_cases(architecture: int) -> Iterator[Case]:
             variants |= {f", rank {rank}": {"RANK": rank, **stability.tile(rank)} for rank in (64, 128)
                          if dtype != tl.float32 or rank == 64}  # fmt: skip
             # without gradients D is walked as it is
-            variants |= {} if lying else {", loss alone": {"GRADIENT": False}}
+            variants |= {} if transposed else {", loss alone": {"GRADIENT": False}}
         for variant, changed in variants.items():
-            constants = shape | {"LYING": lying, "GRADIENT": True, "SIGN_ONLY": False, "RANK": 16} | changed
-            label = f"stability {dtype}{variant}" + (", transposed" if lying else "")
+            constants = shape | {"TRANSPOSED": transposed, "GRADIENT": True, "SIGN_ONLY": False, "RANK": 16} | changed
+            label = f"stability {dtype}{variant}" + (", transposed" if transposed else "")
             # tiles of 32 rows, all that fits at rank 128, are too low for wgmma
             tall = constants["BM"] >= 64
             yield Case(stability.stability_rows, label, architecture, pointers, constants, compiler, product=tall)
-        if not lying:
+        if not transposed:
             pointers = factors | {"p_counts": "*i32"}
             yield Case(stability.count_rows, f"sign_counts {dtype}", architecture, pointers, shape, compiler,
                        product=True)  # fmt: skip

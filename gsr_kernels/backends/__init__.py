@@ -1,1 +1,1 @@
-"""The operators, once per way of computing them: a package a backend, a file an operator, the same names in each."""
+"""Backends of the operators. ``dispatch`` chooses one, ``table`` registers their functions, of one name in each."""

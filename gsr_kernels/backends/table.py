@@ -36,13 +36,11 @@ def _torch() -> tuple[Function, ...]:
 
 def _triton() -> tuple[Function, ...]:
     from gsr_kernels.backends.triton.merge import merge
-    from gsr_kernels.backends.triton.product import project
-    from gsr_kernels.backends.triton.recompose import recompose
     from gsr_kernels.backends.triton.rescale import rescale
     from gsr_kernels.backends.triton.rescale_gradient import rescale_gradients
     from gsr_kernels.backends.triton.sketch import sketch
-    from gsr_kernels.backends.triton.skew import skew
     from gsr_kernels.backends.triton.stability import sign_counts, stability
+    from gsr_kernels.backends.triton.stages import project, recompose, skew
 
     stages = project, skew, rescale, recompose
     return rescale_gradients, *stages, sketch, stability, sign_counts, merge

@@ -1,4 +1,4 @@
-"""``python -m gsr_kernels info``: what is installed here, what was built, and who computes what."""
+"""``python -m gsr_kernels info``: packages, GPUs, the CUDA extension, and the backend of every operator."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """Add nothing: there are no arguments."""
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the report."""
+    """Print the report."""
     print("\n".join(lines()))
 
 
 def lines() -> Iterator[str]:
-    """The report, also where there is neither a GPU nor an extension."""
+    """Return the report, also where there is neither a GPU nor an extension."""
     yield f"gsr-kernels {gsr_kernels.__version__}, python {platform.python_version()}"
     yield f"torch {torch.__version__}, for CUDA {torch.version.cuda or '– (none)'}; triton {_version('triton')}"
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
@@ -52,7 +52,7 @@ def lines() -> Iterator[str]:
 
 
 def _decided(op: str, device: torch.device) -> Iterator[str]:
-    """Who computes an operator, in a line; in a line a form where it depends on the form."""
+    """Return a line for an operator, or for each of its forms where the answer depends on the form."""
     forms = FORMS if op in STEPS else {"": {}}
     answers = {name: backend_for(op, device, **form) for name, form in forms.items()}
     if len(set(answers.values())) == 1:

@@ -62,7 +62,7 @@ class GSR(Method):
 
 
 def steps(method: GSR) -> Steps:
-    """The kernels' steps of a method, made when they are first wanted: Triton is imported with them."""
+    """Return the kernels' steps of a method, made when they are first wanted: Triton is imported with them."""
     from gsr_kernels.backends.triton.plan_cache import Steps
 
     if method not in _steps:

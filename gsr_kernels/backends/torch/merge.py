@@ -1,4 +1,4 @@
-"""What several adapters come to, added to a weight, in plain torch, a strip of rows at a time."""
+"""Merge several adapters into a weight in plain torch, a strip of rows at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gsr_kernels.backends.torch.stages import widened
 
 
 def merge(W: Tensor, B: Tensor, A: Tensor, how: str, density: float) -> None:
-    """``W [d1, d2] += M`` in place, rounded once, for ``B [T, d1, r]`` and ``A [T, r, d2]``; see ``merging.merge``."""
+    """Add M to ``W [d1, d2]``, rounded once, for ``B [T, d1, r]`` and ``A [T, r, d2]``: see ``merging.merge``."""
     _, (_, B, A) = widened(W, B, A)
     trim = _thresholds(B, A, density) if how == "ties" else []
     height = strip(B.shape[1], A.shape[-1])
@@ -34,17 +34,17 @@ def merge(W: Tensor, B: Tensor, A: Tensor, how: str, density: float) -> None:
 
 
 def _thresholds(B: Tensor, A: Tensor, density: float) -> list[Tensor]:
-    """Of each adapter the least size among the largest ``density`` of its entries; one whole matrix at a time."""
+    """Return of each adapter the least size in the largest ``density`` of its elements, one whole matrix at a time."""
     found = []
     for b, a in zip(B, A):
         sizes = (b @ a).abs_().flatten()
-        # 0.3 · 10 is 3, not 2: the rounding of the product is no entry
+        # 0.3 · 10 is 3, not 2: the rounding of the product is no element
         kept = max(1, int(density * sizes.numel() + 1e-9))
         found.append(sizes.kthvalue(sizes.numel() - kept + 1).values)
     return found
 
 
 def _agreed(deltas: Tensor) -> Tensor:
-    """The mean, over the adapters with the sign of the sum, of the entries that trimming has left."""
+    """Return the mean, over the adapters with the sign of the sum, of the elements that trimming has left."""
     agreeing = (deltas.sign() == deltas.sum(0).sign()) & (deltas != 0)
     return torch.where(agreeing, deltas, 0).sum(0) / agreeing.sum(0).clamp_min(1)

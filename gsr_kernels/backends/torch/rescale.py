@@ -8,7 +8,7 @@ from gsr_kernels.reference import FLOOR
 
 
 def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
-    """``reference.rescale`` in float32 or better: ``g [.., k]``, ``S [.., k]`` -> ``g' [.., k]``.
+    """Compute ``reference.rescale`` in float32 or better: ``g [.., k]``, ``S [.., k]`` -> ``g' [.., k]``.
 
     Squares of |g| ~ 1e25 overflow float32 and those of 1e-25 vanish, so g is first divided by the power of two next to
     its largest magnitude, which is exact.

@@ -21,7 +21,7 @@ def rescale_gradients(
     out_of_span: Sequence[str],
     outs: Sequence[Tensor],
 ) -> list[Tensor]:
-    """``rescale_gradient`` on several weights, one after another; gradients and outs have the weights' own shapes."""
+    """Call ``rescale_gradient`` on one weight after another; gradients and outs have the weights' own shapes."""
     return [
         rescale_gradient(basis.split(G), basis.U, basis.S, basis.Vh, rho, mode, basis.split(out))
         for G, basis, mode, out in zip(gradients, bases, out_of_span, outs)
@@ -48,13 +48,13 @@ def rescale_gradient(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, ou
     if k < min(d1, d2):
         return _through_core(G, U, S, Vh, rho, out)
     if d1 < d2:
-        # a wide weight is a tall one lying down
+        # a wide weight is a tall one transposed
         return _through_span(G.mT, Vh.mT, S, U.mT, rho, out.mT)
     return _through_span(G, U, S, Vh, rho, out)
 
 
 def _inside(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
-    """G + U diag(δ) Vh: all of G stays."""
+    """Write G + U diag(δ) Vh: all of G stays."""
     g = (G.to(U.dtype) @ Vh.mT).mul_(U).sum(-2)
     delta, _ = _delta(g, S, rho)
     _add_product(G, U * delta.unsqueeze(-2), Vh, out)
@@ -62,7 +62,7 @@ def _inside(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor
 
 
 def _through_span(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
-    """U (Uᵀ G + diag(δ) Vh), for a tall weight whose Vh is a whole square basis."""
+    """Write U (Uᵀ G + diag(δ) Vh), for a tall weight whose Vh is a whole square basis."""
     A = U.mT @ G.to(U.dtype)
     # row sums of A ⊙ Vh as products of single rows, so that A ⊙ Vh is never stored
     g = (A.unsqueeze(-2) @ Vh.unsqueeze(-1)).squeeze(-1).squeeze(-1)
@@ -72,7 +72,7 @@ def _through_span(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: 
 
 
 def _through_core(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
-    """U (N + diag(δ)) Vh, for a truncated basis: N is formed, and it is small."""
+    """Write U (N + diag(δ)) Vh, for a truncated basis: N is formed, and it is small."""
     A = U.mT @ G.to(U.dtype)
     N = A @ Vh.mT
     g = N.diagonal(dim1=-2, dim2=-1).clone()
@@ -82,13 +82,13 @@ def _through_core(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: 
 
 
 def _delta(g: Tensor, S: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-    """δ = g' − g, zero in a matrix whose g is not finite; and which matrices are."""
+    """Return δ = g' − g, zero in a matrix whose g is not finite, and a flag for each matrix whose g is."""
     finite = g.isfinite().all(-1, keepdim=True)
     return torch.where(finite, rescale(g, S, rho) - g, 0), finite
 
 
 def _replace(G: Tensor, U: Tensor, A: Tensor, g: Tensor, finite: Tensor, out: Tensor) -> Tensor:
-    """out = U A where G is finite, G where it is not."""
+    """Write out = U A where G is finite, G where it is not."""
     finite = finite.unsqueeze(-1)
     A.masked_fill_(~finite, 0)
     _add_product(torch.mul(G, ~finite, out=out), U, A, out)
@@ -96,7 +96,7 @@ def _replace(G: Tensor, U: Tensor, A: Tensor, g: Tensor, finite: Tensor, out: Te
 
 
 def _add_product(base: Tensor, left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out = base + left right, rounded once, to out's dtype."""
+    """Write out = base + left right, rounded once, to out's dtype."""
     add = torch.addmm if base.ndim == 2 else torch.baddbmm
     if base.dtype == left.dtype:
         add(base, left, right, out=out)

@@ -21,15 +21,15 @@ SPARSITY = 16
 
 
 def sketch(W: Tensor, width: int, seed: int, kind: str) -> Tensor:
-    """``Y [.., m, width] = W [.., m, n] Ω [n, width]`` in the dtype of W; see ``omega``."""
+    """Compute ``Y [.., m, width] = W [.., m, n] Ω [n, width]`` in the dtype of W; see ``omega``."""
     return product(W, omega(W.shape[-1], width, seed, kind, W.device).to(W.dtype))
 
 
 def omega(rows: int, width: int, seed: int, kind: str, device: torch.device | str = "cpu") -> Tensor:
-    """Ω ``[rows, width]`` in float32: independent of the device, and fewer columns are the first of more.
+    """Return Ω ``[rows, width]`` in float32, independent of the device, and fewer columns are the first of more.
 
-    ``kind`` "gaussian" draws standard normal numbers, rounded to the 11 bits of a TF32 operand; "sparse" one ±4 in
-    every 16 columns of a row, variance 1 as well.
+    ``kind`` "gaussian" draws from the standard normal distribution, rounded to the 11 bits of a TF32 operand. "sparse"
+    has one ±4 in every 16 columns of a row, variance 1 as well.
 
     A quarter of the rows, counted by c0, and the columns, counted by c1, make the counter; the four words of its
     random number belong to the four quarters.
@@ -38,18 +38,18 @@ def omega(rows: int, width: int, seed: int, kind: str, device: torch.device | st
 
 
 def omega_rows(start: int, stop: int, rows: int, width: int, seed: int, device: torch.device) -> Tensor:
-    """``omega(rows, width, seed, "gaussian", device)[start:stop]``, of which no more is drawn."""
+    """Return ``omega(rows, width, seed, "gaussian", device)[start:stop]``, of which no more is drawn."""
     quarter = -(-rows // 4)
     drawn = [torch.empty(0, width, device=device)]
-    for number in range(4):
-        low, high = max(start - number * quarter, 0), min(stop - number * quarter, quarter)
+    for part in range(4):
+        low, high = max(start - part * quarter, 0), min(stop - part * quarter, quarter)
         if low < high:
-            drawn.append(_quarters(low, high, width, seed, "gaussian", device)[number])
+            drawn.append(_quarters(low, high, width, seed, "gaussian", device)[part])
     return torch.cat(drawn)
 
 
 def _quarters(low: int, high: int, width: int, seed: int, kind: str, device: torch.device | str) -> list[Tensor]:
-    """The rows that the counters from low to high have in each quarter of Ω."""
+    """Return the rows that the counters from low to high have in each quarter of Ω."""
     c0 = torch.arange(low, high, device=device)[:, None]
     c1 = torch.arange(width, device=device)[None, :]
     if kind == "sparse":
@@ -59,7 +59,7 @@ def _quarters(low: int, high: int, width: int, seed: int, kind: str, device: tor
 
 
 def philox(seed: int, c0: Tensor, c1: Tensor) -> list[Tensor]:
-    """Four 32-bit words, kept in int64, of the counter (c0, c1, 0, 0)."""
+    """Return four 32-bit words, kept in int64, of the counter (c0, c1, 0, 0)."""
     low, high = seed & WORD, (seed >> 32) & WORD
     a, b = torch.broadcast_tensors(c0, c1)
     c = d = torch.zeros_like(a)
@@ -73,12 +73,12 @@ def philox(seed: int, c0: Tensor, c1: Tensor) -> list[Tensor]:
 
 
 def _normal(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Box and Muller's two normal numbers of two words, by operations that every device rounds alike."""
+    """Return Box and Muller's two normal draws from two words, by operations that every device rounds equally."""
     # 23 bits and a half: exact in float32 and never 0
     bits = ((first >> 9).float() + 0.5).mul_(2.0**-23).view(torch.int32)
     mantissa = ((bits & 0x7FFFFF) | 0x3F800000).view(torch.float32) - 1
     log = ((bits >> 23) - 127).float() * LN_2 + mantissa * _polynomial(mantissa, LOG)
-    # torch's own float32 root is not always the nearest number, that of float64 rounded is
+    # torch's own float32 root is not always rounded to nearest, that of float64 is
     radius = (log * -2).clamp_(min=0).double().sqrt_().float()
     # an angle of the first quadrant, and two signs
     angle = ((second >> 11).float() + 0.5).mul_(2.0**-21)

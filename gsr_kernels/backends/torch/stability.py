@@ -7,13 +7,13 @@ from torch import Tensor
 
 from gsr_kernels.backends.torch.stages import widened
 
-# entries of a strip, at the least and at the most: its four buffers stay in the cache, and where threads share their
+# elements of a strip, at the least and at the most: its four buffers stay in the cache, and where threads share their
 # cores with others every strip more costs a meeting of theirs
 STRIP = 1 << 16, 1 << 20
 
 
 def strip(rows: int, columns: int) -> int:
-    """How many rows of a matrix are taken at a time: a sixteenth of them, within the bounds."""
+    """Return the height of a strip: a sixteenth of the rows, within the bounds."""
     least, most = (max(1, entries // columns) for entries in STRIP)
     return min(most, max(least, -(-rows // 16)))
 
@@ -21,7 +21,7 @@ def strip(rows: int, columns: int) -> int:
 def stability(
     B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor, alpha: Tensor, sign_only: bool, gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss ``[n]`` and, where asked for, its gradients ``[n, d1, r]`` and ``[n, r, d2]``, in float32 or better.
+    """Return the loss ``[n]`` and, if asked for, its gradients ``[n, d1, r]`` and ``[n, r, d2]``, in float32 or better.
 
     Operands are ``B [n, d1, r]``, ``A [n, r, d2]``, ``old_B [n, d1, R]``, ``old_A [n, R, d2]``, ``alpha [n]``. With
     x = αD and p = αP the loss is ``Σ x² (1 − tanh x tanh p) / α²``, and α meets the factors of a strip alone.
@@ -60,7 +60,7 @@ def stability(
 
 
 def sign_counts(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the entries of D with the sign of P's, and those with the opposite one: two of ``[n]``, in float64."""
+    """Count the elements of D with the sign of P's, and those with the opposite one: two of ``[n]``, in float64."""
     _, (B, A, old_B, old_A) = widened(B, A, old_B, old_A)
     counts = torch.zeros(2, len(B), dtype=torch.float64, device=B.device)
     height = strip(B.shape[1], A.shape[-1])

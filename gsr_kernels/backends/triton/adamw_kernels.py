@@ -42,7 +42,7 @@ def _power(base, exponent):
 
 @triton.jit(do_not_specialize=["count"])
 def prepare(table, count, settings, scaling, coefficients):
-    """The coefficients of every matrix for the step that comes, one program a matrix."""
+    """Compute the coefficients of every matrix for the next step, one program a matrix."""
     for matrix in tl.range(tl.program_id(0), count, tl.num_programs(0)):
         p = settings + number(table, matrix, SETTINGS, 1) * GIVEN
         lr, beta1, beta2 = tl.load(p + LR), tl.load(p + BETA1), tl.load(p + BETA2)
@@ -65,7 +65,7 @@ def update(
     STORED: tl.constexpr, WEIGHT: tl.constexpr, MOMENT: tl.constexpr, COPIED: tl.constexpr, ALIGN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """AdamW (Loshchilov and Hutter 2019) on one tile of G', cut at ``rows``; without STORED, G is yet to be added."""
+    """Apply AdamW (Loshchilov and Hutter 2019) to a tile of G' inside ``rows``. Without STORED it adds G first."""
     c = coefficients + matrix * WIDTH
     p_w, stride = address(table, matrix, OUT, WEIGHT, ALIGN), number(table, matrix, OUT_STRIDE, ALIGN)
     p_m = address(table, matrix, FIRST_MOMENT, MOMENT, ALIGN)
@@ -88,7 +88,7 @@ def update(
 
 @triton.jit(do_not_specialize=["count"])
 def finish(table, count, coefficients, finite):
-    """Counts, of every weight: a step if any matrix of it moved, and the matrices that were not finite."""
+    """Count, of every weight: a step if any matrix of it moved, and the matrices that were not finite."""
     for matrix in tl.range(tl.program_id(0), count, tl.num_programs(0)):
         matrices = number(table, matrix, MATRICES, 1)
         good = 0

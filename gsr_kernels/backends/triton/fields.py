@@ -1,7 +1,7 @@
 # mypy: disallow-untyped-defs=False
-"""The table of matrices that the kernels of a step read: a row of int64 each, in the order of the constants below.
+"""Table of matrices that the kernels of a step read: a row of int64 each, in the order of the constants below.
 
-Addresses, strides and sizes of a matrix, its places in the group's buffers, and where AdamW writes: OUT is then the
+Addresses, strides and sizes of a matrix, its offsets in the group's buffers, and where AdamW writes: OUT is then the
 weight, with moments of the same strides, and COPY its narrow copy.
 """
 
@@ -22,7 +22,7 @@ MATRICES = tl.constexpr(21)
 
 @triton.jit
 def address(table, matrix, FIELD: tl.constexpr, DTYPE: tl.constexpr, ALIGN: tl.constexpr):
-    """A field as a pointer; where ALIGN is above 1 to a multiple of 16 bytes."""
+    """Return a field as a pointer, where ALIGN is above 1 to a multiple of 16 bytes."""
     p = tl.load(table + matrix * FIELDS + FIELD).to(tl.pointer_type(DTYPE))
     # on the pointer: on the integer before it the hint is lost, and loads become 2 bytes wide
     if ALIGN > 1:
@@ -32,11 +32,11 @@ def address(table, matrix, FIELD: tl.constexpr, DTYPE: tl.constexpr, ALIGN: tl.c
 
 @triton.jit
 def number(table, matrix, FIELD: tl.constexpr, ALIGN: tl.constexpr):
-    """A field as a number of 32 bits, a multiple of ALIGN."""
+    """Return a field as an integer of 32 bits, a multiple of ALIGN."""
     return tl.multiple_of(tl.load(table + matrix * FIELDS + FIELD).to(tl.int32), ALIGN)
 
 
 @triton.jit
 def sizes(table, matrix, ALIGN: tl.constexpr):
-    """d1, d2 and k."""
+    """Return d1, d2 and k."""
     return number(table, matrix, D1, 1), number(table, matrix, D2, ALIGN), number(table, matrix, K, ALIGN)

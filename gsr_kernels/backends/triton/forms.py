@@ -1,4 +1,4 @@
-"""What the matrices of a step have in common, and which weights the kernels of the step take."""
+"""Forms of the matrices of a step, and the checks of what its kernels support."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gsr_kernels.checks import check_out_of_span
 
 @dataclass(frozen=True)
 class Update:
-    """The dtypes in which AdamW keeps a weight, its moments, and the narrow copy of the weight, if it has one."""
+    """Dtypes in which AdamW keeps a weight, its moments, and the narrow copy of the weight, if it has one."""
 
     weight: torch.dtype
     moment: torch.dtype
@@ -41,7 +41,7 @@ UPDATES = {
 
 @dataclass(frozen=True)
 class Form:
-    """What the matrices of one launch have in common."""
+    """Properties that the matrices of one launch share."""
 
     gradient: torch.dtype
     operand: torch.dtype
@@ -52,17 +52,17 @@ class Form:
 
     @property
     def order(self) -> tuple[str, str, bool, bool, bool, str]:
-        """Forms sorted by this have equal ones side by side, and gradients of one dtype."""
+        """Return a key for sorting: equal forms become neighbours, and gradients of one dtype."""
         return str(self.gradient), str(self.operand), self.transposed, self.stored, self.even, str(self.update)
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The constants of the kernels."""
+        """Return the constants of the kernels."""
         return {"DTYPE": TYPES[self.operand], "TRANSPOSED": self.transposed, "STORED": self.stored}
 
     @property
     def written(self) -> dict[str, Any]:
-        """The constants of the second product's epilogue."""
+        """Return the constants of the second product's epilogue."""
         if self.update is None:
             return dict.fromkeys(("WEIGHT", "MOMENT", "COPIED"))
         copied = self.update.copied
@@ -71,14 +71,14 @@ class Form:
 
     @property
     def bounded(self) -> bool:
-        """Whether max |G| must be known, to fit fp16."""
+        """Return whether max |G| must be known, to fit fp16."""
         return self.operand == torch.float16 and (self.gradient != torch.float16 or self.stored)
 
     def configuration(self, kernel: str, architecture: int, aligned: bool = True) -> Configuration:
-        """How a tiled kernel is cut for this form; unaligned, it is compiled otherwise for the same tiles."""
+        """Return the tiles of a kernel for this form; unaligned, it is compiled otherwise for the same tiles."""
         if not aligned:
             return configuration(kernel, architecture, "unaligned")
-        left = "as it lies"
+        left = "as stored"
         if kernel == "first_product" and self.gradient != self.operand:
             wide = self.stored and (self.gradient, self.operand) == (torch.float32, torch.float16)
             left = "float32, stored" if wide else "converted"
@@ -89,7 +89,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring matrices of one form that share launches and the workspace, and where their tiles lie."""
+    """Neighbouring matrices of one form that share launches and the workspace, and the ranges of their tiles."""
 
     form: Form
     matrices: tuple[int, int]
@@ -108,7 +108,7 @@ class Span:
 
 
 def kind(basis: SpectralBasis) -> tuple[Hashable, ...]:
-    """All of a basis but its numbers and where they lie: one plan serves bases of one kind."""
+    """Return all of a basis but its elements and their addresses: a plan supports bases of one kind."""
     factors = (basis.U, basis.S, basis.Vh)
     return basis.head_dim, *((factor.shape, factor.stride(), factor.dtype, factor.device) for factor in factors)
 
@@ -130,7 +130,7 @@ def check(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str, device:
 
 
 def form_of(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str, update: Update | None) -> Form:
-    """What decides which kernels a weight's matrices are taken to."""
+    """Return the form of a weight's matrices, which decides about their kernels."""
     *_, d1, d2 = basis.shape
     # the product with the fewer rows; for a dropped remainder it is the one that is stored, r x r
     transposed = d1 > d2
@@ -139,7 +139,7 @@ def form_of(basis: SpectralBasis, gradient: torch.dtype, out_of_span: str, updat
 
 
 def rows_of(basis: SpectralBasis) -> list[dict[int, int]]:
-    """The sizes of a weight's matrices."""
+    """Return the sizes of a weight's matrices."""
     *_, d1, d2 = basis.shape
     sizes = {fields.D1.value: d1, fields.D2.value: d2, fields.K.value: basis.rank, fields.MATRICES.value: 0}
     rows = [dict(sizes) for _ in range(basis.S.numel() // basis.rank)]

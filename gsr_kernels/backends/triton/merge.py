@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""What several adapters come to, added to a weight: every entry of it is read and written once."""
+"""Merge several adapters into a weight, every element of which is read and written once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def merge_tiles(
     p_w, p_left, p_right, tasks, rows, columns, rank, stride, share,
     MAGNITUDE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One tile of W [rows, columns]: the largest of the tasks' entries, or ``share`` of their sum, on top of it."""
-    # a size of 1 is compiled in, as a number without a dtype
+    """Add to a tile of W [rows, columns] the largest of the tasks' elements, or ``share`` of their sum."""
+    # a size of 1 is compiled in, as an integer without a dtype
     rows, columns = tl.to_tensor(rows), tl.to_tensor(columns)
     rank, stride = tl.to_tensor(rank), tl.to_tensor(stride)
     row, column = tl.program_id(0) * BM, tl.program_id(1) * BN
@@ -37,7 +37,7 @@ def merge_tiles(
 
 
 def merge(W: Tensor, B: Tensor, A: Tensor, how: str, density: float) -> None:
-    """See the torch backend, which does what the kernel does not: float64, and TIES, which wants whole matrices."""
+    """Merge as the torch backend, which computes float64, and TIES, which needs whole matrices."""
     if how == "ties" or W.stride(-1) != 1 or torch.float64 in (W.dtype, B.dtype, A.dtype):
         plain.merge(W, B, A, how, density)
         return

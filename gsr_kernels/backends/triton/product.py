@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""C = A B for batches of any strides, in float32 sums, and equation (2), which is two of them."""
+"""C = A B for batches of any strides, in float32 sums: the stages are made of it."""
 
 import torch
 import triton
@@ -49,7 +49,7 @@ TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: 
 
 
 def product(A: Tensor, B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """``A [.., m, d] B [.., d, n] -> [.., m, n]`` in ``dtype``, by default that of the operands.
+    """Multiply ``A [.., m, d] B [.., d, n] -> [.., m, n]`` in ``dtype``, by default that of the operands.
 
     Operands may have any strides. Raises TypeError for dtypes other than fp16, bf16 and fp32.
     """
@@ -59,7 +59,7 @@ def product(A: Tensor, B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     batch, rows, depth, columns = A.shape[:-2], A.shape[-2], A.shape[-1], B.shape[-1]
     a, b = A.reshape(-1, rows, depth), B.reshape(-1, depth, columns)
     c = torch.empty((a.shape[0], rows, columns), dtype=dtype or operand, device=A.device)
-    # blocks of 64 serve every dtype without a spill; these operators are not on the optimizer's path
+    # blocks of 64 do for every dtype without a spill; these operators are not on the optimizer's path
     BM, BN, BK = 64, 64, 32
     if c.numel():
         grid = (triton.cdiv(rows, BM), triton.cdiv(columns, BN), c.shape[0])
@@ -69,13 +69,3 @@ def product(A: Tensor, B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
                 DTYPE=TYPES[operand], BM=BM, BN=BN, BK=BK, **options(num_warps=4, num_stages=2),
             )  # fmt: skip
     return c.view(*batch, rows, columns)
-
-
-def project(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
-    """Compute ``reference.project``: ``G [.., d1, d2]``, ``U [.., d1, k]``, ``Vh [.., k, d2]`` -> ``N [.., k, k]``.
-
-    Between the two products G V stays in float32.
-    """
-    dtype = torch.promote_types(G.dtype, U.dtype)
-    T = product(G, Vh.mT, torch.float32)
-    return product(U.mT, T, dtype)

@@ -31,7 +31,7 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
         strange += (tl.abs(g) < float("inf")).to(tl.int32) ^ 1
         most = tl.maximum(most, tl.abs(g))
         sigma_max = tl.maximum(sigma_max, tl.load(p_s + o, mask=m, other=0.0).to(tl.float32))
-    # what other threads of the program wrote to p_g is read below
+    # values that other threads of the program wrote to p_g are read below
     tl.debug_barrier()
     finite = tl.sum(strange, 0) == 0
     largest_sigma = tl.max(sigma_max, 0)
@@ -77,7 +77,7 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
     return finite, tl.max(most, 0)
 
 
-# a k of 1 would be compiled in, as a number without a dtype
+# a k of 1 would be compiled in, as an integer without a dtype
 @triton.jit(do_not_specialize=["k"])
 def rescale_rows(g, s, work, out, k, rho, floor, BLOCK: tl.constexpr):
     """g' [rows, k] of g and S, one program a row; work [rows, k] and out are float32."""
@@ -86,7 +86,7 @@ def rescale_rows(g, s, work, out, k, rho, floor, BLOCK: tl.constexpr):
 
 
 def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
-    """``reference.rescale`` in float32, all rows of ``g [.., k]`` in one launch -> g' in g's dtype.
+    """Compute ``reference.rescale`` in float32, all rows of ``g [.., k]`` in one launch -> g' in g's dtype.
 
     A row with a NaN or Inf comes back as it came.
     """

@@ -58,7 +58,7 @@ def _sign(word, column):
 
 @triton.jit
 def omega(seed, row, column, SPARSE: tl.constexpr):
-    """The entries of Ω at a row of each quarter, [BK, 1], and a column, [1, BN]: four tiles [BK, BN]."""
+    """Return the elements of Ω at a row of each quarter, [BK, 1], and a column, [1, BN]: four tiles [BK, BN]."""
     c0, c1 = tl.broadcast(row, column // SPARSITY if SPARSE else column)
     a, b, c, d = tl.philox(seed, c0, c1, c0 * 0, c0 * 0)
     if SPARSE:
@@ -76,7 +76,7 @@ def _add_quarter(
     start = number * quarter
     w = load_tile(p_w, tl.to_tensor(n), row, start + step, rows, tl.minimum(start + quarter, n), BM, BK)
     w = w.to(tl.float32)
-    # Ω fits TF32 as it is; W takes two pieces, without which the small directions of a decaying spectrum would drown
+    # Ω fits TF32 as it is; W takes two parts, without which the small directions of a decaying spectrum would drown
     high = (w.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
     y = tl.dot(w - high, part, y, input_precision="tf32")
     return tl.dot(high, part, y, input_precision="tf32")
@@ -87,7 +87,7 @@ def sketch_kernel(
     p_w, p_y, rows, n, width, seed, SPARSE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Y [rows, width] = W [rows, n] Ω, one program a tile. Ω as in the torch backend: see its ``omega``."""
+    """Compute Y [rows, width] = W [rows, n] Ω, one program a tile. Ω as in the torch backend: see its ``omega``."""
     row, column = tl.program_id(0) * BM, tl.program_id(1) * BN
     o_column = (column + tl.arange(0, BN))[None, :]
     quarter = tl.cdiv(n, 4)
@@ -103,7 +103,7 @@ def sketch_kernel(
 
 
 def sketch(W: Tensor, width: int, seed: int, kind: str, tile: dict[str, int] | None = None) -> Tensor:
-    """``Y [.., m, width] = W [.., m, n] Ω [n, width]`` in float32 for a W of any float dtype up to that."""
+    """Compute ``Y [.., m, width] = W [.., m, n] Ω [n, width]`` in float32 for a W of any float dtype up to that."""
     tile = tile or TILE
     # a batch is one matrix of many rows
     flat = W.contiguous().view(-1, W.shape[-1])

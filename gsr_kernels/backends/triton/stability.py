@@ -18,9 +18,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @triton.jit
-def _factor(p, stride, row, column, rows, columns, LYING: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
-    """A tile [BR, BC] of a factor [rows, columns] that is stored as it is, or as its transpose, in float32."""
-    if LYING:
+def _factor(p, stride, row, column, rows, columns, TRANSPOSED: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
+    """Return a tile [BR, BC] of a factor [rows, columns] that is stored as it is, or as its transpose, in float32."""
+    if TRANSPOSED:
         return load_transposed(p, stride, row, column, rows, columns, BR, BC).to(tl.float32)
     return load_tile(p, stride, row, column, rows, columns, BR, BC).to(tl.float32)
 
@@ -36,13 +36,13 @@ def _tanh(x):
 @triton.jit
 def product(
     p_left, p_right, left_stride, right_stride, row, column, rows, columns, depth,
-    LYING: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of left right; LYING: of the product of their transposes, which is the transposed product's."""
+    """Return a tile of left right, with TRANSPOSED of the product of their transposes."""
     tile = tl.zeros([BM, BN], tl.float32)
     for step in range(0, depth, BK):
-        left = _factor(p_left, left_stride, row, step, rows, depth, LYING, BM, BK)
-        right = _factor(p_right, right_stride, step, column, depth, columns, LYING, BK, BN)
+        left = _factor(p_left, left_stride, row, step, rows, depth, TRANSPOSED, BM, BK)
+        right = _factor(p_right, right_stride, step, column, depth, columns, TRANSPOSED, BK, BN)
         tile = tl.dot(left, right, tile, input_precision=PRECISION)
     return tile
 
@@ -50,14 +50,14 @@ def product(
 @triton.jit
 def stability_rows(
     p_left, p_right, p_old_left, p_old_right, p_alpha, p_losses, p_grad, rows, columns, rank, old_rank,
-    LYING: tl.constexpr, GRADIENT: tl.constexpr, SIGN_ONLY: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, GRADIENT: tl.constexpr, SIGN_ONLY: tl.constexpr, PRECISION: tl.constexpr,
     RANK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """BM rows of D and P of one module, all columns of them: their part of the loss and the left factor's gradient.
+    """Compute for BM rows of D and P of one module their part of the loss and of the left factor's gradient.
 
-    left is B and right A, D [rows, columns]. LYING: left is A and right B, as they are stored, and all is transposed.
+    left is B and right A, D [rows, columns]. TRANSPOSED: left is A, right B, as stored, and all is transposed.
     """
-    # a size of 1 is compiled in, as a number without a dtype
+    # a size of 1 is compiled in, as an integer without a dtype
     rows, columns = tl.to_tensor(rows), tl.to_tensor(columns)
     rank, old_rank = tl.to_tensor(rank), tl.to_tensor(old_rank)
     module = tl.program_id(1).to(tl.int64)
@@ -66,7 +66,7 @@ def stability_rows(
     p_right += module * columns * rank
     p_old_left += module * rows * old_rank
     p_old_right += module * columns * old_rank
-    if LYING:
+    if TRANSPOSED:
         left_stride, old_left_stride, right_stride, old_right_stride = rows, rows, rank, old_rank
     else:
         left_stride, old_left_stride, right_stride, old_right_stride = rank, old_rank, columns, columns
@@ -76,12 +76,12 @@ def stability_rows(
     gradient = tl.zeros([BM, RANK], tl.float32)
     inside_rows = (tl.arange(0, BM) < rows - row)[:, None]
     for column in range(0, columns, BN):
-        left = _factor(p_left, left_stride, row, 0, rows, rank, LYING, BM, RANK)
-        right = _factor(p_right, right_stride, 0, column, rank, columns, LYING, RANK, BN)
+        left = _factor(p_left, left_stride, row, 0, rows, rank, TRANSPOSED, BM, RANK)
+        right = _factor(p_right, right_stride, 0, column, rank, columns, TRANSPOSED, RANK, BN)
         x = alpha * tl.dot(left, right, input_precision=PRECISION)
         p = product(
             p_old_left, p_old_right, old_left_stride, old_right_stride, row, column, rows, columns, old_rank,
-            LYING, PRECISION, BM, BN, BK,
+            TRANSPOSED, PRECISION, BM, BN, BK,
         )  # fmt: skip
         t, p = _tanh(x), _tanh(alpha * p)
         # (1 − t²) p, the derivative of t p
@@ -106,7 +106,7 @@ def stability_rows(
 
 
 def tile(rank: int) -> dict[str, int]:
-    """The tile beside ``rank`` columns of a gradient, which take registers too."""
+    """Return the tile beside ``rank`` columns of a gradient, which take registers too."""
     if INTERPRETED or rank <= 32:
         return TILE
     return {**TILE, "BM": 64 if rank <= 64 else 32, "BN": 32}
@@ -115,7 +115,7 @@ def tile(rank: int) -> dict[str, int]:
 def stability(
     B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor, alpha: Tensor, sign_only: bool, gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """See the torch backend. The kernel walks D for the gradient of B, and Dᵀ for that of A: nothing is stored between.
+    """Compute as the torch backend. The kernel walks D for B's gradient, and Dᵀ for A's: nothing is stored between.
 
     Raises TypeError for float64, ValueError for ranks above 128: the torch backend takes both.
     """
@@ -128,15 +128,15 @@ def stability(
     shape = {"SIGN_ONLY": sign_only, "PRECISION": precision, "RANK": rank, **tile(rank)}
     sides = {False: (B, A, old_B, old_A), True: (A, B, old_A, old_B)} if gradients else {False: factors}
     found = []
-    for lying, (left, right, old_left, old_right) in sides.items():
-        rows, columns = (A.shape[-1], B.shape[-2]) if lying else (B.shape[-2], A.shape[-1])
+    for transposed, (left, right, old_left, old_right) in sides.items():
+        rows, columns = (A.shape[-1], B.shape[-2]) if transposed else (B.shape[-2], A.shape[-1])
         blocks = triton.cdiv(rows, shape["BM"])
         losses = torch.empty(len(B), blocks, dtype=torch.float32, device=B.device)
         grad = torch.empty(len(B), rows if gradients else 0, B.shape[-1], dtype=torch.float32, device=B.device)
         with on(B.device):
             stability_rows[blocks, len(B)](
                 left, right, old_left, old_right, alpha, losses, grad, rows, columns, B.shape[-1], old_B.shape[-1],
-                LYING=lying, GRADIENT=gradients, **shape, **options(num_warps=8, num_stages=2),
+                TRANSPOSED=transposed, GRADIENT=gradients, **shape, **options(num_warps=8, num_stages=2),
             )  # fmt: skip
         found.append((losses, grad))
     loss = found[0][0].sum(-1, dtype=torch.float64).float()
@@ -144,13 +144,13 @@ def stability(
 
 
 def checked(*factors: Tensor) -> tuple[list[Tensor], str]:
-    """The factors as they lie in a row, and the precision of their products; TypeError for float64."""
+    """Return contiguous factors, and the precision of their products; TypeError for float64."""
     dtype = factors[0].dtype
     for factor in factors[1:]:
         dtype = torch.promote_types(dtype, factor.dtype)
     if dtype not in DTYPES:
         raise TypeError(f"backend='triton' takes fp16, bf16 and fp32, got {dtype}: use backend='torch'")
-    # 16-bit numbers fit TF32 as they are
+    # 16-bit elements fit TF32 as they are
     return [factor.contiguous() for factor in factors], "tf32x3" if dtype == torch.float32 else "tf32"
 
 
@@ -159,8 +159,8 @@ def count_rows(
     p_left, p_right, p_old_left, p_old_right, p_counts, rows, columns, rank, old_rank,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Entries of BM rows of one module where D and P have one sign, and where they have opposite ones."""
-    # a size of 1 is compiled in, as a number without a dtype
+    """Count in BM rows of one module the elements where D and P have one sign, and those of opposite signs."""
+    # a size of 1 is compiled in, as an integer without a dtype
     rows, columns = tl.to_tensor(rows), tl.to_tensor(columns)
     rank, old_rank = tl.to_tensor(rank), tl.to_tensor(old_rank)
     module = tl.program_id(1).to(tl.int64)
@@ -175,16 +175,16 @@ def count_rows(
                      False, PRECISION, BM, BN, BK)  # fmt: skip
         p = product(p_old_left, p_old_right, old_rank, columns, row, column, rows, columns,
                      old_rank, False, PRECISION, BM, BN, BK)  # fmt: skip
-        # the product of two small numbers may vanish
+        # the product of two small values may vanish
         same += tl.sum((((d > 0) & (p > 0)) | ((d < 0) & (p < 0))).to(tl.int32), 1)
         opposite += tl.sum((((d > 0) & (p < 0)) | ((d < 0) & (p > 0))).to(tl.int32), 1)
-    place = (module * tl.num_programs(0) + tl.program_id(0)) * 2
-    tl.store(p_counts + place, tl.sum(same, 0))
-    tl.store(p_counts + place + 1, tl.sum(opposite, 0))
+    index = (module * tl.num_programs(0) + tl.program_id(0)) * 2
+    tl.store(p_counts + index, tl.sum(same, 0))
+    tl.store(p_counts + index + 1, tl.sum(opposite, 0))
 
 
 def sign_counts(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor) -> tuple[Tensor, Tensor]:
-    """See the torch backend."""
+    """Count as the torch backend."""
     factors, precision = checked(B, A, old_B, old_A)
     rows, columns = B.shape[-2], A.shape[-1]
     blocks = triton.cdiv(rows, TILE["BM"])

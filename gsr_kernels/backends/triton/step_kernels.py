@@ -1,10 +1,10 @@
 # mypy: disallow-untyped-defs=False
 """The kernels of the fused step. Each walks the tiles of a whole group of matrices with a persistent grid.
 
-A matrix is a row of ``table``, see ``fields``. A tile is a row of ``tiles``, int32: matrix, and its place among the
+A matrix is a row of ``table``, see ``fields``. A tile is a row of ``tiles``, int32: matrix, and its index among the
 tiles of that matrix.
-TRANSPOSED: the gradient is taken lying down, Gᵀ. STORED: the first product is kept, for what lies outside the span is
-dropped. ALIGN: what divides strides, d2 and k; where it is above 1 all addresses are multiples of 16 bytes.
+TRANSPOSED: Gᵀ is multiplied. STORED: the first product is kept, for what is outside the span is dropped. ALIGN divides
+strides, d2 and k; where it is above 1 all addresses are multiples of 16 bytes.
 """
 
 import triton
@@ -43,7 +43,7 @@ from gsr_kernels.backends.triton.tiles import (
     store_tile,
 )
 
-# largest magnitudes are left in this many pieces a matrix; the interpreter takes them one by one
+# largest magnitudes are left in this many parts a matrix; the interpreter takes them one by one
 PIECES = tl.constexpr(4 if INTERPRETED else 64)
 
 
@@ -68,7 +68,7 @@ def _factor(p_x, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.cons
 
 @triton.jit(do_not_specialize=["start", "count"])
 def largest(table, start, count, extremes, G_DTYPE: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr):
-    """max |G| of the matrices [start, start + count) in PIECES pieces, so that fp16 operands can be scaled to fit."""
+    """max |G| of the matrices [start, start + count) in PIECES parts, so that fp16 operands can be scaled to fit."""
     for index in tl.range(tl.program_id(0), count * PIECES, tl.num_programs(0)):
         matrix, piece = start + index // PIECES, index - index // PIECES * PIECES
         p, stride = address(table, matrix, G, G_DTYPE, ALIGN), number(table, matrix, G_STRIDE, ALIGN)
@@ -91,7 +91,7 @@ def first_product(
 ):  # fmt: skip
     """G V, reduced with U to g = diag(Uᵀ G V); or Gᵀ U, reduced with V. A tile is BM rows and BN of the k directions.
 
-    Its sums over rows go to partials [row tiles, k], to a place of their own: no atomics.
+    Its sums over rows go to partials [row tiles, k], to rows of their own: no atomics.
     """
     scaled: tl.constexpr = tl.float16 == DTYPE and tl.float16 != G_DTYPE
     for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
@@ -140,29 +140,29 @@ def rescale_all(
     table, start, count, partials, extremes, g, delta, scales, finite, rho, floor,
     DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, STORED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums the partial sums to g in their order, and rescales: one program a matrix.
+    """Add the partial sums to g in their order, and rescale: one program a matrix.
 
-    Leaves δ times the power of two in ``scales`` with which the left operand of the second product fits DTYPE. Where g
+    Leave δ times the power of two in ``scales`` with which the left operand of the second product fits DTYPE. Where g
     is not finite, δ is 0 and ``finite`` is false.
     """
     for matrix in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
         d1, d2, k = sizes(table, matrix, 1)
-        place = tl.load(table + matrix * FIELDS + DIAGONAL)
+        begin = tl.load(table + matrix * FIELDS + DIAGONAL)
         p_partials = partials + tl.load(table + matrix * FIELDS + PARTIALS)
         p_s, parts = address(table, matrix, S, tl.float32, 1), number(table, matrix, PARTS, 1)
-        ok, most = rescale_row(p_partials, parts, k, p_s, tl.load(rho), floor, g + place, delta + place, True, BLOCK)
+        ok, most = rescale_row(p_partials, parts, k, p_s, tl.load(rho), floor, g + begin, delta + begin, True, BLOCK)
         scale = tl.where(ok, 1.0, 1.0)
         if tl.float16 == DTYPE:
             if STORED:
-                # an entry of the first product is at most the norm of one row of what is multiplied
+                # an element of the first product is at most the norm of one row of what is multiplied
                 depth = d1 if TRANSPOSED else d2
                 most += tl.sqrt(depth.to(tl.float32)) * _largest(extremes, matrix)
             scale = tl.where(ok, power_of_two(most, 15), 1.0)
             tl.debug_barrier()
             for column in range(0, k, BLOCK):
                 o = column + tl.arange(0, BLOCK)
-                shares = tl.load(delta + place + o, mask=o < k, other=0.0) * scale
-                tl.store(delta + place + o, shares, mask=o < k)
+                shares = tl.load(delta + begin + o, mask=o < k, other=0.0) * scale
+                tl.store(delta + begin + o, shares, mask=o < k)
         tl.store(scales + matrix, scale)
         tl.store(finite + matrix, ok)
 

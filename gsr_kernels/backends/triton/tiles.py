@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""Device functions that every kernel shares: tiles in and out, products, powers of two."""
+"""Device functions of every kernel: tiles in and out, products, powers of two."""
 
 import triton
 import triton.language as tl
@@ -10,7 +10,7 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def load_tile(p, stride, row, column, rows, columns, BR: tl.constexpr, BC: tl.constexpr):
-    """The tile [BR, BC] at (row, column) of a row-major matrix [rows, columns]; zeros outside."""
+    """Load the tile [BR, BC] at (row, column) of a row-major matrix [rows, columns]; zeros outside."""
     # the origin goes into the scalar pointer in 64 bits, so that offsets inside the tile fit 32
     origin = p + row * stride.to(tl.int64) + column
     o_row, o_column = tl.arange(0, BR), tl.arange(0, BC)
@@ -20,7 +20,7 @@ def load_tile(p, stride, row, column, rows, columns, BR: tl.constexpr, BC: tl.co
 
 @triton.jit
 def load_transposed(p, stride, row, column, rows, columns, BR: tl.constexpr, BC: tl.constexpr):
-    """The tile [BR, BC] at (row, column) of the transpose, [rows, columns], of a row-major matrix [columns, rows].
+    """Load the tile [BR, BC] at (row, column) of the transpose, [rows, columns], of a row-major matrix [columns, rows].
 
     It is read as a tile of its own: a transposed load_tile falls apart into loads of 4 bytes.
     """
@@ -32,7 +32,7 @@ def load_transposed(p, stride, row, column, rows, columns, BR: tl.constexpr, BC:
 
 @triton.jit
 def store_tile(p, stride, row, column, rows, columns, tile, BR: tl.constexpr, BC: tl.constexpr):
-    """Writes a tile [BR, BC] at (row, column) of a row-major matrix [rows, columns], cut at its edges."""
+    """Store a tile [BR, BC] at (row, column) of a row-major matrix [rows, columns], inside its edges."""
     origin = p + row * stride.to(tl.int64) + column
     o_row, o_column = tl.arange(0, BR), tl.arange(0, BC)
     inside = (o_row < rows - row)[:, None] & (o_column < columns - column)[None, :]
@@ -41,7 +41,7 @@ def store_tile(p, stride, row, column, rows, columns, tile, BR: tl.constexpr, BC
 
 @triton.jit
 def dot(a, b, accumulator):
-    """accumulator + a b in float32."""
+    """Return accumulator + a b in float32."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, accumulator, input_precision="ieee")
@@ -49,13 +49,13 @@ def dot(a, b, accumulator):
 
 @triton.jit
 def halves(tile, BR: tl.constexpr, BC: tl.constexpr):
-    """The left and the right half of a tile [BR, BC]: an epilogue in strips needs fewer registers."""
+    """Return the left and the right half of a tile [BR, BC]: an epilogue in strips needs fewer registers."""
     return tl.split(tl.permute(tl.reshape(tile, (BR, 2, BC // 2)), (0, 2, 1)))
 
 
 @triton.jit
 def power_of_two(x, BITS: tl.constexpr):
-    """The power of two that takes x >= 0 just below 2^BITS; it and its inverse are normal float32."""
+    """Return the power of two that takes x >= 0 just below 2^BITS; it and its inverse are normal float32."""
     exponent = (x.to(tl.int32, bitcast=True) >> 23) - 126
     exponent = tl.minimum(tl.maximum(BITS - exponent, -126), 126)
     return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
@@ -63,5 +63,5 @@ def power_of_two(x, BITS: tl.constexpr):
 
 @triton.jit
 def inverse(power):
-    """1 / power of a normal power of two, exactly: a division may be compiled to an approximation."""
+    """Return 1 / power of a normal power of two, exactly: a division may be compiled to an approximation."""
     return ((254 << 23) - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)

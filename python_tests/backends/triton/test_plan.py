@@ -294,5 +294,5 @@ def test_bad_input_is_named():
 
 def test_an_old_gpu_is_named():
     with pytest.raises(ValueError, match=r"capability 8\.0 or newer, this one has 7\.5"):
-        configuration("first_product", 75, "as it lies")
-    assert configuration("first_product", 89, "as it lies") == configuration("first_product", 80, "as it lies")
+        configuration("first_product", 75, "as stored")
+    assert configuration("first_product", 89, "as stored") == configuration("first_product", 80, "as stored")

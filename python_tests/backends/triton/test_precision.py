@@ -23,5 +23,5 @@ def test_every_pair_is_supported_and_16_bit_bases_by_the_kernels(monkeypatch):
 
 @pytest.mark.parametrize("precision, reason", [("bf16x2", "two bf16 planes"), ("tf32", "11 bits")])
 def test_other_forms_are_refused_by_name(precision, reason):
-    with pytest.raises(ValueError, match=f"precision='{precision}' is not served: .*{reason}"):
+    with pytest.raises(ValueError, match=f"precision='{precision}' is not supported: .*{reason}"):
         SpectralBasis.of(torch.randn(3, 3), precision=precision)
