@@ -15,14 +15,15 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
     """
     if rho == 0:
         return g.clone()
-    S = S.to(g.dtype)
+    dtype, wide = g.dtype, torch.promote_types(g.dtype, torch.float32)
+    g, S = g.to(wide), S.to(wide)
     sigma_max = S.amax(-1, keepdim=True)
     alive = floor * sigma_max < S
     sigma = torch.where(alive, S / torch.where(sigma_max > 0, sigma_max, 1), 1)
 
     # 2^±126 is the last power of two whose inverse is a normal float32 as well
     exponent = g.abs().amax(-1, keepdim=True).frexp().exponent.clamp(-126, 126)
-    scaled = g * power_of_two(-exponent, g.dtype)
+    scaled = g * power_of_two(-exponent, wide)
 
     squares = scaled.square()
     rescaled = scaled
@@ -32,4 +33,4 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
         energy = torch.where(group, squares, 0).sum(-1, keepdim=True)
         share = energy / torch.where(total > 0, total, 1)
         rescaled = torch.where(group, ((1 - rho) * squares + rho * share * weight).sqrt().copysign(scaled), rescaled)
-    return rescaled * power_of_two(exponent, g.dtype)
+    return (rescaled * power_of_two(exponent, wide)).to(dtype)
