@@ -103,7 +103,7 @@ def unsupported(
     if gradient is not None and basis is not None and not {gradient, basis} <= set(DTYPES):
         raise TypeError(f"G in {gradient} and a basis in {basis}: both must be fp16, bf16, fp32 or fp64")
     if out_of_span == "drop" and shape is not None and shape[2] < min(shape[:2]):
-        return "the kernels of a step keep the remainder of a truncated basis"
+        return "a truncated basis with out_of_span='drop' takes four products"
     if basis == fp32 and not interpreted():
         return "float32 products run on no tensor core: cuBLAS is faster"
     return ""

@@ -18,7 +18,7 @@ fp16, bf16, fp32, fp64 = torch.float16, torch.bfloat16, torch.float32, torch.flo
 NOT_CUDA, ON_CUDA, ASKED = "not on a CUDA device", "on a CUDA device", "asked for"
 NO_DOUBLE = "Triton's kernels have no float64"
 NO_TENSOR_CORE = "float32 products run on no tensor core: cuBLAS is faster"
-REMAINDER = "the kernels of a step keep the remainder of a truncated basis"
+REMAINDER = "a truncated basis with out_of_span='drop' takes four products"
 WHOLE, TRUNCATED = (48, 32, 32), (48, 32, 8)
 # device, gradient, basis, shape, out_of_span, backend -> answer
 TABLE = [
