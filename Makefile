@@ -28,7 +28,7 @@ aot: .venv/all
 docs: .venv/all
 	$(BIN)/python -m mkdocs serve
 
-# on a machine with a GPU, with the Python there that holds CUDA's torch: what cuBLAS keeps, the proof, the times
+# on a machine with a GPU, with the Python there that holds CUDA's torch: tests and times
 gpu:
 	$(PYTHON) -m bench.gpu
 

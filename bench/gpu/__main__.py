@@ -1,4 +1,4 @@
-"""``python -m bench.gpu [PART …]``: prove and measure everything on this GPU; ``python -m bench.gpu COMMAND``: a piece.
+"""``python -m bench.gpu [PART …]``: test and measure all on this GPU; ``python -m bench.gpu COMMAND``: see below.
 
 Parts run one after another. The exit status is 1 if one failed or was left out.
 """

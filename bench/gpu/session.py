@@ -1,4 +1,4 @@
-"""A session on a GPU: prove and measure everything, part by part.
+"""A session on a GPU: test and measure everything, part by part.
 
 Parts run in the order of their importance, each in a process of its own, whatever became of those before it: an illegal
 access ends every later launch of its process. What is measured is written row by row. A part that no longer fits into

@@ -1,4 +1,4 @@
-"""Microbenchmarks, and what they time is proved: ``pytest python_tests/bench/test_micro.py --benchmark-enable``.
+"""Microbenchmarks of tested results: ``pytest python_tests/bench/test_micro.py --benchmark-enable``.
 
 ``--benchmark-autosave`` keeps a run, ``--benchmark-compare`` sets the next beside it. Among the tests they run once.
 """

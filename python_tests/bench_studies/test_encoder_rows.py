@@ -28,7 +28,7 @@ def data(tmp_path):
     rng = random.Random(0)
     for source in SOURCES.values():
         found = rows(source.folder, 1500, rng)
-        # the last test row also lies in train
+        # the last test row is also in train
         write(tmp_path / "data", source.folder, found[:1400], [*found[1400:], found[0]])
     return tmp_path / "data"
 

@@ -54,7 +54,7 @@ def test_a_build_that_fails_leaves_nothing_behind(folder, monkeypatch, capsys):
 def test_what_was_brought_along_is_taken_as_it_lies(folder, monkeypatch, capsys):
     monkeypatch.setitem(nvcc.setup(), "obstacle", lambda: "nvcc was not found")
     assert candidates.lacking("90a").startswith("the candidates were not built")
-    poor, whole = (candidates.place(products, "90a") for products in (False, True))
+    poor, whole = (candidates.path_of(products, "90a") for products in (False, True))
     poor.write_bytes(b"")
     # whatever could be compiled here, if anything could
     monkeypatch.setattr(nvcc, "obstacle", lambda source, architecture: "")
@@ -63,13 +63,13 @@ def test_what_was_brought_along_is_taken_as_it_lies(folder, monkeypatch, capsys)
     whole.write_bytes(b"")
     assert candidates.main([]) == 0 and capsys.readouterr().out.strip() == str(whole)
     assert candidates.lacking("90a") == ""
-    candidates.place(False, "80").write_bytes(b"")
+    candidates.path_of(False, "80").write_bytes(b"")
     assert candidates.lacking("80") == ""
 
 
 def test_a_library_that_does_not_load_is_a_reason(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    path = candidates.place(True, "90a")
+    path = candidates.path_of(True, "90a")
     path.write_bytes(b"half of it")
     candidates.obstacle.cache_clear()
     assert f"{path} does not load" in candidates.obstacle()
@@ -86,10 +86,10 @@ def test_outside_of_a_checkout_there_is_a_reason(monkeypatch, tmp_path):
 
 
 def test_a_library_is_of_its_sources(folder, monkeypatch, tmp_path):
-    before = candidates.place(True, "90a")
-    assert before != candidates.place(False, "90a") and before != candidates.place(True, "80")
+    before = candidates.path_of(True, "90a")
+    assert before != candidates.path_of(False, "90a") and before != candidates.path_of(True, "80")
     monkeypatch.setattr(candidates, "OTHERS", [])
-    assert candidates.place(True, "90a") != before
+    assert candidates.path_of(True, "90a") != before
 
 
 @pytest.mark.parametrize("case", [rescale_gpu, second_product_gpu])
@@ -112,10 +112,10 @@ def test_tritons_side_of_the_rescale_is_right():
 def test_the_second_products_operands_are_the_plans(monkeypatch):
     """The plan interpreted, and torch in the place of CUTLASS."""
 
-    def multiplied(left, right, lying, G, kept, coefficients, finite, W, m, v):
+    def multiplied(left, right, transposed, G, kept, coefficients, finite, W, m, v):
         assert finite.all() and coefficients.is_contiguous()
         _, unscale, fresh1, beta, fresh2, rate, root, floor, decay = coefficients.T.unsqueeze(-1).unsqueeze(-1)
-        product = unscale * (left.float() @ (right.mT if lying else right).float() + (G if kept else 0))
+        product = unscale * (left.float() @ (right.mT if transposed else right).float() + (G if kept else 0))
         m.add_(fresh1 * (product - m))
         v.copy_(beta * v + fresh2 * product**2)
         W.copy_(W * decay - rate * m / (v.sqrt() * root + floor))
