@@ -49,6 +49,15 @@ def test_denormal_weights_are_decomposed(default_dtype):
             assert reconstruction(truth, U, S.double() / scale, Vh) <= 1e-6 + 2.0**-149 / (scale * S.max() / scale)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("magnitude", [1.0, 2.0**-18])
+def test_16_bits_are_rounded_once(dtype, magnitude):
+    g = (torch.randn(3, 9) * magnitude).to(dtype)
+    S = torch.rand(3, 9).sort(-1, descending=True).values
+    exact = gsr_kernels.ops.rescale(g.double(), S.double(), 0.5)
+    assert torch.equal(gsr_kernels.ops.rescale(g, S, 0.5), exact.float().to(dtype))
+
+
 @pytest.mark.parametrize("magnitude", [1e30, 1.0, 3e-6, 1e-20, 1e-36])
 def test_a_step_under_any_default_dtype(magnitude, default_dtype):
     generator = torch.Generator().manual_seed(0)
