@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gsr_kernels
+from gsr_kernels import ops
 from gsr_kernels.backends.torch.products import power_of_two, times_power_of_two
 from gsr_kernels.linalg import randomized_svd, svd
 from python_tests.linalg.truth import reconstruction
@@ -54,8 +55,8 @@ def test_denormal_weights_are_decomposed(default_dtype):
 def test_16_bits_are_rounded_once(dtype, magnitude):
     g = (torch.randn(3, 9) * magnitude).to(dtype)
     S = torch.rand(3, 9).sort(-1, descending=True).values
-    exact = gsr_kernels.ops.rescale(g.double(), S.double(), 0.5)
-    assert torch.equal(gsr_kernels.ops.rescale(g, S, 0.5), exact.float().to(dtype))
+    exact = ops.rescale(g.double(), S.double(), 0.5)
+    assert torch.equal(ops.rescale(g, S, 0.5), exact.float().to(dtype))
 
 
 @pytest.mark.parametrize("magnitude", [1e30, 1.0, 3e-6, 1e-20, 1e-36])
