@@ -4,13 +4,18 @@ BIN := .venv/bin
 # one thread a worker: two workers share two cores
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test check bench aot docs gpu wheels
+.PHONY: demo test check oldest bench aot docs gpu wheels
 
 demo: .venv/demo
 	$(BIN)/python -m gsr_kernels continual --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/all
 	$(TESTS)
+
+# the oldest triton that pyproject.toml names (torch's is the one above), on a sample of its kernels
+oldest: .venv/all
+	test -d .venv/oldest || $(BIN)/pip install --quiet --no-deps --target .venv/oldest triton==3.7.0
+	PYTHONPATH=.venv/oldest $(TESTS) python_tests/backends/triton/test_stages.py python_tests/backends/triton/test_merge.py
 
 check: .venv/all
 	$(BIN)/ruff check .
