@@ -1,4 +1,4 @@
-"""What is fastest on a device, timed on the machine and kept on its disk: first of all the drivers of the exact SVD."""
+"""The fastest way on a device, timed on the machine and kept on its disk: first of all the drivers of the exact SVD."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _keeping = threading.Lock()
 def chain(
     device: torch.device, size: int, driver: str | None, clock: Clock, dtype: torch.dtype = torch.float32
 ) -> tuple[str, ...]:
-    """The drivers for matrices with ``size`` = min(m, n), the first to try first; ValueError for an unknown driver."""
+    """Return the drivers for ``size`` = min(m, n), the first to try first; ValueError for an unknown driver."""
     names, key, timed = candidates(device, size, dtype)
     if driver is None:
         driver = fastest(device, key, names[:-2], partial(clock, size=timed)) if device.type == "cuda" else names[0]
@@ -48,7 +48,7 @@ def chain(
 
 
 def candidates(device: torch.device, size: int, dtype: torch.dtype) -> tuple[tuple[str, ...], str, int]:
-    """The drivers for matrices with ``size`` = min(m, n), the key of their decision, the size that is timed."""
+    """Return the drivers for ``size`` = min(m, n), the key of their decision, the size that is timed."""
     names = CHAINS.get(device.type, ("float64",))
     rotated = device.type == "cuda" and dtype == torch.float32 and size <= SMALL
     small = small_svd_limit(device) if rotated else 0
@@ -60,17 +60,17 @@ def candidates(device: torch.device, size: int, dtype: torch.dtype) -> tuple[tup
 
 
 def power_of_two(size: int, largest: int = LARGEST) -> int:
-    """The size that is timed in the place of this one: all up to a power of two share a decision."""
+    """Return the size that is timed in the place of this one: all up to a power of two share a decision."""
     return min(1 << (size - 1).bit_length(), largest)
 
 
 def chosen(device: torch.device, key: str) -> str | None:
-    """What was decided by ``key`` on this machine, if anything was."""
+    """Return what was decided by ``key`` on this machine, if anything was."""
     return _known(machine(device)).get(key)
 
 
 def fastest(device: torch.device, key: str, names: Sequence[str], clock: Callable[[str], float]) -> str:
-    """The one of these names that takes the fewest seconds; what is decided by ``key`` is timed once on a machine."""
+    """Return the name that takes the fewest seconds; what is decided by ``key`` is timed once on a machine."""
     known = _known(machine(device))
     with _probing.setdefault(key, threading.Lock()):
         # what is kept may be damaged, or be no candidate any more
@@ -83,7 +83,7 @@ def fastest(device: torch.device, key: str, names: Sequence[str], clock: Callabl
 
 
 def machine(device: torch.device) -> str:
-    """What decides how fast a GPU is, but for its name: its make, and the versions of what runs on it."""
+    """Return what decides how fast a GPU is, but for its name: its make, and the versions of what runs on it."""
     found = torch.cuda.get_device_properties(device)
     parts = (found.major, found.minor, found.multi_processor_count, found.total_memory)
     versions = (import_module("gsr_kernels").__version__, torch.__version__, torch.version.cuda or torch.version.hip)
@@ -91,14 +91,14 @@ def machine(device: torch.device) -> str:
 
 
 def file() -> Path:
-    """Where the decisions are kept: beside what other programs cache for this user."""
+    """Return where the decisions are kept: beside what other programs cache for this user."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "gsr_kernels" / "svd_drivers.json"
 
 
 @cache
 def _known(device: str) -> dict[str, str]:
-    """What was chosen for a kind of device, by key; changed in place."""
+    """Return what was chosen for a kind of device, by key; changed in place."""
     return dict(_read().get(device, {}))
 
 
@@ -115,7 +115,7 @@ def _keep(device: str, decided: dict[str, str]) -> None:
 
 
 def _read() -> dict[str, dict[str, str]]:
-    """What the file says: of a damaged one nothing."""
+    """Return what the file says: of a damaged one nothing."""
     try:
         return {device: dict(chosen) for device, chosen in json.loads(file().read_text()).items()}
     except (OSError, RuntimeError, ValueError, AttributeError, TypeError):

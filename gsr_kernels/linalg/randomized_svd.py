@@ -41,7 +41,7 @@ def randomized_svd(
     tolerance: float | None = None,
     sketch: str = "gaussian",
 ) -> RandomizedSVD:
-    """The ``rank`` largest singular triplets of ``W [.., m, n]``, in float32 or, where W is float64, in float64.
+    """Return the ``rank`` largest singular triplets of ``W [.., m, n]``, in float32 or, where W is float64, in float64.
 
     Halko, Martinsson, Tropp: Finding structure with randomness, SIAM Review 53, 2011 (algorithms 4.4 and 5.1): sketch
     ``Y = W Ω``, power iterations ``Y <- W Wᵀ Y``, ``Q`` from CholeskyQR2, the exact SVD of ``Qᵀ W``. Ω follows from the
@@ -105,8 +105,9 @@ def randomized_svd(
 
 
 def defaults(rank: int, most: int) -> tuple[int, int]:
-    """Oversampling p and power iterations q for k = ``rank`` of n = ``most`` = min(m, n) directions: p = k, and q = 2
-    from k = n/4 on, 4 below.
+    """Return oversampling p and power iterations q for k = ``rank`` of n = ``most`` = min(m, n) directions.
+
+    p = k, and q = 2 from k = n/4 on, 4 below.
 
     On flat spectra, the hard ones, that kept the error within 1.03 of the best at every k / n that was measured;
     q = 2 for k = n/16 comes to 1.05 (docs/performance.md).
@@ -120,7 +121,7 @@ def _exact(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sketched(W: Tensor, rank: int, width: int, q: int, seed: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the projection of W on the sketched range: U ``[.., m, rank]``, S ``[.., width]``, V ``[.., n, width]``."""
+    """Decompose W projected on the sketched range: U ``[.., m, rank]``, S ``[.., width]``, V ``[.., n, width]``."""
     if backend_for("sketch", W.device, W.dtype)[0] == "triton":
         from gsr_kernels.backends.triton import sketch as kernel
 

@@ -40,7 +40,7 @@ class SVD(NamedTuple):
 
 
 def svd(W: Tensor, driver: str | None = None) -> SVD:
-    """Exact thin SVD of ``W [.., m, n]`` in float32 or, where W is float64, in float64.
+    """Return the exact thin SVD of ``W [.., m, n]`` in float32 or, where W is float64, in float64.
 
     U and Vh are orthonormal also where W has no full rank: the directions with σ = 0 are completed.
 
@@ -51,7 +51,7 @@ def svd(W: Tensor, driver: str | None = None) -> SVD:
             anywhere "float64" (on the CPU). By default LAPACK on a CPU, and on a GPU the fastest of jacobi, polar and
             gesvdj, which are timed once for each size on a machine (its user cache directory keeps the answer).
 
-    Every result is checked where it lies for finiteness, orthonormality and residual, and the next driver takes over,
+    Every result is checked on its device for finiteness, orthonormality and residual, and the next driver takes over,
     with a warning, for the matrices that fail.
 
     Raises:
@@ -68,7 +68,7 @@ def svd(W: Tensor, driver: str | None = None) -> SVD:
 
 
 def _seconds(device: torch.device, driver: str, size: int) -> float:
-    """What a driver takes for a random square matrix; for ever where it fails."""
+    """Return what a driver takes for a random square matrix; infinity where it fails."""
     generator = torch.Generator(device).manual_seed(0)
     W = torch.randn(1, size, size, device=device, generator=generator)
     # the first run loads libraries and allocates
@@ -82,7 +82,7 @@ def _seconds(device: torch.device, driver: str, size: int) -> float:
 
 
 def _attempt(W: Tensor, driver: str) -> tuple[SVD | None, RuntimeError | None]:
-    """What a driver makes of ``W [b, m, n]``, or why it failed."""
+    """Return what a driver makes of ``W [b, m, n]``, or why it failed."""
     try:
         return _drive(W, driver), None
     except torch.OutOfMemoryError:
@@ -93,7 +93,7 @@ def _attempt(W: Tensor, driver: str) -> tuple[SVD | None, RuntimeError | None]:
 
 
 def _first_sound(W: Tensor, chain: tuple[str, ...]) -> SVD:
-    """``W [b, m, n]`` by the first driver, and what that fails on by the rest of the chain."""
+    """Decompose ``W [b, m, n]`` by the first driver, and what that fails on by the rest of the chain."""
     driver, *rest = chain
     result, error = _attempt(W, driver)
     sound = torch.zeros(len(W), dtype=torch.bool, device=W.device) if result is None else _sound(W, result)
@@ -119,7 +119,7 @@ def _drive(W: Tensor, driver: str) -> SVD:
     if driver == "jacobi":
         return _jacobi(W)
     if driver == "gesdd":
-        # a wide matrix as it lies: of a standing one the small σ err more
+        # a wide matrix as it is: of a standing one the small σ err more
         return SVD(*torch.linalg.svd(W, full_matrices=False))
     if driver == "float64":
         return SVD(*(factor.to(W) for factor in torch.linalg.svd(W.cpu().double(), full_matrices=False)))
@@ -170,7 +170,7 @@ def _polar(W: Tensor) -> SVD:
 
 
 def _completed(U: Tensor) -> Tensor:
-    """The columns of U made orthonormal in their order; those of σ = 0 may hold anything.
+    """Return the columns of U made orthonormal in their order; those of σ = 0 may hold anything.
 
     Nothing makes a column of a polar factor's product with V too long, so that ‖UᵀU − I‖ is no larger than the worst
     of its diagonal says.
@@ -184,7 +184,7 @@ def _completed(U: Tensor) -> Tensor:
 
 
 def _sound(W: Tensor, result: SVD) -> Tensor:
-    """Which matrices of the batch are decomposed: a NaN or Inf anywhere fails its comparison.
+    """Return the matrices of the batch that are decomposed, as a mask: a NaN or Inf anywhere fails its comparison.
 
     Random vectors x estimate norms, ‖E x‖² has the mean ‖E‖²: of QᵀQ − I for the factor Q of the short side, which is
     square, of PᵀP − I for the other, and, since Q x is as random as x, of W − P diag(S) Qᵀ. The order of σ and their
@@ -214,7 +214,7 @@ def _norm(A: Tensor) -> Tensor:
 
 
 def _tolerance(W: Tensor) -> float:
-    """Several times what rounding leaves, a fraction of what a product in TF32 or one lost direction does."""
+    """Return several times what rounding leaves, a fraction of what a product in TF32 or one lost direction does."""
     # LAPACK's residuals of a few entries in float64 reach 32 roundings
     return max(100.0, 10 * min(W.shape[-2:]) ** 0.5) * torch.finfo(W.dtype).eps
 
