@@ -51,8 +51,13 @@ class GSR(Method):
         flags: dict[int, Tensor] = {}
         planned: dict[torch.device, list[int]] = {}
         for i, (G, basis) in enumerate(zip(gradients, bases)):
-            form = G.device, G.dtype, basis.U.dtype, basis.dims, mode
-            if G.numel() and backend_for("step", *form)[0] == "triton":
+            asked = G.device, G.dtype, G.numel() > 0
+            known = _decided.get(basis)
+            if known is None or known[:2] != (mode, asked):
+                form = G.device, G.dtype, basis.U.dtype, basis.dims, mode
+                by_triton = G.numel() > 0 and backend_for("step", *form)[0] == "triton"
+                known = _decided[basis] = mode, asked, by_triton
+            if known[2]:
                 planned.setdefault(G.device, []).append(i)
             else:
                 flags[i] = rescale_gradient(G, basis.U, basis.S, basis.Vh, self.rho, mode, G).isfinite().all(-1)
@@ -70,5 +75,9 @@ def steps(method: GSR) -> Steps:
     return _steps[method]
 
 
+# who computes the step of a basis, asked once for each kind of gradient
+_decided: MutableMapping[SpectralBasis, tuple[str, tuple[torch.device, torch.dtype, bool], bool]] = (
+    WeakIdKeyDictionary()
+)
 # not fields of the method, which is copied and compared by its settings: they go when it goes
 _steps: MutableMapping[GSR, Steps] = WeakIdKeyDictionary()

@@ -10,16 +10,20 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from gsr_kernels.distributed.layout import local
-
 # p, G, m, v of one parameter
 Row = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def plain(row: Row) -> bool:
-    """Whether torch's fused step takes a parameter as it lies: it walks memory, not strides."""
+    """Return whether torch's fused step takes a parameter as it is: it walks memory, not strides."""
     p, G, m, v = row
     return p.dtype == m.dtype and p.stride() == G.stride() == m.stride() == v.stride()
+
+
+def settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of torch's fused step for a parameter group."""
+    settings = {key: group[key] for key in ("lr", "weight_decay", "eps", "maximize", "capturable", "amsgrad")}
+    return {**settings, **dict(zip(("beta1", "beta2"), group["betas"])), "fused": True}
 
 
 def move(
@@ -31,15 +35,14 @@ def move(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """AdamW on one parameter of any strides, by way of its ``master`` if it has one.
+    """Update one parameter of any strides by AdamW, by way of its ``master`` if it has one.
 
     ``matrices``: how the parameter is split, ``[.., d1, d2]``, and which to move, ``[..]``; the step counts where any
     has moved.
     """
-    p, G, m, v = (local(one) for one in row)
-    wide = p if master is None else local(master)
-    settings = {key: group[key] for key in ("lr", "weight_decay", "eps", "maximize", "capturable", "amsgrad")}
-    settings |= dict(zip(("beta1", "beta2"), group["betas"]), fused=True, grad_scale=grad_scale)
+    p, G, m, v = row
+    wide = p if master is None else master
+    settings = {**settings_of(group), "grad_scale": grad_scale}
     # not matrix by matrix where all move: torch's fused CPU step rounds the end of a tensor differently
     if matrices is not None and wide.device.type == "cpu" and matrices[1].all():
         matrices = None
@@ -65,7 +68,7 @@ def move(
 
 
 def _update(row: Row, step: Tensor, found_inf: Tensor | None, settings: dict[str, Any]) -> None:
-    """On tensors of one layout, dense and in the dtype of the moments, or on copies that are, written back."""
+    """Update tensors of one layout, dense and in the dtype of the moments, or on copies that are, written back."""
     p, G, m, v = row
     W, gradient = p.to(m.dtype).contiguous(), G.to(m.dtype).contiguous()
     first, second = m.contiguous(), v.contiguous()

@@ -34,6 +34,7 @@ from gsr_kernels.optim.bases import decompose, prepare, stored_bases, stored_bas
 from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.model_handle import ModelHandle, model_methods
 from gsr_kernels.optim.report import summary
+from gsr_kernels.optim.step import MethodStep
 from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets, warn_pinned
 from gsr_kernels.options import Rank, Rho, clamped_from, resolve_heads, resolve_rank, resolve_rho
@@ -82,8 +83,8 @@ def attach(
     Args:
         model: its weights are decomposed now; call ``handle.refresh()`` when the next task begins. Where the modules
             are out of reach, a dict of named parameters, whose names then tell what is an embedding.
-        optimizer: holds the model's parameters; closures are served. A wrapper with the optimizer inside (Accelerate)
-            is looked through.
+        optimizer: holds the model's parameters; closures are supported. A wrapper with the optimizer inside
+            (Accelerate) is looked through.
         method: what to do, or several in the order of their use; or give ``rho``, short for ``GSR(rho=rho)``,
             a number or ``{regex: number}``. Methods on a whole model (EWC, those on adapters) take no other argument.
         rank: directions kept of each weight. None: all; an int, clamped to each weight's own rank; a float in (0, 1):
@@ -111,7 +112,7 @@ def attach(
         ``ModelHandle``: start_task, finish_task, scalars, state_dict, remove.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: what cannot be served, by the name of the argument; the optimizer is
+        TypeError, ValueError, FileNotFoundError: what is not supported, by the name of the argument; the optimizer is
             then as it was.
     """
     settings = locals()
@@ -201,7 +202,8 @@ def attach(
     stored, stale = _fill(weights, [local(parameter) for parameter in matched.values()], path, there)
     trainable = sum(parameter.numel() for parameter in dict.fromkeys(parameters) if parameter.requires_grad)
     coverage = sum(parameter.numel() for parameter in matched.values()) / trainable
-    handle = Handle(optimizer, weights, found, coverage, nonfinite, record_every, path, stored, stale)
+    step = MethodStep(optimizer, weights, nonfinite, record_every, path, path if stored else None, stale)
+    handle = Handle(step, found, coverage)
     if path is not None and not there:
         handle.save_bases(path)
     if is_rank0(list(layouts.values())):

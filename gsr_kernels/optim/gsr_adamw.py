@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.adamw import adamw
 
+from gsr_kernels.checks import OutOfSpan
+from gsr_kernels.distributed.layout import local
 from gsr_kernels.methods import Method
-from gsr_kernels.optim.adamw import move, plain
+from gsr_kernels.optim.adamw import move, plain, settings_of
 from gsr_kernels.optim.attach import attach
-from gsr_kernels.optim.groups import named_groups
+from gsr_kernels.optim.fused_step import FusedStep
 from gsr_kernels.optim.handle import Handle
-from gsr_kernels.optim.in_kernels import InKernels
-from gsr_kernels.optim.transform import Live
+from gsr_kernels.optim.step import OwnStep
 from gsr_kernels.options import Rank, Rho
 from gsr_kernels.weight import Weight
 
@@ -25,7 +27,7 @@ AMSGRAD = "amsgrad: GSRAdamW keeps no maximum of v; use torch.optim.AdamW(amsgra
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class GSRAdamW(AdamW):
+class GSRAdamW(OwnStep, AdamW):
     """``attach()`` and ``torch.optim.AdamW(fused=True)`` as one optimizer (Loshchilov and Hutter 2019).
 
     On a GPU the kernels of the step move weight and moments where the rescaled gradient arises: it is never written,
@@ -35,7 +37,7 @@ class GSRAdamW(AdamW):
     device.
 
     Args:
-        model_or_named_parameters: a model, its ``named_parameters()``, or groups of them,
+        params: a model, its ``named_parameters()``, or groups of them,
             ``[{"params": [(name, parameter), ..], "lr": ..}, ..]``. Of names alone, embeddings are told by what they
             are called.
         lr, betas, eps, weight_decay, maximize, capturable: torch.optim.AdamW's; a tensor lr is read on the device.
@@ -51,7 +53,7 @@ class GSRAdamW(AdamW):
 
     def __init__(
         self,
-        model_or_named_parameters: nn.Module | Iterable[Any],
+        params: nn.Module | Iterable[Any],
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -61,7 +63,7 @@ class GSRAdamW(AdamW):
         rho: Rho | None = None,
         rank: Rank = None,
         targets: str | Iterable[str] = "all-linear",
-        out_of_span: str | None = None,
+        out_of_span: OutOfSpan | None = None,
         bases: str | os.PathLike[str] | None = None,
         randomized: bool = False,
         shard_bases: bool = False,
@@ -78,7 +80,7 @@ class GSRAdamW(AdamW):
                 "state_dtype must be None, torch.float32 or torch.bfloat16, and None with master_weights, which keeps "
                 f"float32 moments: got {state_dtype}"
             )
-        groups, model = named_groups(model_or_named_parameters)
+        groups, model = named_groups(params)
         self._state_dtype, self._master = state_dtype, master_weights
         self._start()
         super().__init__(groups, lr, betas, eps, weight_decay, maximize=maximize, capturable=capturable, fused=True)
@@ -95,21 +97,21 @@ class GSRAdamW(AdamW):
 
     @property
     def handle(self) -> Handle:
-        """See ``attach``. Raises RuntimeError after ``handle.remove()``, and in a copy made without it."""
+        """Return attach()'s handle. Raises RuntimeError after ``handle.remove()``, and in a copy made without it."""
         found = Handle.of(self)
         if found is None:
             raise RuntimeError("this GSRAdamW has no handle: it was removed, or the optimizer was copied without it")
         return found
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only while it is built: what came later would be under no method. Raises ValueError after that."""
+        """Add a group while the optimizer is built; later, since it would be under no method, raise ValueError."""
         if self._built:
             raise ValueError("GSRAdamW takes its groups when it is built: build a new one with all of them")
         _check(param_group)
         super().add_param_group({**param_group, "fused": True, "foreach": None})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Also of torch.optim.AdamW. Moments and masters keep the dtypes of this optimizer, not of the weights.
+        """Load a state, also one of torch.optim.AdamW; moments and masters keep the dtypes of this optimizer.
 
         Raises ValueError, with nothing changed, for amsgrad and for the state of another optimizer.
         """
@@ -134,11 +136,59 @@ class GSRAdamW(AdamW):
             if saved:
                 self.state[p] = self._state(p, saved)
 
-    def within(self, live: Live, serve: bool) -> set[Tensor]:
-        """Those of ``(weight, p, G)`` that the step will move by kernels, none unless ``serve``; the handle calls it.
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; see ``torch.optim.Optimizer.step``.
 
-        Raises RuntimeError for what would break the step off in the middle.
+        Raises RuntimeError, before anything moves, for sparse gradients, a capture without ``capturable`` and a copy
+        that knows no bases.
         """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._copied and self.method_step is None:
+            raise RuntimeError(
+                "this copy of GSRAdamW knows no bases: deepcopy the model and optimizer.handle together, or attach()"
+            )
+        self._check_gradients()
+        scaler = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
+        method, live = self.method_step, None if self.method_step is None else self.method_step.begin()
+        fused: set[int] = set()
+        rewritten: dict[int, Weight] = {}
+        if method is not None and live is not None:
+            states = [self._state_of(p) for _, p, _, _ in live]
+            if not self._masters_agree:
+                self._agree()
+            if not method.whole_gradients:
+                fused = self._fused_step.plan(live, self.param_groups, states)
+            live = [one for one in live if id(one[1]) not in fused] if fused else live
+            if live or not fused:
+                method.rewrite(live)
+            rewritten = {id(p): weight for weight, p, _, _ in live}
+        if fused:
+            self._fused_step.run(self.param_groups, **scaler)
+        for group in self.param_groups:
+            rest = [p for p in group["params"] if p.grad is not None and id(p) not in fused]
+            self._update(rest, group, rewritten, scaler)
+        if method is not None:
+            method.end()
+        return loss
+
+    def refreshed(self) -> None:
+        """See OwnStep."""
+        self._fused_step.forget()
+        self._masters_agree = False
+
+    def reset_moments(self) -> None:
+        """See OwnStep. Masters stay: they are values of the parameters."""
+        self._fused_step.forget()
+        masters = {p: {"master": state["master"]} for p, state in self.state.items() if "master" in state}
+        self.state.clear()
+        self.state.update(masters)
+
+    def _check_gradients(self) -> None:
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         for group in self.param_groups:
             _check(group)
@@ -146,56 +196,38 @@ class GSRAdamW(AdamW):
                 raise RuntimeError("capturable: give GSRAdamW capturable=True to capture its step in a CUDA graph")
             if any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
                 raise RuntimeError("GSRAdamW takes no sparse gradients: build the layer with sparse=False")
-        states = [self._state_of(p) for _, p, _ in live]
-        if not self._masters_agree:
-            self._agree()
-        taken = self._in_kernels.take(live, self.param_groups, states) if serve else set()
-        self._left.clear()
-        self._left.update((p, weight) for weight, p, _ in live if p not in taken)
-        return taken
 
-    def refreshed(self) -> None:
-        """The bases are new ones, and weights may be; the handle calls it."""
-        self._in_kernels.forget()
-        self._masters_agree = False
-
-    def _init_group(self, group: dict[str, Any], params: list[Tensor], *lists: Any) -> bool:
-        """Leaves to torch's step what no method moves, and what lies as torch's fused step takes it."""
-        if self._copied and Handle.of(self) is None:
-            raise RuntimeError(
-                "this copy of GSRAdamW knows no bases: deepcopy the model and optimizer.handle together, or attach()"
-            )
-        scaler = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
-        self._in_kernels.run(self.param_groups, **scaler)
-        for p in group["params"]:
-            if p.grad is not None:
-                self._state_of(p)
-        has_complex = super()._init_group(group, params, *lists)
-        grads, exp_avgs, exp_avg_sqs, _, state_steps = lists
-        rest = []
-        for p, G, m, v, step in zip(params, grads, exp_avgs, exp_avg_sqs, state_steps):
-            weight, master = self._left.pop(p, None), self.state[p].get("master")
-            if p in self._in_kernels.moved:
-                # once: the next step may come without the handle
-                self._in_kernels.moved.discard(p)
-                continue
-            if weight is None and master is None and plain((p, G, m, v)):
-                rest.append((p, G, m, v, step))
+    def _update(
+        self, params: list[Tensor], group: dict[str, Any], rewritten: Mapping[int, Weight], scaler: dict[str, Any]
+    ) -> None:
+        """AdamW by torch: at once what its fused step takes as it is, the rest one by one."""
+        rows = []
+        for p in params:
+            state, weight = self._state_of(p), rewritten.get(id(p))
+            assert p.grad is not None
+            row = (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
+            if weight is None and "master" not in state and plain(row):
+                rows.append((*row, state["step"]))
                 continue
             matrices = None if weight is None else (weight.basis.split, weight.finite)
-            move((p, G, m, v), step, group, master, matrices, **scaler)
-        for place, kept in enumerate((params, grads, exp_avgs, exp_avg_sqs, state_steps)):
-            kept[:] = [row[place] for row in rest]
-        return has_complex
+            master = state.get("master")
+            if hasattr(p, "to_local"):
+                row = local(row[0]), local(row[1]), local(row[2]), local(row[3])
+                master = master if master is None else local(master)
+            move(row, state["step"], group, master, matrices, **scaler)
+        if rows:
+            W, G, m, v, step = map(list, zip(*rows))
+            adamw(W, G, m, v, [], step, **settings_of(group), **scaler)
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
-        if not state:
-            state.update(self._state(p, {}))
+        # a master may have been left alone
+        if "step" not in state:
+            state.update(self._state(p, state))
         return state
 
     def _state(self, p: Tensor, saved: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What AdamW keeps of a parameter: new, or a copy of what was saved."""
+        """Return what AdamW keeps of a parameter: new, or a copy of what was saved."""
         narrow = p.itemsize < 4
         dtype = (torch.float32 if self._master else self._state_dtype or p.dtype) if narrow else p.dtype
         step = torch.as_tensor(saved.get("step", 0.0), dtype=torch.float32).to(p.device, copy=True)
@@ -212,7 +244,7 @@ class GSRAdamW(AdamW):
         return state
 
     def _agree(self) -> None:
-        """Takes for new what a master no longer rounds to: weights that were loaded, merged or reset since."""
+        """Take for new what a master no longer rounds to: weights that were loaded, merged or reset since."""
         for p, state in self.state.items():
             if "master" in state:
                 master, held = state["master"], p.detach()
@@ -220,7 +252,7 @@ class GSRAdamW(AdamW):
         self._masters_agree = True
 
     def __getstate__(self) -> dict[str, Any]:
-        copied = Handle.of(self) is not None
+        copied = self.method_step is not None
         settings = {"_state_dtype": self._state_dtype, "_master": self._master, "_built": True, "_copied": copied}
         return {**super().__getstate__(), **settings}
 
@@ -232,9 +264,7 @@ class GSRAdamW(AdamW):
             group.update(fused=True, foreach=None)
 
     def _start(self) -> None:
-        self._in_kernels = InKernels()
-        # parameters under a method that this step leaves to torch
-        self._left: dict[Tensor, Weight] = {}
+        self._fused_step = FusedStep()
         self._masters_agree = True
 
     # whether it is complete; and whether it is a copy, of which the handle may not be
@@ -247,3 +277,35 @@ def _check(group: Mapping[str, Any]) -> None:
         raise ValueError(AMSGRAD)
     if group.get("differentiable"):
         raise ValueError("differentiable: a fused step has no gradient; use torch.optim.AdamW(differentiable=True)")
+
+
+def named_groups(given: nn.Module | Iterable[Any]) -> tuple[list[dict[str, Any]], nn.Module | dict[str, nn.Parameter]]:
+    """Return the groups for a torch optimizer, and what ``attach`` finds weights in: the model or named parameters.
+
+    Args:
+        given: a model, whose trained parameters make one group; named parameters; or groups of them.
+
+    Raises TypeError for parameters without names, ValueError where one comes twice or there is none.
+    """
+    if isinstance(given, nn.Module):
+        trained = [(name, p) for name, p in given.named_parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("params: no parameter of the model requires a gradient")
+        return [{"params": trained}], given
+    items: list[Any] = list(given.items() if isinstance(given, Mapping) else given)
+    grouped = bool(items) and all(isinstance(item, dict) for item in items)
+    groups = [{**item, "params": list(item["params"])} for item in items] if grouped else [{"params": items}]
+    pairs = [pair for group in groups for pair in group["params"]]
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise TypeError(
+            "params must be a model or (name, parameter) pairs, alone or as the params of groups: "
+            "give the model or model.named_parameters(), not model.parameters()"
+        )
+    model = dict(pairs)
+    several = {id(parameter) for _, parameter in pairs}
+    if not pairs or not len(model) == len(several) == len(pairs):
+        raise ValueError(
+            f"params holds {len(several)} parameters under {len(model)} names in {len(pairs)} "
+            "places: each must be there once"
+        )
+    return groups, model

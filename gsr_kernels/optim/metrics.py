@@ -1,4 +1,4 @@
-"""What a method did to one gradient, measured around it: tensors on the weight's device, read when asked for."""
+"""Measures of what a method does to one gradient: tensors on the weight's device, read when asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.reference import FLOOR, project
+from gsr_kernels.methods.projections import operands
+from gsr_kernels.reference import FLOOR, project, skew
+from gsr_kernels.weight import Weight
 
 Measures = dict[str, Tensor]
 
@@ -16,7 +18,7 @@ COUNTS = ("skipped_nonfinite", "inactive_directions")
 
 
 def measure_before(G: Tensor, basis: SpectralBasis) -> Measures:
-    """Of the gradient as it came, ``[.., d1, d2]``: its norm, where its energy lies, the signs of the diagonal of N.
+    """Measure the gradient as it came, ``[.., d1, d2]``: norm, where its energy is, signs of the diagonal of N.
 
     Squares are summed in float64: those of 1e25 overflow float32. Batches are summed.
     """
@@ -36,25 +38,50 @@ def measure_before(G: Tensor, basis: SpectralBasis) -> Measures:
 
 
 def measure_after(G: Tensor, before: Measures) -> Measures:
-    """The finished record, with ``norm_ratio`` = ‖G'‖ / ‖G‖ in place of the energy."""
+    """Return the finished record, with ``norm_ratio`` = ‖G'‖ / ‖G‖ in place of the energy."""
     energy = before.pop("energy")
     return {**before, "norm_ratio": torch.where(energy > 0, _energy(G) / energy, 1).sqrt()}
 
 
 def summarize(skipped: Tensor, S: Tensor, measures: Measures) -> dict[str, float]:
-    """What ``handle.metrics()`` gives of one weight, as numbers."""
+    """Return the entry of one weight in ``handle.metrics()``."""
     active = (FLOOR * S.amax(-1, keepdim=True) < S).sum()
     values = {"skipped_nonfinite": skipped, "inactive_directions": S.numel() - active, **measures}
     return {key: value.item() for key, value in values.items()}
 
 
 def overview(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What ``handle.scalars()`` gives."""
+    """Return ``handle.scalars()``."""
     values: dict[str, float] = {}
     for key in dict.fromkeys(key for record in records for key in record):
         found = [record[key] for record in records if key in record]
         values[f"gsr/{key}"] = sum(found) if key in COUNTS else sum(found) / len(found)
     return values
+
+
+@torch.no_grad()
+def directions(weight: Weight, W: Tensor, G: Tensor) -> dict[str, Tensor]:
+    """Return what gradient G does to each singular direction, ``[.., k]`` each; nothing is changed.
+
+    ``sigma``; ``g`` and ``rescaled``, the diagonals of ``Uᵀ G V`` and ``Uᵀ G' V``; ``turn_left`` and ``turn_right``,
+    the norms of the rows of H and K (paper, equation 3): how fast a step of this gradient turns each singular vector.
+    """
+    basis = weight.basis.to(G.device)
+    split = basis.split(G)
+    wide, U, Vh = operands(split, basis)
+    N = project(wide, U, Vh)
+    H, K = skew(N, basis.S.to(N.dtype))
+
+    rescaled = split.clone()
+    state = {key: value.clone() for key, value in weight.state.items()}
+    weight.method.transform([rescaled], [basis.split(W)], [basis], [state])
+    return {
+        "sigma": basis.S,
+        "g": N.diagonal(dim1=-2, dim2=-1),
+        "rescaled": project(rescaled.to(wide.dtype), U, Vh).diagonal(dim1=-2, dim2=-1),
+        "turn_left": torch.linalg.vector_norm(H, dim=-1),
+        "turn_right": torch.linalg.vector_norm(K, dim=-1),
+    }
 
 
 def _energy(tensor: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
-from gsr_kernels.optim.guards import is_rehearsal
-from gsr_kernels.optim.supported import act_on_gradients, innermost
+from gsr_kernels.optim.step import act_on_gradients, is_rehearsal
+from gsr_kernels.optim.supported import innermost
 
 
 class ModelHandle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from gsr_kernels.messages import some
@@ -52,3 +53,41 @@ def findings(weights: Sequence[Weight], steps: int) -> list[str]:
         f"({some(idle)}): they are frozen, unused, or gradients are "
         "set to None before optimizer.step()"
     ]
+
+
+def warn_findings(weights: Sequence[Weight], steps: int) -> list[str]:
+    """Give each finding as a warning, and return them."""
+    found = findings(weights, steps)
+    for finding in found:
+        warnings.warn(f"gsr_kernels: {finding}", stacklevel=3)
+    return found
+
+
+def warn_stale(weights: Sequence[Weight], file: str | None) -> None:
+    """Warn of bases that a file holds of other weights, and that no checkpoint has asked for."""
+    warnings.warn(
+        f"gsr_kernels: bases: {file} was taken from other weights, or another dtype of them, for {len(weights)} of "
+        f"those in attach() ({some([weight.name for weight in weights])}): these are decomposed anew. To resume within "
+        "a task, load the checkpoint's optimizer or handle state before the first step",
+        stacklevel=3,
+    )
+
+
+def warn_unconfirmed() -> None:
+    """Warn that the optimizer's state was loaded and that of the method was not with it."""
+    warnings.warn(
+        "gsr_kernels: the optimizer's state came from a checkpoint that holds nothing for the method; the bases are "
+        "those of the weights in attach(). To resume within a task, load handle.state_dict() as well",
+        stacklevel=3,
+    )
+
+
+def warn_changed(weights: Sequence[Weight]) -> None:
+    """Warn of weights that were loaded or converted after attach(), if there are any."""
+    if weights:
+        warnings.warn(
+            f"gsr_kernels: {len(weights)} weights have changed between attach() and the first step "
+            f"({some([weight.name for weight in weights])}): the bases are those from before. Load or convert a model "
+            "before attach(), or call handle.refresh()",
+            stacklevel=3,
+        )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
@@ -27,28 +26,6 @@ def innermost(optimizer: object) -> Optimizer:
     if isinstance(optimizer, LBFGS):
         raise TypeError("optimizer: LBFGS evaluates gradients inside its step, out of a method's reach; use AdamW")
     return optimizer
-
-
-def act_on_gradients(
-    act: Callable[[], None], args: tuple, kwargs: dict[str, Any]
-) -> tuple[tuple, dict[str, Any]] | None:
-    """Call ``act`` in a hook before an optimizer step, or have the closure call it: the gradients come from there.
-
-    Returns the step's arguments where they have changed.
-    """
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if closure is None:
-        act()
-        return None
-
-    def closure_then_act() -> Any:
-        loss = closure()
-        act()
-        return loss
-
-    if "closure" in kwargs:
-        return args, {**kwargs, "closure": closure_then_act}
-    return (args[0], closure_then_act, *args[2:]), kwargs
 
 
 def check_model(model: nn.Module | Mapping[str, nn.Parameter]) -> None:

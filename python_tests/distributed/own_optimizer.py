@@ -10,7 +10,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import gsr_kernels
 from gsr_kernels.backends import dispatch
-from gsr_kernels.optim.in_kernels import InKernels
+from gsr_kernels.optim.fused_step import FusedStep
 from python_tests.distributed.matrices import distribute, make_model, matrices, set_gradients, whole
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1, "rho": 0.7, "out_of_span": "keep"}
@@ -58,13 +58,13 @@ def beside_kernels():
     They take tensors on a CPU too, as on a GPU. The error is against torch's steps of whole weights.
     """
     mesh = init_device_mesh("cpu", (2,))
-    shapes = {"weight": (12, 8), "experts": (2, 6, 4), "plain": (9, 5)}
+    shapes = {"weight": (12, 8), "experts": (2, 6, 4), "plain.weight": (9, 5)}
     begun = matrices(0, shapes, torch.float32)
     moved = []
-    run = InKernels.run
+    run = FusedStep.run
 
     def counted(self, *arguments, **settings):
-        moved.append(len(self._taken))
+        moved.append(len(self._fused))
         run(self, *arguments, **settings)
 
     def trained(place):
@@ -78,10 +78,12 @@ def beside_kernels():
 
     expected, found = trained(lambda tensor, name: tensor), {}
     always = patch.object(dispatch, "has_kernels", lambda device: True)
-    interpreted, moving = patch.dict(os.environ, TRITON_INTERPRET="1"), patch.object(InKernels, "run", counted)
+    interpreted, moving = patch.dict(os.environ, TRITON_INTERPRET="1"), patch.object(FusedStep, "run", counted)
     with interpreted, moving, always:
         for placement in (Replicate(), Shard(0), Shard(1)):
             moved.clear()
-            weights = trained(lambda W, name, to=placement: W if name == "plain" else distribute_tensor(W, mesh, [to]))
+            weights = trained(
+                lambda W, name, to=placement: W if name == "plain.weight" else distribute_tensor(W, mesh, [to])
+            )
             found[str(placement)] = error_of_move(weights, expected, begun.values()), list(moved)
     return found

@@ -57,7 +57,7 @@ def save_for_ever(folder):
     model = make_model()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     handle = attach(model, optimizer, rho=0.7)
-    handle.refresh(every=1)
+    handle.refresh_every = 1
     for step in range(10**6):
         take_steps(model, optimizer, [step])
         handle.save_bases(folder / f"bases-{step % 2}.safetensors")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
-from gsr_kernels import SpectralBasis, attach, rescale_gradient
+from gsr_kernels import GSRAdamW, Handle, SpectralBasis, attach, rescale_gradient
 from gsr_kernels.methods import GSR, OSF, SR
 from python_tests.optim.toy import OPTIMIZERS, assert_same_weights, loss_of, make_model, take_steps
 
@@ -184,7 +184,7 @@ def test_rho_that_does_not_match(rho, message):
 
 def test_refresh_within_a_task_is_spread_over_the_steps():
     model, optimizer, handle = begin()
-    handle.refresh(every=5)
+    handle.refresh_every = 5
     when = {weight.name: [] for weight in handle.weights}
     for step in range(20):
         old = {weight.name: weight.basis for weight in handle.weights}
@@ -197,17 +197,17 @@ def test_refresh_within_a_task_is_spread_over_the_steps():
     steps = [step for each in when.values() for step in each]
     assert len(set(steps)) == len(steps) == 12
     assert all(later - earlier == 5 for each in when.values() for earlier, later in pairwise(each))
-    handle.refresh(every=0)
+    handle.refresh_every = 0
     old = [weight.basis for weight in handle.weights]
     take_steps(model, optimizer, range(20, 26))
     assert [weight.basis for weight in handle.weights] == old
     with pytest.raises(ValueError, match="every"):
-        handle.refresh(every=-1)
+        handle.refresh_every = -1
 
 
 def test_refresh_within_a_task_resumes(tmp_path):
     model, optimizer, handle = begin()
-    handle.refresh(every=2)
+    handle.refresh_every = 2
     take_steps(model, optimizer, range(5))
     handle.save_bases(tmp_path / "bases.safetensors")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
@@ -243,3 +243,51 @@ def test_one_broken_element_anywhere_leaves_its_gradient_and_is_counted(settings
             assert torch.equal(now.view(torch.int32), gradient.view(torch.int32)) == (other == name), (step, other)
         assert all(torch.equal(parameter, old) for parameter, old in zip(model.parameters(), before))
     assert {name: record["skipped_nonfinite"] for name, record in handle.metrics().items()} == counts
+
+
+COMPILED = {
+    # fused: traced, torch's other AdamW rounds otherwise by itself
+    "attach, AdamW": lambda model: (
+        attach(model, torch.optim.AdamW(model.parameters(), 1e-2, fused=True), rho=0.5)._optimizer
+    ),
+    "attach, SGD": lambda model: attach(model, torch.optim.SGD(model.parameters(), 1e-1), rho=0.5)._optimizer,
+    "GSRAdamW": lambda model: GSRAdamW(model, 1e-2, rho=0.5),
+    "GSRAdamW, masters": lambda model: GSRAdamW(model.bfloat16(), 1e-2, rho=0.5, master_weights=True),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", COMPILED)
+def test_under_compile_a_weight_moves_once_a_step(kind, backend):
+    moved = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))
+        optimizer = COMPILED[kind](model)
+        step = torch.compile(optimizer.step, backend=backend) if compiled else optimizer.step
+        for i in range(3):
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).to(p.dtype)
+            step()
+        moved.append([p.detach().clone() for p in model.parameters()])
+        assert all(weight.steps == 3 for weight in Handle.of(optimizer).weights)
+    assert all(torch.equal(*pair) for pair in zip(*moved))
+
+
+def test_fresh_moments_leave_the_masters():
+    model = nn.Linear(8, 8).bfloat16()
+    optimizer = GSRAdamW(model, 1e-5, rho=0.5, master_weights=True)
+    for _ in range(3):
+        model.weight.grad = torch.ones(8, 8, dtype=torch.bfloat16)
+        optimizer.step()
+    master = optimizer.state[model.weight]["master"].clone()
+    # what bfloat16 cannot hold is in the master alone
+    assert not torch.equal(master, model.weight.float())
+    optimizer.handle.refresh(reset_moments=True)
+    assert torch.equal(optimizer.state[model.weight]["master"], master)
+    assert "exp_avg" not in optimizer.state[model.weight]
+    model.weight.grad = torch.zeros(8, 8, dtype=torch.bfloat16)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    optimizer.step()
+    state = optimizer.state[model.weight]
+    assert torch.equal(state["master"], master) and state["step"] == 1 and not state["exp_avg"].any()

@@ -1,0 +1,291 @@
+"""The method's part of an optimizer step, called by the hooks of ``attach()`` and by ``GSRAdamW.step()``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.distributed.agreement import all_ranks_agree
+from gsr_kernels.distributed.layout import Layout, local, local_gradient
+from gsr_kernels.distributed.step import transform_shards
+from gsr_kernels.methods import Method
+from gsr_kernels.offload import visits
+from gsr_kernels.optim.bases import decompose, prepare
+from gsr_kernels.optim.metrics import measure_after, measure_before
+from gsr_kernels.optim.report import warn_changed, warn_findings, warn_stale, warn_unconfirmed
+from gsr_kernels.weight import Weight, origin
+
+# weights that have a gradient, each with its parameter and what this rank holds of parameter and gradient
+Live = list[tuple[Weight, Tensor, Tensor, Tensor]]
+
+
+class OwnStep(Optimizer):
+    """An optimizer that does the method's part inside its own step; any other is hooked."""
+
+    method_step: MethodStep | None = None
+
+    def refreshed(self) -> None:
+        """Take notice of new bases, and of weights that may be new."""
+        raise NotImplementedError
+
+    def reset_moments(self) -> None:
+        """Begin anew with everything that is kept of a parameter but its value."""
+        raise NotImplementedError
+
+
+class MethodStep:
+    """The method's part of every step of one optimizer: ``begin``, ``rewrite``, then the update, then ``end``.
+
+    Attributes:
+        count: the steps that were taken.
+        rehearsed: whether the step under way is a checkpoint's, which fills a new optimizer and moves nothing.
+        given, file: where bases are looked for, and where all those of now are stored.
+        stale: the weights whose basis in ``given`` was taken from other values than they have.
+        unconfirmed: the optimizer's state came from a checkpoint that holds nothing for the method.
+        refresh_every: steps between two refreshes of a weight; 0 for none.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        weights: Sequence[Weight],
+        nonfinite: str,
+        record_every: int,
+        given: str | None,
+        file: str | None,
+        stale: Sequence[Weight],
+    ) -> None:
+        self.optimizer, self.weights = optimizer, weights
+        self.methods = list({id(weight.method): weight.method for weight in weights}.values())
+        self.meshes: list[Layout] = [one.scheme.layout for one in weights if one.scheme.layout.mesh is not None]
+        self.given, self.file, self.stale = given, file, list(stale)
+        self.count, self.rehearsed, self.unconfirmed, self.refresh_every = 0, False, False, 0
+        self._kind = weights[0].skipped.device.type
+        self._sharded = [weight for weight in weights if not weight.whole]
+        self._constraining = [weight for weight in weights if weight.method.constrains]
+        self._strict, self._record_every = nonfinite == "error", record_every
+        # of each weight the parameter that was checked last, if it is no DTensor
+        self._plain: list[Tensor | None] = [None] * len(weights)
+
+    @property
+    def whole_gradients(self) -> bool:
+        """Whether gradients are looked at before they are rewritten, so that nothing may be fused."""
+        return self._strict or bool(self._record_every)
+
+    def begin(self) -> Live | None:
+        """Return the weights that have a gradient, or None where the step is a rehearsal."""
+        live = self._collect()
+        self.rehearsed = is_rehearsal(self.optimizer, [G for *_, G in live], self.meshes)
+        if self.rehearsed:
+            return None
+        self.decompose_stale()
+        if self.unconfirmed:
+            self.unconfirmed = False
+            warn_unconfirmed()
+        if not self.count:
+            parameters = [self.parameter(weight) for weight in self.weights]
+            warn_changed([w for w, W in zip(self.weights, parameters) if w.basis.fingerprint != origin(w, W)])
+        self.count += 1
+        return live
+
+    @torch.no_grad()
+    def rewrite(self, live: Live) -> None:
+        """Rewrite the gradients of these weights in place, and of the sharded ones; count and measure."""
+        # a fused optimizer divides by the scale of a GradScaler inside its step
+        scale = getattr(self.optimizer, "grad_scale", None)
+        # which way a step goes decides which directions are minor: ascent along G is descent along -G
+        groups = self.optimizer.param_groups
+        rising = [G for weight, _, _, G in live if groups[weight.place[0]].get("maximize")]
+        _negate(rising)
+        # under autocast the products would be taken in 16 bits, or refused
+        with torch.autocast(self._kind, enabled=False), ExitStack() as after:
+            after.callback(_negate, rising)
+            whole = [one for one in live if one[0].whole] if self._sharded else live
+            if self._sharded:
+                of = {id(weight): G for weight, _, _, G in live}
+                check = (lambda sums: self._check_finite(whole, sums)) if self._strict else None
+                transform_shards(self._sharded, [of.get(id(weight)) for weight in self._sharded], check)
+            elif self._strict:
+                self._check_finite(whole, [])
+            for method in self.methods:
+                mine = whole if len(self.methods) == 1 else [one for one in whole if one[0].method is method]
+                self._transform(method, mine, scale)
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Correct the weights where the method does, and refresh those whose turn it is."""
+        if self.rehearsed:
+            return
+        # a fused optimizer that met an overflow has left the weights as they were: so must the method
+        overflow = getattr(self.optimizer, "found_inf", None) if self._constraining else None
+        if overflow is None or not overflow.item():
+            for weight in self._constraining:
+                W = self.parameter(weight)
+                with torch.autocast(self._kind, enabled=False):
+                    weight.method.constrain(weight.basis.split(W), weight.basis.to(W.device), weight.state)
+        if self.refresh_every:
+            n = self.refresh_every
+            due = [w for i, w in enumerate(self.weights) if (self.count + i * n // len(self.weights)) % n == 0]
+            self.refresh(due)
+        if self.count == 1:
+            warn_findings(self.weights, self.count)
+
+    def decompose_stale(self) -> None:
+        """Decompose what the file held of other weights: no checkpoint has asked for it."""
+        if self.stale:
+            warn_stale(self.stale, self.given)
+            self.refresh(self.stale)
+
+    def refresh(self, weights: Sequence[Weight]) -> None:
+        """Give weights new bases and the method new state; where one cannot be decomposed nothing is changed."""
+        if not weights:
+            return
+        parameters = [self.parameter(weight) for weight in weights]
+        bases = decompose(weights, parameters)
+        states = prepare(weights, parameters, bases)
+        for weight, basis, kept in zip(weights, bases, states):
+            weight.keep(basis)
+            weight.state = kept
+        self.file, self.unconfirmed = None, False
+        self.stale = [weight for weight in self.stale if weight not in weights]
+        if isinstance(self.optimizer, OwnStep):
+            self.optimizer.refreshed()
+
+    def parameter(self, weight: Weight) -> Tensor:
+        """Return what this rank has of a weight, of one process all of it."""
+        return local(self._placed(weight))
+
+    def gradient(self, weight: Weight) -> Tensor | None:
+        """Return what this rank has of a weight's gradient."""
+        return local_gradient(weight.name, self._placed(weight))
+
+    def _collect(self) -> Live:
+        groups, live = self.optimizer.param_groups, Live()
+        for i, weight in enumerate(self.weights):
+            group, index = weight.place
+            p, params = self._plain[i], groups[group]["params"]
+            # what was checked before, and is no DTensor, is taken as it is
+            if p is None or index >= len(params) or params[index] is not p or p.shape != weight.scheme.layout.shape:
+                placed = self._placed(weight)
+                p = self._plain[i] = None if hasattr(placed, "to_local") else placed
+            if p is not None:
+                if p.grad is not None:
+                    live.append((weight, p, p, p.grad))
+            elif (G := local_gradient(weight.name, placed)) is not None:
+                live.append((weight, placed, local(placed), G))
+        return live
+
+    def _placed(self, weight: Weight) -> nn.Parameter:
+        group, index = weight.place
+        parameter: nn.Parameter = self.optimizer.param_groups[group]["params"][index]
+        layout, mesh = weight.scheme.layout, getattr(parameter, "device_mesh", None)
+        placements = getattr(parameter, "placements", ())
+        if mesh is not None and (tuple(placements), mesh) != (layout.placements, layout.mesh):
+            raise RuntimeError(
+                f"{weight.name} was re-sharded after attach(), and is placed as {placements}: call attach() "
+                "after fully_shard or Accelerator.prepare"
+            )
+        if parameter.shape != layout.shape:
+            raise RuntimeError(
+                f"the optimizer's parameter groups no longer hold {weight.name} where attach() found it: "
+                "handle.remove(), then attach() again"
+            )
+        return parameter
+
+    def _transform(self, method: Method, live: Live, scale: Tensor | None) -> None:
+        for weight, _, _, G in live:
+            if G.layout != torch.strided or G.device != weight.skipped.device:
+                _move_to_device(weight, G)
+        bases = [weight.basis for weight, *_ in live]
+        if not any(weight.offloaded for weight, *_ in live):
+            self._rewrite_part(method, live, bases, scale)
+            return
+        for part, several in visits(bases, [G.device for *_, G in live]):
+            self._rewrite_part(method, live[part], several, scale)
+
+    def _rewrite_part(self, method: Method, live: Live, bases: list[SpectralBasis], scale: Tensor | None) -> None:
+        record = bool(self._record_every) and (self.count - 1) % self._record_every == 0
+        gradients = [basis.split(G) for basis, (*_, G) in zip(bases, live)]
+        matrices = [basis.split(W) for basis, (_, _, W, _) in zip(bases, live)]
+        before = [measure_before(G, basis) for G, basis in zip(gradients, bases)] if record else []
+        finite = method.transform(gradients, matrices, bases, [weight.state for weight, *_ in live], scale)
+        for (weight, *_), flags in zip(live, finite):
+            weight.steps += 1
+            weight.finite = flags
+        _count_skipped([weight for weight, *_ in live], finite)
+        for (weight, *_), G, measured, flags in zip(live, gradients, before, finite):
+            fresh, ok = measure_after(G, measured), flags.all()
+            # what was measured of NaN would blank every mean: the last finite record stays, zeros before there is one
+            last = weight.measures or {key: torch.zeros_like(value) for key, value in fresh.items()}
+            weight.measures = {key: torch.where(ok, value, last[key]) for key, value in fresh.items()}
+
+    def _check_finite(self, live: Live, sums: Iterable[Tensor]) -> None:
+        """Raise FloatingPointError, by the weight's name, for a gradient or its sum over ranks that is not finite.
+
+        Before any is rewritten, so that the one at fault can be repaired and the step taken again; on every rank.
+        """
+        found = [*((weight, G) for weight, *_, G in live), *zip(self._sharded, sums)]
+        faulty = [weight.name for weight, G in found if not G.isfinite().all()]
+        if not all_ranks_agree(not faulty, self.meshes):
+            name = faulty[0] if faulty else "a weight on another rank"
+            raise FloatingPointError(f"the gradient of {name} holds NaN or Inf; nothing was changed")
+
+
+def act_on_gradients(
+    act: Callable[[], None], args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]] | None:
+    """Call ``act`` in a hook before an optimizer step, or have the closure call it: the gradients come from there.
+
+    Returns the step's arguments where they have changed.
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        act()
+        return None
+
+    def closure_then_act() -> Any:
+        loss = closure()
+        act()
+        return loss
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": closure_then_act}
+    return (args[0], closure_then_act, *args[2:]), kwargs
+
+
+def is_rehearsal(optimizer: Optimizer, gradients: Sequence[Tensor], meshes: Sequence[Layout] = ()) -> bool:
+    """Return True for the step that torch.distributed.checkpoint takes to fill a new optimizer: all of it zero."""
+    if (optimizer.state and not meshes) or any(group.get("lr") != 0 for group in optimizer.param_groups):
+        return False
+    # a rank may hold none of a gradient that moves the others, and then no state
+    return all_ranks_agree(not optimizer.state and not any(bool(G.any()) for G in gradients), meshes)
+
+
+def _count_skipped(weights: Sequence[Weight], finite: Sequence[Tensor]) -> None:
+    # of a whole model at once: three launches a weight would take longer to give than the rest of the step
+    for device in {flags.device for flags in finite}:
+        chosen = [(weight, flags) for weight, flags in zip(weights, finite) if flags.device == device]
+        skipped = (~torch.cat([flags.reshape(-1) for _, flags in chosen])).long()
+        parts = skipped.split([flags.numel() for _, flags in chosen])
+        counts = [part.view(()) if part.numel() == 1 else part.sum() for part in parts]
+        torch._foreach_add_([weight.skipped for weight, _ in chosen], counts)
+
+
+def _move_to_device(weight: Weight, gradient: Tensor) -> None:
+    """Move what is kept of a weight to where its gradient is: the model was moved after attach()."""
+    if gradient.layout != torch.strided:
+        raise TypeError(f"the gradient of {weight.name} is sparse: build the layer with sparse=False")
+    weight.keep(weight.basis.to(gradient.device))
+    weight.state = {key: value.to(gradient.device) for key, value in weight.state.items()}
+    weight.skipped = weight.skipped.to(gradient.device)
+
+
+def _negate(gradients: list[Tensor]) -> None:
+    if gradients:
+        torch._foreach_neg_(gradients)
