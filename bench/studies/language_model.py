@@ -10,7 +10,7 @@ from typing import Any
 from bench.studies import language_text
 from bench.studies.language_text import MANUALS, Text
 from gsr_kernels.continual import library
-from gsr_kernels.continual.tasks import Pool
+from gsr_kernels.continual.examples import split
 
 # rows of a task; one in so many is for choosing rates alone
 ROWS, TUNING_SHARE = 4000, 4
@@ -77,7 +77,7 @@ def described(found: Text) -> dict[str, dict[str, int]]:
 
 def write_rows(work: Path, name: str) -> dict[str, int]:
     """Write the rows of a task, those for choosing rates apart, and return how many there are of each."""
-    rows = Pool(name, name, tuple(library.rows(name))).draw(0).train[:ROWS]
+    rows = split(library.rows(name), 0)[0][:ROWS]
     apart = set(rows[::TUNING_SHARE])
     counts = {}
     for part in ("tune", "study"):

@@ -1,92 +1,113 @@
-"""The command's work without ``--model``: a small model, pretrained here, learns in turn."""
+"""Demo: a small model, built and pretrained here, and five tasks from the text that every Python carries."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from gsr_kernels.continual.experiment import SCORE, describe_methods, run_experiment
-from gsr_kernels.continual.folder import environment
-from gsr_kernels.continual.methods import MethodSettings, adapter_rates
-from gsr_kernels.continual.model import ByteDecoder, ModelConfig
-from gsr_kernels.continual.results import Results
-from gsr_kernels.continual.settings import Settings
-from gsr_kernels.continual.tasks import TEST_ROWS, Pool, general_pool, library_pools, read_pools
-from gsr_kernels.continual.train import MAX_NORM, WARM_UP, adamw
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gsr_kernels.continual import library
+from gsr_kernels.continual.examples import Example, Source
+from gsr_kernels.continual.kinds import Kind
+from gsr_kernels.continual.learn import learn
+from gsr_kernels.continual.ranks import on_rank0
+from gsr_kernels.continual.readers import Read, choose
+from gsr_kernels.continual.settings import DemoSettings, RunSettings
 
 CAUTION = "One small model on the text of one machine: it shows the methods at work, it is no evidence on large models."
+# what every token of is predicted, before the first task and after each
+METRIC = "tokens"
+# no task's row has them
+PADDING, END = "<|pad|>", "<|end|>"
 
 
-class Demo:
-    """The whole run, checked and ready.
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are the 256 bytes, padding and the end of a text."""
+    tokens = [PADDING, END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    raw = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token=PADDING, eos_token=END, model_input_names=["input_ids", "attention_mask"]
+    )
 
-    Args:
-        args: the command's.
-        names: of the methods and bounds.
-        method: what their own flags say.
+
+def config(size: DemoSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Return the configuration of the model, whose weights are square, wide and tall."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.width,
+        intermediate_size=8 * size.width // 3,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        initializer_range=size.width**-0.5,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def general() -> Source:
+    """Return the text that the model is pretrained on, in windows without a prompt; some are kept for the score."""
+    rows = tuple(Example("", text.decode(errors="replace"), goes_on=True) for _, text in library.general())
+    return Source("general", "documentation prose, which the model was pretrained on", rows, metric=METRIC)
+
+
+def tasks(order: str | None) -> Read:
+    """Return the five tasks, of other modules than the pretraining text; a new line parts a prompt from its answer.
 
     Raises:
-        ValueError, OSError: bad input.
+        ValueError: this Python was installed without the sources of its library, or an unknown order.
     """
-
-    notes: Sequence[str] = (CAUTION,)
-
-    def __init__(self, args: argparse.Namespace, names: tuple[str, ...], method: MethodSettings) -> None:
-        given = {key: getattr(args, key) for key in ("seeds", "steps", "lr", "pretrain_steps")}
-        sizes = {key: getattr(args, key) for key in ("width", "layers")}
-        self.settings = Settings(
-            methods=names,
-            method=method,
-            model=ModelConfig(**_chosen(sizes)),
-            **_chosen(given),
-        )
-        self._described = describe_methods(self.settings)
-        self.pools = library_pools() if args.data is None else read_pools(args.data)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """All that decides the numbers, for config.json."""
-        optimizer = adamw(ByteDecoder(self.settings.model), self.settings.lr)
-        return {
-            "settings": dataclasses.asdict(self.settings),
-            "methods": self._described,
-            "optimizer": {"name": type(optimizer).__name__, **optimizer.defaults},
-            "training": {"warm_up": WARM_UP, "max_norm": MAX_NORM, "test_rows": TEST_ROWS},
-            "general": _rows(general_pool()),
-            "tasks": {pool.name: _rows(pool) for pool in self.pools},
-            **environment(),
-        }
-
-    def run(self, keep: Callable[[Results], object]) -> Results:
-        """Trains and scores; ``keep`` is called after every seed."""
-        return run_experiment(self.settings, self.pools, keep)
-
-    def conditions(self, results: Results) -> str:
-        """What was learned, and how."""
-        settings, done = self.settings, results.seeds()
-        width = max(len(pool.name) for pool in self.pools)
-        seeds = str(settings.seeds) if done == settings.seeds else f"{done} of {settings.seeds}, unfinished"
-        return "\n".join(
-            [
-                f"{len(self.pools)} tasks in turn, {settings.steps} steps of {settings.batch} rows each, after "
-                f"{settings.pretrain_steps} steps on general text.",
-                f"Seeds: {seeds}; each with a pretrained model, rows and order of its own, the same for every method.",
-                f"AdamW, lr {settings.lr:g} for every method{adapter_rates(settings.methods, settings.method)}, "
-                "5 % warm-up, then linear to zero; "
-                f"rho {settings.method.rho:g}, rank {settings.method.rank or 'full'}.",
-                f"Score: {SCORE}.",
-                "",
-                *(f"  {pool.name:<{width}}  {pool.about}" for pool in self.pools),
-            ]
-        )
+    if not all(library.rows(name) for name in library.SOURCES):
+        raise ValueError("this Python carries no library sources to make tasks from: bring your own with --data")
+    names, _ = choose(tuple(library.SOURCES), order, False)
+    return Read(tuple(_task(name) for name in names))
 
 
-def _chosen(given: dict[str, Any]) -> dict[str, Any]:
-    """Without what was left to the defaults."""
-    return {key: value for key, value in given.items() if value is not None}
+def _task(name: str) -> Source:
+    rows = (Example(f"{prompt.decode()}\n", text.decode()) for prompt, text in library.rows(name))
+    about = (library.SOURCES[name].__doc__ or "").rstrip(".")
+    return Source(name, about, tuple(dict.fromkeys(rows)))
 
 
-def _rows(pool: Pool) -> dict[str, Any]:
-    return {"about": pool.about, "rows": len(pool.rows), "sha256": pool.digest()}
+def pretrain(
+    kind: Kind,
+    settings: RunSettings,
+    rows: Sequence[Example],
+    seed: int,
+    folder: Path,
+    tick: Callable[[int, bool], object],
+) -> None:
+    """Train a model on general text, which all methods of a seed start from; one that is there already is left.
+
+    Args:
+        settings: of the run, whose ``demo`` has the size.
+        folder: for the model.
+        tick: called with the number of steps, and whether they were taken before.
+    """
+    size: Any = settings.demo
+    if on_rank0(folder.is_dir):
+        tick(size.pretrain_steps, True)
+        return
+    torch.manual_seed(seed)
+    tokenizer: Any = kind.tokenizer
+    model: Any = LlamaForCausalLM(config(size, tokenizer))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    plain = replace(settings, steps=size.pretrain_steps, lr=size.pretrain_lr, fsdp=False)
+    learn(kind, model, rows, plain, lambda trainer, folder: None, folder.with_name("pretraining"), seed, tick)
+    partial = folder.with_name(".pretrained.partial")
+
+    def write() -> None:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+
+    on_rank0(write)

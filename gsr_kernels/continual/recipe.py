@@ -12,25 +12,31 @@ from gsr_kernels.messages import install
 SHIPPED = Path(__file__).with_name("recipes")
 
 
-def expand(argv: Sequence[str]) -> list[str]:
-    """The arguments with those of ``--recipe`` before them, so that what is given by hand wins.
+# what runs where no model is given
+DEMO = "demo"
 
-    A recipe's keys are names of flags: a list gives a flag several times, a mapping as KEY=VALUE, true stands for a
-    flag without a value. A repeatable flag that is given by hand takes the place of the recipe's.
+
+def expand(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with those of ``--recipe`` before them, so that what is given by hand wins.
+
+    Without a model in either those of the demo's recipe come first. A recipe's keys are names of flags: a list gives a
+    flag several times, a mapping as KEY=VALUE, true stands for a flag without a value. A repeatable flag that is given
+    by hand takes the place of the recipe's.
 
     Raises:
         FileNotFoundError: neither a file nor a shipped recipe.
         ValueError: no YAML mapping of such values, or YAML cannot be read here.
     """
-    given = [place for place, text in enumerate(argv) if text == "--recipe" or text.startswith("--recipe=")]
-    if not given:
-        return list(argv)
-    text = argv[given[-1]]
-    if "=" not in text and given[-1] + 1 == len(argv):
-        # argparse says what is missing
-        return list(argv)
-    name = text.partition("=")[2] or argv[given[-1] + 1]
-    by_hand = {text.partition("=")[0] for text in argv if text.startswith("--")}
+    indices = [index for index, text in enumerate(argv) if text == "--recipe" or text.startswith("--recipe=")]
+    all_of = list(argv)
+    # where a value is missing argparse says so
+    if indices and (name := [*argv[indices[-1]].partition("=")[2:], *argv[indices[-1] + 1 :]]):
+        all_of = _before(next(filter(None, name), ""), all_of)
+    return all_of if "--model" in _names(all_of) else _before(DEMO, all_of)
+
+
+def _before(name: str, argv: list[str]) -> list[str]:
+    by_hand = _names(argv)
     flags: list[str] = []
     for key, value in read_recipe(name).items():
         flag = "--" + str(key).replace("_", "-")
@@ -41,8 +47,12 @@ def expand(argv: Sequence[str]) -> list[str]:
     return [*flags, *argv]
 
 
+def _names(argv: Sequence[str]) -> set[str]:
+    return {text.partition("=")[0] for text in argv if text.startswith("--")}
+
+
 def read_recipe(name: str) -> dict[str, Any]:
-    """What a recipe says; see ``expand``."""
+    """Return what a recipe says; see ``expand``."""
     path = Path(name)
     if not path.is_file():
         path = SHIPPED / f"{name}.yaml"
@@ -63,7 +73,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def tokens(name: str, flag: str, value: Any) -> list[str]:
-    """A flag and its value as they are written by hand."""
+    """Return a flag and its value as they are written by hand."""
     if value is True:
         return [flag]
     if value is None or value is False:

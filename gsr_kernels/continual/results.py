@@ -13,7 +13,7 @@ Spectra = dict[str, list[float]]
 
 @dataclass
 class Results:
-    """What was measured. ``matrices``: of every method and bound, by title, one a seed; see ``Course`` for a bound's.
+    """Measured results. ``matrices``: of every method and bound, by title, one a seed.
 
     ``score`` says what a score is. ``spectra`` belongs to the first seed: of each method, by title, those after every
     task and those ``BEFORE``.

@@ -1,4 +1,4 @@
-"""The command from its flags to its folder, on a tiny model and tiny tasks; every bad input."""
+"""The command from its flags to its folder, on the demo's model and tiny tasks; every bad input."""
 
 import json
 import random
@@ -11,12 +11,11 @@ import torch
 
 from gsr_kernels.__main__ import main
 from gsr_kernels.continual import folder, library
-from gsr_kernels.continual.course import Course
 from gsr_kernels.continual.methods import BOUNDS, TITLES
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
-from gsr_kernels.continual.tasks import TEST_ROWS
+from gsr_kernels.continual.task_sequence import TaskSequence
 
-TINY = ["--width", "32", "--layers", "1", "--pretrain-steps", "3", "--steps", "4", "--lr", "0.01"]
+TINY = ["--width", "32", "--layers", "1", "--pretrain-steps", "3", "--steps", "4", "--lr", "0.01", "--batch", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
     assert main(["continual", "--data", data, "--out", str(out), "--seeds", "2", "--bounds", *TINY]) == 0
     printed = capsys.readouterr().out
     assert {file.name for file in out.iterdir()} == {
-        ".lock", "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt"
+        ".lock", "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt", "work"
     }  # fmt: skip
     assert (out / "table.txt").read_text() in printed
     assert "GSR" in printed and "Seed by seed, + is better" in printed
@@ -69,13 +68,14 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
             mtl.score("apples", "apples")
         assert 0 <= mtl.ap() <= 100
     config = json.loads((out / "config.json").read_text())
-    assert config["settings"]["steps"] == 4 and config["tasks"]["pears"]["rows"] == 12
+    assert config["settings"]["steps"] == 4 and config["tasks"]["pears"]["rows"] == {"train": 12, "test": 0}
     assert config["threads"] == torch.get_num_threads()
     assert config["arguments"][0] == "continual" and str(out) in config["arguments"]
-    assert config["methods"] == {"SeqFT": "the optimizer alone", "GSR": "GSR(rho=0.5, out_of_span='drop')"}
-    assert config["optimizer"]["name"] == "AdamW" and config["optimizer"]["weight_decay"] == 0.01
-    assert config["training"] == {"warm_up": 0.05, "max_norm": 1.0, "test_rows": TEST_ROWS}
-    assert config["general"]["rows"] == 50
+    assert config["methods"] == {"SeqFT": "the optimizer alone", "GSR": "GSR(rho=0.5, out_of_span=None)"}
+    settings = config["settings"]
+    assert settings["weight_decay"] == 0.01 and settings["warmup"] == 0.05 and settings["max_grad_norm"] == 1.0
+    assert settings["model"] is None and settings["demo"]["width"] == 32 and settings["demo"]["pretrain_steps"] == 3
+    assert config["retained"]["general"]["rows"] == {"train": 50, "test": 0}
     for line in (out / "table.txt").read_text().splitlines():
         if line.startswith("SeqFT pears"):
             last = [matrix.ap() for matrix in matrices["SeqFT"]]
@@ -104,19 +104,24 @@ def test_finished_seeds_survive_what_ends_the_run(error, data, tmp_path, monkeyp
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = ["continual", "--data", data, "--method", "gsr", *TINY]
     assert main([*arguments, "--out", str(whole), "--seeds", "1"]) == 0
-    in_turn = Course.in_turn
+    learn = TaskSequence.learn
 
-    def ends(course, name):
-        if course._seed == 1:
+    def ends(sequence, name):
+        if sequence._seed == 1:
             raise error
-        return in_turn(course, name)
+        return learn(sequence, name)
 
-    monkeypatch.setattr(Course, "in_turn", ends)
+    monkeypatch.setattr(TaskSequence, "learn", ends)
     with suppress(KeyboardInterrupt):
         main([*arguments, "--out", str(cut), "--seeds", "3"])
-    assert {file.name for file in cut.iterdir()} == {".lock", "config.json", "results.json", "table.txt"}
+    assert {file.name for file in cut.iterdir()} == {".lock", "config.json", "results.json", "table.txt", "work"}
     assert measured(cut) == measured(whole)
     assert "Seeds: 1 of 3, unfinished;" in (cut / "table.txt").read_text()
+    monkeypatch.setattr(TaskSequence, "learn", learn)
+    assert main([*arguments, "--out", str(cut), "--seeds", "3", "--resume"]) == 0
+    assert [len(each) for each in measured(cut).values()] == [3] and measured(cut)["GSR"][0] == measured(whole)["GSR"][
+        0
+    ]
 
 
 def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
@@ -145,7 +150,7 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
         out = tmp_path / rank
         arguments = ["--data", data, "--out", str(out), "--method", "gsr", "--rank", rank, "--seeds", "1", *TINY]
         assert main(["continual", *arguments]) == 0
-        assert json.loads((out / "config.json").read_text())["settings"]["method"]["rank"] == float(rank)
+        assert json.loads((out / "config.json").read_text())["settings"]["rank"] == float(rank)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +189,7 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
         (["--layers", "0"], "--layers must be at least 1"),
         (["--data", "absent"], "--data absent is no folder"),
         (["--unknown"], "--unknown"),
+        (["--known", "quiz.jsonl"], "--known is called --retain now"),
     ],
 )
 def test_bad_flags_end_in_one_line_and_change_nothing(flags, message, data, tmp_path, capsys):

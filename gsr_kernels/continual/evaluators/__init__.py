@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from gsr_kernels.continual.evaluators.program import check_programs, passes
 from gsr_kernels.continual.evaluators.sari import sari
-from gsr_kernels.continual.runner.examples import Example
+from gsr_kernels.continual.examples import Example
 from gsr_kernels.messages import install
 
-# an answer of a model: a text, or of a held-out text its loss a token and how many tokens it has
+# an answer of a model: a text, or of a given text its loss a token, its tokens, and those that are predicted right
 Answer = Any
 
 
@@ -78,10 +78,15 @@ def bleu(tokenizer: str) -> Callable[[Sequence[Example], Sequence[str]], float]:
     return total
 
 
-def likely(rows: Sequence[Example], losses: Sequence[tuple[float, int]]) -> float:
+def likely(rows: Sequence[Example], losses: Sequence[tuple[float, int, int]]) -> float:
     """``100 exp(-loss)``, loss the mean over all tokens of all rows."""
-    tokens = max(1, sum(count for _, count in losses))
-    return 100 * math.exp(-sum(loss * count for loss, count in losses) / tokens)
+    tokens = max(1, sum(count for _, count, _ in losses))
+    return 100 * math.exp(-sum(loss * count for loss, count, _ in losses) / tokens)
+
+
+def predicted(rows: Sequence[Example], losses: Sequence[tuple[float, int, int]]) -> float:
+    """Return the share of all tokens of all rows that are predicted right, in percent."""
+    return 100 * sum(right for *_, right in losses) / max(1, sum(count for _, count, _ in losses))
 
 
 EVALUATORS = {
@@ -94,6 +99,7 @@ EVALUATORS = {
     "sari": Evaluator("SARI", "text", mean(simpler)),
     "edit": Evaluator("edit similarity", "text", mean(edit), "rapidfuzz"),
     "pass@1": Evaluator("programs that pass their tests", "text", mean(passes), slow=True),
+    "tokens": Evaluator("tokens predicted right, all before them given", "loss", predicted),
     "loss": Evaluator("100 exp(-loss), the geometric mean of the probability of each next token", "loss", likely),
 }
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gsr_kernels.continual.runner.examples import Example
+from gsr_kernels.continual.examples import Example
 
 # of processor time, and of address space
 SECONDS = 5

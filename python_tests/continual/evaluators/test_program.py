@@ -7,7 +7,7 @@ import pytest
 
 from gsr_kernels.continual.evaluators import program
 from gsr_kernels.continual.evaluators.program import check_programs, passes, run_program
-from gsr_kernels.continual.runner.examples import Example
+from gsr_kernels.continual.examples import Example
 
 HARMFUL = {
     "fails": "assert False",

@@ -1,0 +1,71 @@
+"""Checks of what a run is asked for, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gsr_kernels.continual.evaluators import EVALUATORS
+from gsr_kernels.continual.examples import Source, TextTask
+from gsr_kernels.continual.methods import BOUNDS
+from gsr_kernels.continual.ranks import world
+from gsr_kernels.continual.settings import RunSettings
+
+# the methods that --fsdp supports, and the bounds: a matrix is nowhere whole there
+SHARDED = ("seqft", "gsr", *BOUNDS)
+
+
+def check_processes(settings: RunSettings) -> None:
+    """Raise ValueError for a batch that the processes cannot share evenly, and for what FSDP2 does not support."""
+    rows = (settings.micro_batch or 1) * world()
+    if settings.batch % rows:
+        each = f"--micro-batch {settings.micro_batch} of each of " if settings.micro_batch else ""
+        raise ValueError(f"batch {settings.batch} must be a multiple of {rows}, {each}the {world()} processes")
+    if settings.fsdp:
+        if world() == 1:
+            raise ValueError("fsdp shards a model over several processes: start them by torchrun, or leave it out")
+        for name in settings.methods:
+            if name not in SHARDED:
+                raise ValueError(
+                    f"fsdp has {', '.join(SHARDED)}, not {name}: leave it out, and DDP supports every method"
+                )
+        if settings.bf16 and settings.dtype != "float32":
+            raise ValueError(
+                f"fsdp with --bf16 wants weights in float32, got --dtype {settings.dtype}: give one of them"
+            )
+
+
+def metrics_of(given: Sequence[str] | None, tasks: Sequence[str]) -> dict[str, str]:
+    """Return metrics by task, from ``NAME`` for all of them or ``TASK=NAME``."""
+    metrics = {}
+    for text in given or ():
+        task, equals, metric = text.rpartition("=")
+        if equals and task not in tasks:
+            raise ValueError(f"--metric {text}: {task!r} is no task; there are {', '.join(tasks)}")
+        metrics.update(dict.fromkeys([task] if equals else tasks, metric))
+    return metrics
+
+
+def check_names(tasks: Sequence[Source], retained: Sequence[Source]) -> None:
+    names = [source.name for source in (*retained, *tasks)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"--retain and --data both name {', '.join(twice)}: call one file otherwise")
+    if len(names) < 2:
+        raise ValueError("--data holds one task alone: forgetting wants two, or one and one by --retain")
+
+
+def check_asked(task: TextTask, asks: Sequence[str], kind: str) -> None:
+    asked = EVALUATORS[task.metric].asks
+    if asked not in asks:
+        raise ValueError(
+            f"{task.name}: a {kind} cannot be scored by {task.metric}; give its rows 'options' and --metric "
+            f"{task.name}=accuracy, or a --model that writes"
+        )
+    if asked == "choice" and not all(row.options for row in task.test):
+        raise ValueError(f"{task.name}: --metric {task.metric} is for rows with 'options', which some rows lack")
+    if "text" not in asks and len({row.options for row in (*task.train, *task.test)}) > 1:
+        raise ValueError(f"{task.name}: a {kind} wants the same 'options' in every row of a task")
+    if task.metric == "pass@1" and not all(row.test for row in task.test):
+        raise ValueError(
+            f"{task.name}: --metric pass@1 is for rows with a 'test', a program text, which some rows lack"
+        )

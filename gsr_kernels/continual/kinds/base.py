@@ -1,0 +1,91 @@
+"""What the three kinds of model have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gsr_kernels.continual.evaluators import Answer
+from gsr_kernels.continual.examples import Example
+
+Features = dict[str, list[int]]
+
+# a label that no loss counts
+IGNORED = -100
+
+
+def mean_loss(logits: Tensor, labels: Tensor, items: Any = None) -> Tensor:
+    """Cross entropy summed over the labels that count, divided by those of the whole step, so that the step is the same
+    however its rows are batched and shared out.
+
+    Args:
+        logits: ``[.., classes]``.
+        labels: ``[..]``, or ``IGNORED``.
+        items: labels of the step; None: these are all.
+    """
+    items = (labels != IGNORED).sum() if items is None else items
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / max(items, 1)
+
+
+@dataclass
+class Kind(ABC):
+    """Rows into features, features into batches, batches into answers.
+
+    Args:
+        tokenizer: of transformers, with a padding token.
+        max_tokens: of a row; longer prompts are truncated.
+        batch: rows at a time, when answers are asked for.
+        positions: of a text at most, those that the model has; None: no such limit.
+        tick: called with the number of rows answered.
+    """
+
+    name: ClassVar[str]
+    # the class of transformers that loads it
+    auto: ClassVar[str]
+    asks: ClassVar[tuple[str, ...]]
+
+    tokenizer: Any
+    max_tokens: int
+    batch: int = 32
+    positions: int | None = None
+    tick: Callable[[int], object] = lambda rows: None
+    # the prompts and the completions that were too long
+    truncated: set[str] = field(default_factory=set)
+    truncated_completions: set[str] = field(default_factory=set)
+
+    @abstractmethod
+    def features(self, row: Example) -> Features:
+        """A row as the model is trained on it."""
+
+    @abstractmethod
+    def answers(self, model: Any, rows: Sequence[Example], asked: str, new_tokens: int) -> list[Answer]:
+        """What the model says to each row: ``asked`` is one of ``asks``, a text has at most so many tokens."""
+
+    @abstractmethod
+    def loss(self, model: Any) -> Callable[..., Tensor]:
+        """For the Trainer's ``compute_loss_func``; see ``mean_loss``. Many models' own takes the mean of every
+        micro-batch, which is NaN where it is all filling.
+        """
+
+    @abstractmethod
+    def collator(self, model: Any = None) -> Any:
+        """Features into a padded batch; of ``model``, if it has a decoder of its own, that one's input too."""
+
+    def batches(
+        self, rows: Sequence[Example], features: Sequence[Features], device: torch.device
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Batches of rows of like lengths, with their indices, on the device."""
+        collate = self.collator()
+        order = sorted(range(len(rows)), key=lambda index: len(features[index]["input_ids"]))
+        for start in range(0, len(order), self.batch):
+            indices = order[start : start + self.batch]
+            batch = collate([features[index] for index in indices])
+            yield indices, {key: value.to(device) for key, value in batch.items()}
+            self.tick(len(indices))

@@ -1,0 +1,182 @@
+"""A model and its tokenizer, by transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gsr_kernels.continual.kinds import KINDS, Classifier, Kind, kind_of
+from gsr_kernels.continual.methods import ADAPTERS, METHODS
+from gsr_kernels.continual.results import Spectra
+from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.optim.targets import find_targets
+from gsr_kernels.options import resolve_rank
+
+# weights whose spectra are kept, of the middle layer
+SPECTRA = 8
+
+
+def find_model(name: str) -> tuple[Any, Any]:
+    """Return configuration and tokenizer of a model; no weight is read yet.
+
+    Raises:
+        ValueError: what is there is no model.
+        FileNotFoundError: neither a folder nor to be had from a hub.
+    """
+    import transformers
+
+    config, tokenizer = (
+        _found(name, lambda auto=auto: auto.from_pretrained(name))
+        for auto in (transformers.AutoConfig, transformers.AutoTokenizer)
+    )
+    return config, tokenizer
+
+
+def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:
+    """Return the model's kind with its tokenizer.
+
+    Raises:
+        ValueError: a model of a kind that is not trained here; a tokenizer without what the settings ask for.
+    """
+    kind = kind_of(config, settings.kind)
+    if kind is KINDS["seq2seq"] and getattr(config, "output_router_logits", False):
+        raise ValueError(
+            f"--model {settings.model}: the losses of an encoder–decoder's routers are not trained on: set "
+            "output_router_logits to false in its config.json"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and settings.max_tokens > positions:
+        raise ValueError(
+            f"max_tokens must be at most {positions}, the positions that the model has, got {settings.max_tokens}"
+        )
+    _check_weights(config, kind, settings)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"--model {settings.model}: the tokenizer has no padding token and no end of text")
+        tokenizer.pad_token = tokenizer.eos_token
+    # padding goes behind the row in training
+    tokenizer.padding_side = "right"
+    common = {
+        "tokenizer": tokenizer,
+        "max_tokens": settings.max_tokens,
+        "batch": settings.eval_batch,
+        "positions": positions,
+    }
+    if kind is Classifier:
+        if settings.chat:
+            raise ValueError("--chat is for models that write; a classifier reads the prompt as it is")
+        return Classifier(**common)
+    if kind is KINDS["causal"] and tokenizer.eos_token is None:
+        raise ValueError(f"--model {settings.model}: the tokenizer has no token that ends a text")
+    if settings.chat and not tokenizer.chat_template:
+        raise ValueError(f"--chat: the tokenizer of {settings.model} has no chat template")
+    return kind(**common, chat=settings.chat)  # type: ignore[call-arg]
+
+
+def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None:
+    """Raises ValueError, before any weight is read, for a rank that the weights cannot have or a method does not, and
+    for adapters that the model cannot have.
+    """
+    import transformers
+
+    rank = settings.rank
+    with torch.device("meta"):
+        model = getattr(transformers, kind.auto).from_config(config)
+    targets = find_targets(model, "all-linear", set(model.parameters()))
+    matrices = {target.name: target.parameter.shape[-2:] for target in targets if target.reason is None}
+    resolve_rank(rank, {name: (d1, d2) for name, (d1, d2) in matrices.items()})
+    W = torch.diag(torch.arange(4, 0, -1, dtype=torch.float32))
+    for act in [METHODS[name].act for name in settings.methods if name in METHODS]:
+        method = act(settings) if act is not None else None
+        if method is not None:
+            basis = method.decompose("a weight", W, None if rank is None else 2, None)
+            method.prepare("a weight", W, basis)
+    adapted = [name for name in settings.methods if name in ADAPTERS]
+    if adapted and kind is not Classifier:
+        _check_adapters(model, config.model_type, settings, adapted)
+
+
+def _check_adapters(model: Any, architecture: str, settings: RunSettings, adapted: list[str]) -> None:
+    from peft import get_peft_model
+
+    from gsr_kernels.adapters.factors import find_factors
+    from gsr_kernels.continual.strategies.adapters import lora_config
+
+    rank = settings.adapter_rank
+    try:
+        factors = find_factors(get_peft_model(model, lora_config(settings)), "default")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"method {adapted[0]}: PEFT knows no query and value of {architecture} that can be adapted: {error}"
+        ) from error
+    for one in factors:
+        if "eblora" in adapted and rank > min(one.weight.shape):
+            raise ValueError(
+                f"adapter_rank must be at most {min(one.weight.shape)} for eblora, whose directions {one.name} holds, "
+                f"got {rank}"
+            )
+
+
+def load(kind: Kind, path: str | Path, dtype: str, seed: int) -> Any:
+    """The model on the device that there is, in evaluation; what its checkpoint lacks is drawn from the seed."""
+    import transformers
+
+    more = {"num_labels": len(kind.owner)} if isinstance(kind, Classifier) else {}
+    torch.manual_seed(seed)
+    auto = getattr(transformers, kind.auto)
+    model = _found(
+        str(path),
+        # a head of other labels gives way to a new one
+        lambda: auto.from_pretrained(path, dtype=getattr(torch, dtype), ignore_mismatched_sizes=bool(more), **more),
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = kind.tokenizer.pad_token_id
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+@torch.no_grad()
+def spectra(model: Any) -> Spectra:
+    """The singular values of the linear weights of the middle layer, of ``SPECTRA`` of them at most."""
+    found = [
+        target
+        for target in find_targets(model, "all-linear", set(model.parameters()))
+        if target.reason is None and target.parameter.ndim == 2
+    ]
+    layers = [re.search(r"\.(\d+)\.", target.name) for target in found]
+    numbers = sorted({int(layer[1]) for layer in layers if layer})
+    middle = numbers[len(numbers) // 2] if numbers else None
+    chosen = [one for one, layer in zip(found, layers) if (int(layer[1]) if layer else None) == middle][:SPECTRA]
+    return {one.name: torch.linalg.svdvals(one.parameter.float()).tolist() for one in chosen}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own bars and advice, which would tear the run's bar."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before[0])
+        if before[1]:
+            logging.enable_progress_bar()
+
+
+def _found(name: str, get: Any) -> Any:
+    try:
+        return get()
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"--model {name} is no folder with a model, and no hub gave one of that name ({first})"
+        ) from error
+    except (KeyError, ValueError, ImportError) as error:
+        raise ValueError(f"--model {name} cannot be read: {error}") from error

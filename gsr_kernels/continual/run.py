@@ -1,0 +1,234 @@
+"""Sequential run: a model learns tasks in turn under each method, and is scored on all of them after each."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gsr_kernels.continual.checks import check_asked, check_names, check_processes, metrics_of
+from gsr_kernels.continual.evaluators import EVALUATORS, check_metrics
+from gsr_kernels.continual.examples import Source, TextTask
+from gsr_kernels.continual.folder import environment
+from gsr_kernels.continual.methods import ADAPTERS, BOUNDS, METHODS, TITLES, adapter_rates, check_methods
+from gsr_kernels.continual.ranks import first, world
+from gsr_kernels.continual.readers import Read, read
+from gsr_kernels.continual.readers.retained import read_retained
+from gsr_kernels.continual.results import Results
+from gsr_kernels.continual.settings import DemoSettings, RunSettings, flags, given
+from gsr_kernels.messages import install
+
+# what must be the same where a run goes on
+SAME = ("settings", "methods", "retained", "tasks")
+
+
+class Run:
+    """Run, whole and checked: the model's kind, the data, the methods and the metrics.
+
+    Args:
+        args: the command's.
+        names: of the methods and bounds.
+
+    Raises:
+        ValueError, OSError: bad input, found before any weight is read.
+    """
+
+    def __init__(self, args: argparse.Namespace, names: tuple[str, ...]) -> None:
+        for package in ("transformers", "accelerate"):
+            if find_spec(package) is None:
+                raise ValueError(f"continual needs the package {package}: {install('runner')}")
+        chosen = given(RunSettings, args)
+        size = given(DemoSettings, args)
+        if args.model is None:
+            chosen["demo"] = DemoSettings(**size)
+        elif size:
+            raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in size)}: only without --model")
+        self.settings = RunSettings(methods=names, **chosen)
+        check_methods(names, [*chosen])
+        check_processes(self.settings)
+        self._described = {
+            TITLES[name]: METHODS[name].described(name, self.settings) for name in names if name not in BOUNDS
+        }
+        if args.data is None and args.model is not None:
+            raise ValueError("--data is wanted with --model: a folder with a task in each JSON-lines file")
+        self.notes: Sequence[str] = ()
+
+        from gsr_kernels.continual.kinds import Classifier, Writer
+        from gsr_kernels.continual.models import find_model, open_kind, quiet
+        from gsr_kernels.continual.score import check_room
+
+        self.retained: tuple[Source, ...] = ()
+        with quiet():
+            if self.settings.demo is not None:
+                from gsr_kernels.continual import demo
+
+                tokenizer = demo.byte_tokenizer()
+                self.kind = open_kind(self.settings, demo.config(self.settings.demo, tokenizer), tokenizer)
+                self.retained, self.notes = (demo.general(),), (demo.CAUTION,)
+            else:
+                self.kind = open_kind(self.settings, *find_model(str(self.settings.model)))
+        classifies = isinstance(self.kind, Classifier)
+        if classifies and (adapted := [name for name in names if name in ADAPTERS]):
+            raise ValueError(f"method {adapted[0]} is for models that write, not for a classifier")
+        if not classifies and self.settings.head_lr is not None:
+            raise ValueError("head_lr is for a classifier's new head; a model that writes has none")
+        if classifies and args.retain:
+            raise ValueError("--retain is for models that write: a classifier's new head knows nothing before")
+        if args.data is None:
+            there: Read = demo.tasks(args.order)
+        else:
+            there = read(args.data, args.order, args.partial, instructed=not classifies)
+        self.lacking = there.lacking
+        metrics = metrics_of(args.metric, [source.name for source in there.sources])
+        self.tasks = tuple(source.scored(metrics.get(source.name)) for source in there.sources)
+        self.retained += tuple(read_retained(path, self._fits) for path in args.retain or ())
+        check_names(self.tasks, self.retained)
+        check_metrics([source.scored_by for source in (*self.tasks, *self.retained)])
+        self._draws = [self._draw(seed) for seed in self.settings.numbers]
+        for retained, tasks in self._draws:
+            for task in (*retained, *tasks):
+                check_asked(task, self.kind.asks, self.kind.name)
+                if isinstance(self.kind, Writer):
+                    check_room(self.kind, task, self.settings.new_tokens)
+        rows = {
+            row: None
+            for retained, tasks in self._draws
+            for task in (*retained, *tasks)
+            for row in (*task.train, *task.test)
+        }
+        if isinstance(self.kind, Classifier):
+            self.kind.choose_among(row.options for row in rows)
+        # a row that the tokenizer cannot take is met now
+        for row in tqdm(rows, "rows into tokens", unit="row", leave=False, disable=not first() or None):
+            self.kind.features(row)
+        self._truncated = {"prompts": len(self.kind.truncated), "completions": len(self.kind.truncated_completions)}
+        self.out: Path = args.out
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that decides the numbers, for config.json."""
+        here = environment()
+        for package in ("transformers", "accelerate", "peft", "tokenizers"):
+            here["versions"][package] = version(package) if find_spec(package) else None
+        return {
+            "settings": dataclasses.asdict(self.settings) | {"kind": self.kind.name, "processes": world()},
+            "methods": self._described,
+            "retained": {source.name: source.described() for source in self.retained},
+            "tasks": {source.name: source.described() for source in self.tasks},
+            "lacking": list(self.lacking),
+            **here,
+        }
+
+    def check_same(self, before: Mapping[str, Any]) -> None:
+        """Raises ValueError, naming what differs, where a folder's configuration is not this run's."""
+        now = json.loads(json.dumps(self.config))
+        # a folder of before a setting came was made as its default says
+        were = {"processes": 1} | {each.name: each.default for each in flags(RunSettings)}
+        before = {**before, "settings": were | before.get("settings", {})}
+        for part in SAME:
+            for key in {**before.get(part, {}), **now[part]}:
+                old, new = before.get(part, {}).get(key), now[part].get(key)
+                if old != new:
+                    raise ValueError(f"--resume: {part} {key} was {old!r} in {self.out} and is {new!r} now")
+        for part in ("tasks", "retained", "lacking"):
+            old, new = list(before.get(part, ())), list(now[part])
+            if old != new:
+                raise ValueError(
+                    f"--resume: the order of {part} was {', '.join(old)} in {self.out} and is {', '.join(new)} now"
+                )
+
+    def run(self, keep: Callable[[Results], object]) -> Results:
+        """Trains and scores what the folder does not hold yet; ``keep`` is called after every method of a seed."""
+        from gsr_kernels.continual.models import quiet
+        from gsr_kernels.continual.task_sequence import TaskSequence
+
+        started = time.perf_counter()
+        # accelerate collects at every task; what is there by now need not be passed over each time
+        gc.collect()
+        gc.freeze()
+        results = Results(self._score(), {})
+        # a log file wants few lines
+        interval = 0.2 if sys.stderr.isatty() else 20.0
+        shown = {"mininterval": interval, "smoothing": 0, "dynamic_ncols": True, "disable": not first()}
+        with quiet(), tqdm(unit="step", **shown) as bar:
+            folders = [self.out / "work" / f"seed-{seed}" for seed in self.settings.numbers]
+            sequences = [
+                TaskSequence(self.settings, self.kind, self._start(folder), *draw, seed, folder, bar)
+                for folder, draw, seed in zip(folders, self._draws, self.settings.numbers)
+            ]
+            bar.total = sum(sequence.steps(name) for sequence in sequences for name in self.settings.methods)
+            if self.settings.demo is not None:
+                bar.total += self.settings.demo.pretrain_steps * self.settings.seeds
+            for index, sequence in enumerate(sequences):
+                sequence.pretrain()
+                for name in self.settings.methods:
+                    state = sequence.learn(name)
+                    results.matrices.setdefault(TITLES[name], []).append(state.matrix)
+                    if index == 0 and name not in BOUNDS:
+                        results.spectra[TITLES[name]] = state.spectra
+                    results.seconds = time.perf_counter() - started
+                    keep(results)
+        gc.unfreeze()
+        return results
+
+    def conditions(self, results: Results) -> str:
+        """What was learned, and how."""
+        settings = self.settings
+        length = f"{settings.steps} steps" if settings.steps else f"{settings.epochs:g} epochs"
+        done = results.seeds() if len(results.matrices) == len(settings.methods) else 0
+        seeds = str(settings.seeds) if done == settings.seeds else f"{done} of {settings.seeds}, unfinished"
+        by = f", by {world()} processes, {'FSDP2' if settings.fsdp else 'DDP'}" if world() > 1 else ""
+        clipped = f"clipped to norm {settings.max_grad_norm:g}" if settings.max_grad_norm else "not clipped"
+        width = max(len(source.name) for source in (*self.retained, *self.tasks))
+        size = settings.demo
+        model = f"{settings.model} ({self.kind.name})"
+        if size is not None:
+            model = (
+                f"A Llama of {size.layers} layers and width {size.width}, with bytes for tokens, pretrained with every "
+                f"seed for {size.pretrain_steps} steps,"
+            )
+        lines = [
+            f"{model} learns {len(self.tasks)} tasks in turn, {length} of {settings.batch} rows a step each{by}.",
+            f"Seeds: {seeds}; each with an order of the rows, and where a task has no test rows of its own a split of "
+            "them, the same for every method.",
+            f"AdamW, lr {settings.lr:g} for every method{adapter_rates(settings)}, warm-up "
+            f"{settings.warmup:.0%}, then {settings.schedule}; gradients {clipped}; "
+            f"rho {settings.rho:g}, rank {settings.rank or 'full'}.",
+            "",
+        ]
+        for source, what in [(one, "known before, ") for one in self.retained] + [(one, "") for one in self.tasks]:
+            about = EVALUATORS[source.scored_by].about
+            lines.append(f"  {source.name:<{width}}  {source.about}; {what}score: {about}, %")
+        if self.lacking:
+            lines += ["", f"Lacking in this copy of the data, and left out: {', '.join(self.lacking)}."]
+        for what, count in self._truncated.items():
+            if count:
+                lines += ["", f"{count} {what} do not fit into {settings.max_tokens} tokens and are truncated."]
+        return "\n".join(lines)
+
+    def _fits(self, text: str) -> bool:
+        # beside the end of a text
+        return len(self.kind.tokenizer(text, add_special_tokens=False)["input_ids"]) < self.settings.max_tokens
+
+    def _start(self, folder: Path) -> str | Path:
+        return folder / "pretrained" if self.settings.model is None else self.settings.model
+
+    def _draw(self, seed: int) -> tuple[list[TextTask], list[TextTask]]:
+        limits = {"train_rows": self.settings.train_rows, "test_rows": self.settings.test_rows}
+        # a text that is pretrained on is split anew by each seed
+        retained = [source.draw(seed if source.train else 0, test_rows=limits["test_rows"]) for source in self.retained]
+        return retained, [source.draw(seed, **limits) for source in self.tasks]
+
+    def _score(self) -> str:
+        sources = (*self.retained, *self.tasks)
+        return "; ".join(f"{source.name}: percent, {EVALUATORS[source.scored_by].about}" for source in sources)

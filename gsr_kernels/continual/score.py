@@ -1,0 +1,68 @@
+"""A model's score on a task, and the answers that it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gsr_kernels.continual.evaluators import EVALUATORS, Answer
+from gsr_kernels.continual.examples import TextTask
+from gsr_kernels.continual.kinds import Kind, Writer
+from gsr_kernels.continual.ranks import first, gathered, on_rank0, rank, run_on_all_ranks, world
+from gsr_kernels.io.atomic import replacing
+
+
+def score(kind: Kind, model: Any, task: TextTask, new_tokens: int | None, file: Path) -> float:
+    """In percent, by the task's evaluator; the answers go to ``file``, a JSON line each.
+
+    Every rank has its copy of the model answer its share of the rows.
+
+    Args:
+        new_tokens: of an answer at most; None: as many as the task's longest completion has.
+    """
+    evaluator = EVALUATORS[task.metric]
+    if new_tokens is None and evaluator.asks == "text":
+        new_tokens = longest(kind, task)
+    own = task.test[rank() :: world()]
+    rows = len(own) * (len(task.test[0].options) if evaluator.asks == "choice" and "text" in kind.asks else 1)
+    with tqdm(desc=f"scores on {task.name}", total=rows, unit="row", leave=False, disable=not first() or None) as bar:
+        kind.tick = bar.update
+        mine = kind.answers(model, own, evaluator.asks, new_tokens or 1)
+    answers: list[Answer] = [None] * len(task.test)
+    for start, share in enumerate(gathered(mine)):
+        answers[start :: world()] = share
+    on_rank0(lambda: _write(task, answers, file))
+    if evaluator.slow and world() > 1:
+        sums = gathered(run_on_all_ranks(lambda: evaluator.total(own, mine) * len(own) if own else 0.0))
+        return sum(sums) / len(answers)
+    return on_rank0(lambda: evaluator.total(task.test, answers))
+
+
+def _write(task: TextTask, answers: list[Answer], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as path, path.open("w", encoding="utf-8") as lines:
+        for row, answer in zip(task.test, answers):
+            line = {"prompt": row.prompt, "completion": row.completion, "answer": answer}
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def longest(kind: Kind, task: TextTask) -> int:
+    """The tokens of the longest completion that is trained on, or known, with its end; at most what is trained on."""
+    texts = [row.completion for row in task.train or task.test]
+    return min(kind.max_tokens, 1 + max(map(len, kind.tokenizer(texts, add_special_tokens=False)["input_ids"])))
+
+
+def check_room(kind: Writer, task: TextTask, new_tokens: int | None) -> None:
+    """Raises ValueError where the model has too few positions for an answer; see ``score``."""
+    if EVALUATORS[task.metric].asks != "text" or kind.positions is None:
+        return
+    wanted = longest(kind, task) if new_tokens is None else new_tokens
+    needed = max(kind.room(row, wanted) for row in task.test)
+    if needed > kind.positions:
+        raise ValueError(
+            f"{task.name}: a prompt and an answer of {wanted} tokens need {needed} positions, and the model has "
+            f"{kind.positions}: lower --new-tokens or --max-tokens"
+        )

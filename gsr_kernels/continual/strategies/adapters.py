@@ -1,0 +1,156 @@
+"""Strategies on PEFT's adapters of a model that writes; its weights stay frozen."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Trainer
+
+from gsr_kernels.adapters.eblora import EBLoRA
+from gsr_kernels.adapters.factors import find_factors
+from gsr_kernels.adapters.merge_model import merge_and_unload
+from gsr_kernels.adapters.riemannian import RiemannianAdamW
+from gsr_kernels.continual.adapter_methods import ADAPTER_METHODS, GRADIENT_ROWS, AdapterMethod
+from gsr_kernels.continual.kinds import IGNORED, Kind
+from gsr_kernels.continual.models import load
+from gsr_kernels.continual.ranks import on_rank0, rank, world
+from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.continual.strategies.base import Strategy, batch_loss
+from gsr_kernels.integrations.transformers import attach_to
+from gsr_kernels.optim import attach
+
+PROTECTED = "protected.safetensors"
+
+
+def adapter_strategy(kind: Kind, settings: RunSettings, start: str | Path, name: str, seed: int) -> Strategy:
+    """Return the strategy of the method of this name."""
+    method = ADAPTER_METHODS[name]
+    return (Balanced if method.balanced else Adapted)(kind, settings, start, method, seed)
+
+
+def lora_config(settings: RunSettings) -> LoraConfig:
+    """Return PEFT's settings of an adapter; its scaling is 1."""
+    rank = settings.adapter_rank
+    return LoraConfig(
+        r=rank, lora_alpha=rank, lora_dropout=settings.adapter_dropout, target_modules=settings.adapter_targets
+    )
+
+
+class Adapted(Strategy):
+    """Strategy that keeps the adapters beside the model."""
+
+    def __init__(self, kind: Kind, settings: RunSettings, start: str | Path, method: AdapterMethod, seed: int) -> None:
+        self.lr = settings.adapter_lr
+        self._kind, self._settings, self._start, self._method, self._seed = kind, settings, start, method, seed
+        self._peft: Any = None
+        self._names: list[str] = []
+
+    def open(self, folder: Path | None) -> None:
+        """See Strategy.open: the adapters, on the model that the run began with."""
+        self.model = load(self._kind, self._start, self._settings.dtype, self._seed)
+        found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder is not None else []
+        self._names = [path.name for path in found]
+        for path in found:
+            if path == found[0]:
+                self._peft = PeftModel.from_pretrained(self.model, path, adapter_name=path.name)
+            else:
+                self._peft.load_adapter(path, adapter_name=path.name)
+
+    def begin(self) -> None:
+        """See Strategy.begin: a new adapter, where every task has one of its own; it alone is trained."""
+        if self._method.own or not self._names:
+            self._add(f"task-{len(self._names) + 1:03}")
+        # all of PEFT's models keep the list of active adapters there
+        self._peft.base_model.set_adapter(self._names)
+        for name, parameter in self._peft.named_parameters():
+            parameter.requires_grad_(f".{self._names[-1]}." in name)
+        if self._settings.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+
+    def prepare(self, trainer: Trainer, folder: Path) -> None:
+        """See Strategy.prepare."""
+        term = self._method.term_of(self.model, self._settings)
+        if term is not None:
+            attach_to(trainer, term)
+
+    def save(self, folder: Path) -> None:
+        """See Strategy.save: a folder an adapter, as PEFT writes them."""
+        on_rank0(lambda: self._peft.save_pretrained(folder))
+
+    def whole(self) -> Any:
+        """See Strategy.whole: a copy with the adapters merged."""
+        merged: Any = merge_and_unload(copy.deepcopy(self._peft), self._names, self._method.how)
+        # as it came: the adapters had frozen it
+        return merged.eval().requires_grad_()
+
+    def _add(self, name: str) -> None:
+        config = lora_config(self._settings)
+        # a generator of its own: what training draws stays the same
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed + len(self._names))
+            if self._names:
+                self._peft.add_adapter(name, config)
+            else:
+                self._peft = get_peft_model(self.model, config, adapter_name=name)
+        self._names.append(name)
+
+
+class Balanced(Adapted):
+    """EBLoRA: an adapter is merged when its task ends; the model is kept whole, with the inputs that are protected."""
+
+    def open(self, folder: Path | None) -> None:
+        """See Strategy.open."""
+        self.model = load(self._kind, folder or self._start, self._settings.dtype, self._seed)
+        self._handle: Any = None
+        self._eblora = EBLoRA() if folder is None else EBLoRA.load(folder / PROTECTED)
+
+    def prepare(self, trainer: Trainer, folder: Path) -> None:
+        """See Strategy.prepare: the adapter begins with the gradient of rows that the Trainer's seed chooses.
+
+        It is the mean over all labels of these rows, of which each rank takes its share.
+
+        A task that is resumed takes the same gradient again, since what is protected after it follows from that.
+        """
+        settings: Any = trainer.args
+        dataset: Any = trainer.train_dataset
+        rows = random.Random(settings.seed).sample(dataset.rows, min(len(dataset.rows), GRADIENT_ROWS))
+        size = settings.per_device_train_batch_size
+        parts = [
+            [share[start : start + size] for start in range(0, len(share), size)]
+            for share in (rows[each :: world()] for each in range(world()))
+        ]
+        labels = sum(label != IGNORED for row in rows for label in row["labels"])
+        factors = find_factors(self.model.train(), self._names[-1])
+        width = factors[0].A.shape[1]
+        trainer.optimizer = RiemannianAdamW(
+            factors,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            scale=(width / self._settings.adapter_rank) ** 0.5,
+        )
+        self._handle = attach(self.model, trainer.optimizer, self._eblora)
+        self._handle.start_task(parts[rank()], batch_loss(self._kind, trainer, labels / sum(map(len, parts))))
+
+    def save(self, folder: Path) -> None:
+        """See Strategy.save: with the tokenizer, so that the folder is complete."""
+        model = self.whole()
+
+        def write() -> None:
+            model.save_pretrained(folder)
+            self._kind.tokenizer.save_pretrained(folder)
+            self._eblora.save(folder / PROTECTED)
+
+        on_rank0(write)
+
+    def whole(self) -> Any:
+        """See Strategy.whole: the task is over, and its adapter a part of the model."""
+        if self._names:
+            self._handle.finish_task()
+            self.model = merge_and_unload(self._peft, self._names, self._method.how).eval().requires_grad_()
+            self._names = []
+        return self.model

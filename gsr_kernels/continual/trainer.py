@@ -1,0 +1,96 @@
+"""The Trainer of a task, and what watches it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gsr_kernels.continual.kinds import IGNORED
+from gsr_kernels.continual.ranks import FailedElsewhere, first, gathered, world
+
+
+class TaskTrainer(Trainer):
+    """Trainer that takes the rows as ``EpochSampler`` has them.
+
+    A new classification head may learn at a rate of its own, ``head_lr``.
+    """
+
+    head_lr: float | None = None
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
+        rows: Any = self.train_dataset
+        return SequentialSampler(rows)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Of filling alone nothing is learned; one process among several takes it, since the others wait for it."""
+        labels = inputs["labels"]
+        if world() == 1 and not (labels != IGNORED).any():
+            return torch.zeros((), device=labels.device)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every rank's, before the first one removes the older checkpoint."""
+        super()._save_rng_state(output_dir)
+        if world() > 1:
+            dist.barrier()
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """The Trainer's own, with the head in groups of its own, decayed or not as they were."""
+        optimizer = super().create_optimizer(model)
+        # called again from within where a method is attached: the inner call makes the groups
+        if self.head_lr is not None and self.optimizer_cls_and_kwargs is None:
+            model = self.accelerator.unwrap_model(self.model)
+            encoder = set(model.base_model.parameters())
+            for group in list(optimizer.param_groups):
+                head = [parameter for parameter in group["params"] if parameter not in encoder]
+                if head:
+                    group["params"] = [parameter for parameter in group["params"] if parameter in encoder]
+                    optimizer.add_param_group({**group, "params": head, "lr": self.head_lr})
+        return optimizer
+
+
+class Watch(TrainerCallback):
+    """Moves the run's bar, and stops what diverges."""
+
+    def __init__(self, tick: Callable[[int, bool], object], lr: float) -> None:
+        self._tick = tick
+        self._lr = lr
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Steps of a checkpoint were taken before."""
+        self._tick(state.global_step, True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """One more step."""
+        self._tick(1, False)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """The loss since the last record."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise _diverged(f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high")
+
+
+def check_weights(model: nn.Module, lr: float) -> None:
+    """Raises FloatingPointError where training has left a weight NaN or Inf, which the last losses need not tell."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # of sharded weights each rank has its shards
+    shards = [getattr(parameter, "_local_tensor", parameter) for parameter in trained]
+    if not all(gathered(all(bool(shard.isfinite().all()) for shard in shards))):
+        raise _diverged(f"weights are not finite at the end of a task: lr {lr} is too high")
+
+
+def _diverged(message: str) -> BaseException:
+    # all ranks see the same
+    return FloatingPointError(message) if first() else FailedElsewhere(2)

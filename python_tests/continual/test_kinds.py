@@ -1,0 +1,254 @@
+"""What a kind of model makes of rows, and what it answers, against the model asked by hand."""
+
+import copy
+import math
+
+import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM, SwitchTransformersConfig
+
+from gsr_kernels.continual.examples import Example, TextTask
+from gsr_kernels.continual.kinds import IGNORED
+from gsr_kernels.continual.models import load
+from gsr_kernels.continual.score import check_room, score
+from gsr_kernels.continual.settings import RunSettings
+from python_tests.continual.tiny import save_model, tiny_kind, tokenizer
+
+ROWS = [
+    Example("red and", " blue", options=(" blue", " green house")),
+    Example("the river is a", " green house", options=(" blue", " green house")),
+    Example("seven apple pear nine", " blue", options=(" blue", " green house")),
+]
+EXPERTS = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_local_experts": 4, "router_aux_loss_coef": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["causal", "seq2seq"])
+def writer(request, tmp_path_factory):
+    path = save_model(request.param, tmp_path_factory.mktemp("model"))
+    kind = tiny_kind(RunSettings(model=path, eval_batch=2, max_tokens=64))
+    return kind, load(kind, path, "float32", 0)
+
+
+def by_hand(kind, model, prompt, text):
+    """The log-probability of a text's tokens, one row alone, and their number."""
+    tokens = kind.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    before = kind.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        if kind.name == "seq2seq":
+            logits = model(input_ids=before, labels=tokens).logits
+        else:
+            logits = model(torch.cat([before, tokens], 1)).logits[:, before.shape[1] - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).sum().item(), tokens.shape[1]
+
+
+def test_the_chosen_option_is_the_likeliest_with_its_end(writer):
+    kind, model = writer
+    for row, answer in zip(ROWS, kind.answers(model, ROWS, "choice", 1)):
+        scores = {option: by_hand(kind, model, row.prompt, f"{option}</s>")[0] for option in row.options}
+        assert answer == max(scores, key=scores.get)
+
+
+def test_an_option_that_goes_on_where_another_ends_can_be_chosen(tmp_path):
+    kind = tiny_kind(RunSettings(model=save_model("causal", tmp_path)))
+    model = load(kind, tmp_path, "float32", 0)
+    for answer in (" 10", " 1"):
+        row = Example("how many", answer, options=(" 1", " 10"))
+        batch = kind.collator()([kind.features(row)])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(40):
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert kind.answers(model, [row], "choice", 1) == [answer]
+
+
+def test_prompts_are_whole_when_answers_are_asked_for(tmp_path, monkeypatch):
+    kind = tiny_kind(RunSettings(model=save_model("causal", tmp_path), max_tokens=64))
+    model = load(kind, tmp_path, "float32", 0)
+    rows = (Example("question about the river", "yes"),)
+    task = TextTask("t", "exact", (*rows, Example("q", "x y z " * 40)), rows)
+    seen, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **asked: seen.append(asked["input_ids"]) or generate(**asked))
+    score(kind, model, task, None, tmp_path / "answers.jsonl")
+    assert seen[0].tolist() == [kind.tokenizer(rows[0].prompt)["input_ids"]]
+    check_room(kind, task, 2000)
+    with pytest.raises(ValueError, match=r"t: a prompt and an answer of 2048 tokens need .* the model has 2048"):
+        check_room(kind, task, 2048)
+
+
+def test_writing_is_greedy_whatever_the_checkpoint_says(writer):
+    kind, model = writer
+    plain = kind.answers(model, ROWS, "text", 8)
+    own = copy.deepcopy(model.generation_config)
+    leaks = {"repetition_penalty": 5.0, "num_beams": 3, "min_new_tokens": 7, "suppress_tokens": list(range(2, 200))}
+    for key, value in leaks.items():
+        setattr(model.generation_config, key, value)
+    try:
+        assert kind.answers(model, ROWS, "text", 8) == plain
+    finally:
+        model.generation_config = own
+
+
+def test_a_completion_that_is_cut_is_counted_and_keeps_its_end(writer):
+    kind, _ = writer
+    kind.truncated_completions.clear()
+    long = "x y z " * 40
+    labels = kind.features(Example("p", long))["labels"]
+    assert labels[-1] == kind.tokenizer.eos_token_id and len(labels) == 64 and kind.truncated_completions == {long}
+
+
+def test_the_loss_is_that_of_the_rows_alone(writer):
+    kind, model = writer
+    rows = [Example(row.prompt, row.completion, goes_on=True) for row in ROWS]
+    for row, (loss, count, _) in zip(rows, kind.answers(model, rows, "loss", 1)):
+        total, tokens = by_hand(kind, model, row.prompt, row.completion)
+        assert count == tokens and loss == pytest.approx(-total / tokens, abs=1e-5)
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_logits_are_asked_for_from_the_first_completion_on(can, tmp_path, monkeypatch):
+    kind = tiny_kind(RunSettings(model=save_model("causal", tmp_path), eval_batch=3))
+    model = load(kind, tmp_path, "float32", 0)
+    rows = [Example(f"the river is a stone {word}", " blue", goes_on=True) for word in ("red", "green", "seven apple")]
+    prompts = [len(kind.tokenizer(row.prompt)["input_ids"]) for row in rows]
+    longest = max(len(kind.features(row)["input_ids"]) for row in rows)
+    truth = [by_hand(kind, model, row.prompt, row.completion) for row in rows]
+    if not can:
+        forward = model.forward
+        monkeypatch.setattr(model, "forward", lambda input_ids, attention_mask: forward(input_ids, attention_mask))
+    seen = []
+    hook = model.lm_head.register_forward_hook(lambda head, args, logits: seen.append(logits.shape[1]))
+    found = kind.answers(model, rows, "loss", 1)
+    hook.remove()
+    assert seen == [longest - min(prompts) + 1 if can else longest]
+    for (loss, count, _), (total, tokens) in zip(found, truth):
+        assert count == tokens and loss == pytest.approx(-total / tokens, abs=1e-5)
+
+
+def test_the_token_that_every_text_must_begin_with_is_written_first(writer):
+    kind, model = writer
+    plain = kind.answers(model, ROWS, "text", 4)
+    token = kind.tokenizer("7", add_special_tokens=False)["input_ids"][0]
+    model.generation_config.forced_bos_token_id = token
+    try:
+        forced = kind.answers(model, ROWS, "text", 4)
+    finally:
+        model.generation_config.forced_bos_token_id = None
+    # a decoder goes on with its prompt, whose beginning is not its own
+    assert forced == plain if kind.name == "causal" else all(text.startswith("7") for text in forced)
+    assert not any(text.startswith("7") for text in plain)
+
+
+def test_batches_do_not_change_what_is_written(writer):
+    kind, model = writer
+    together = kind.answers(model, ROWS, "text", 6)
+    assert together == [kind.answers(model, [row], "text", 6)[0] for row in ROWS]
+    assert any(together)
+
+
+def test_a_decoder_learns_the_completion_and_its_end_alone(tmp_path):
+    kind = tiny_kind(RunSettings(model=save_model("causal", tmp_path), max_tokens=8))
+    features = kind.features(Example("red", " blue"))
+    taught = [label for label in features["labels"] if label != -100]
+    assert kind.tokenizer.decode(taught) == " blue</s>"
+    assert features["labels"][: -len(taught)] == [-100] * (len(features["input_ids"]) - len(taught))
+    # a held-out text has nothing before it: its first token is not foretold
+    ((_, count, _),) = kind.answers(load(kind, tmp_path, "float32", 0), [Example("", "xyz", goes_on=True)], "loss", 1)
+    assert count == 2
+
+    assert not kind.truncated
+    long = kind.features(Example("a b c d e f g h i j k l", " blue"))
+    assert len(long["input_ids"]) == 8 and kind.truncated == {"a b c d e f g h i j k l"}
+    # the end of the prompt stays
+    assert kind.tokenizer.decode(long["input_ids"]).endswith("l blue</s>")
+    assert len(kind.features(Example("", "x y z " * 9))["input_ids"]) == 8
+
+
+def test_a_chat_template_is_put_around_the_prompt(tmp_path):
+    kind = tiny_kind(RunSettings(model=save_model("causal", tmp_path, chats=True), chat=True))
+    text = kind.tokenizer.decode(kind.features(Example("red", " blue"))["input_ids"])
+    assert text == "<user>red<reply> blue</s>"
+    held_out = kind.features(Example("", "the river", goes_on=True))["input_ids"]
+    assert kind.tokenizer.decode(held_out) == "the river"
+
+
+def test_a_classifier_counts_among_the_options_of_the_task(tmp_path):
+    path = save_model("classifier", tmp_path)
+    kind = tiny_kind(RunSettings(model=path))
+    other = Example("nine", "yes", options=("yes", "no", "maybe"))
+    kind.choose_among(row.options for row in [*ROWS, other])
+    model = load(kind, path, "float32", 0)
+    assert model.config.num_labels == 5 and kind.owner.tolist() == [0, 0, 1, 1, 1]
+    answers = kind.answers(model, [*ROWS, other], "choice", 1)
+    assert all(answer in row.options for row, answer in zip([*ROWS, other], answers))
+
+    batch = kind.collator()([kind.features(row) for row in (ROWS[1], other)])
+    labels = batch.pop("labels")
+    assert labels.tolist() == [1, 2]
+    with torch.no_grad():
+        outputs = model(**batch)
+    two, three = outputs.logits[0, :2], outputs.logits[1, 2:]
+    wanted = -(two.log_softmax(0)[1] + three.log_softmax(0)[0]).item()
+    assert kind.loss(model)(outputs, labels, 2).item() == pytest.approx(wanted / 2, rel=1e-5)
+    assert kind.loss(model)(outputs, labels).item() == pytest.approx(wanted / 2, rel=1e-5)
+    assert math.isfinite(wanted)
+
+
+def test_a_new_head_is_that_of_its_seed(tmp_path):
+    path = save_model("classifier", tmp_path)
+    kind = tiny_kind(RunSettings(model=path))
+    kind.choose_among([("a", "b")])
+    heads = [load(kind, path, "float32", seed).classifier.weight for seed in (0, 0, 1)]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_an_encoder_decoder_learns_from_tokens_however_they_are_batched(tmp_path):
+    kind = tiny_kind(RunSettings(model=save_model("seq2seq", tmp_path)))
+    model = load(kind, tmp_path, "float32", 0)
+    features, collate, loss = [kind.features(row) for row in ROWS], kind.collator(model), kind.loss(model)
+    whole = collate(features)
+    tokens = (whole["labels"] != IGNORED).sum()
+    parts = [collate(features[:1]), collate(features[1:])]
+    labels = [part.pop("labels") for part in parts]
+    summed = sum(loss(model(**part), label, tokens) for part, label in zip(parts, labels))
+    torch.testing.assert_close(summed, model(**whole).loss)
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_a_decoder_learns_from_tokens_however_they_are_batched(experts, tmp_path):
+    kind = tiny_kind(RunSettings(model=save_model("causal", tmp_path)))
+    model = load(kind, tmp_path, "float32", 0)
+    if experts:
+        torch.manual_seed(0)
+        model = MixtralForCausalLM(MixtralConfig(**EXPERTS, output_router_logits=True)).eval()
+    # the first row has no prompt
+    rows = [Example("", " blue house"), *ROWS]
+    features, collate, loss = [kind.features(row) for row in rows], kind.collator(model), kind.loss(model)
+    filling = {**features[0], "labels": [IGNORED] * len(features[0]["labels"])}
+    whole = collate(features)
+    counts = (whole["labels"] != IGNORED).sum(1)
+    assert counts[0] == len(features[0]["labels"]) - 1
+
+    def of(batch, items=None):
+        batch = dict(batch)
+        return loss(model(**{**batch, "labels": None}), batch["labels"], items)
+
+    # on all rows at once it is the model's own
+    torch.testing.assert_close(of(whole), model(**whole).loss)
+    parts = [collate(part) for part in (features[:1], features[1:], [filling])]
+    alone = [of(part, counts.sum()) for part in parts]
+    assert alone[2] == 0
+    shares = [counts[0] / counts.sum(), counts[1:].sum() / counts.sum()]
+    wanted = sum(share * model(**part).loss for share, part in zip(shares, parts))
+    torch.testing.assert_close(sum(alone), wanted)
+
+
+def test_losses_of_an_encoder_decoders_routers_are_refused(tmp_path):
+    config = SwitchTransformersConfig(vocab_size=300, output_router_logits=True)
+    config.save_pretrained(tmp_path)
+    tokenizer(True).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="routers are not trained on: set output_router_logits to false"):
+        tiny_kind(RunSettings(model=str(tmp_path)))

@@ -1,0 +1,215 @@
+"""The three layouts, the published orders, and every malformed row."""
+
+import json
+
+import pytest
+
+from gsr_kernels.continual.readers import ORDERS, read
+from gsr_kernels.continual.readers.retained import read_retained
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def cl_benchmark(folder, *tasks):
+    for task in tasks:
+        for split in ("train", "test"):
+            write(folder / task / f"{split}.json", [{"label": "Good", "sentence": f"{split} of {task}"}])
+        write(folder / task / "labels.json", ["Good", "Bad"])
+    return folder
+
+
+def test_json_lines_are_split_by_seed_or_as_they_are(tmp_path):
+    rows = "\n".join(json.dumps({"prompt": f"p{i}", "completion": "c"}) for i in range(20))
+    write(tmp_path / "drawn.jsonl", rows)
+    write(tmp_path / "fixed" / "train.jsonl", rows)
+    write(tmp_path / "fixed" / "test.jsonl", '{"prompt": "q", "completion": "c", "id": 3}')
+    drawn, fixed = read(tmp_path).sources
+    assert (drawn.name, fixed.name, drawn.scored_by) == ("drawn", "fixed", "exact")
+    one, other = drawn.draw(0), drawn.draw(1)
+    assert len(one.train) == 16 and len(one.test) == 4 and not set(one.train) & set(one.test)
+    assert one != other and one == drawn.draw(0)
+    assert fixed.draw(0) == fixed.draw(1) and len(fixed.draw(0, train_rows=5).train) == 5
+    assert [source.name for source in read(tmp_path, "fixed, drawn").sources] == ["fixed", "drawn"]
+
+
+def test_lines_may_be_empty_hold_more_keys_and_end_as_on_windows(tmp_path):
+    lines = ['{"prompt": "p é", "completion": "c\\n"}', "", "  ", '{"prompt": "", "completion": "d", "more": 1}\r']
+    (tmp_path / "2-later.jsonl").write_bytes("\n".join(lines).encode())
+    write(tmp_path / "1-first.jsonl", "\n".join([lines[0], lines[0], lines[-1]]))
+    (tmp_path / "notes.txt").write_text("not a task")
+    first, later = read(tmp_path).sources
+    assert (first.name, later.name) == ("1-first", "2-later")
+    assert [(row.prompt, row.completion) for row in later.train] == [("p é", "c\n"), ("", "d")]
+    # what is there twice is learned or scored, never both
+    drawn = first.draw(0)
+    assert len(drawn.train) == len(drawn.test) == 1
+
+
+def test_what_is_no_utf8_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\n{"prompt": "a", "completion": "\xff"}')
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: no UTF-8: .* at byte"):
+        read(tmp_path)
+
+
+def test_cl_benchmark_asks_as_its_paper_does(tmp_path):
+    cl_benchmark(tmp_path, "SC/amazon", "COPA/COPA")
+    copa, amazon = read(tmp_path).sources
+    assert amazon.train[0].prompt == (
+        "What is the sentiment of the following paragraph? Choose one from the option.\nOption: Good, Bad \n"
+        "train of SC/amazon\nAnswer:"
+    )
+    assert amazon.train[0].completion == " Good" and amazon.train[0].options == (" Good", " Bad")
+    assert copa.test[0].prompt == "test of COPA/COPA\nAnswer:"
+    bare = read(tmp_path, "amazon", instructed=False).sources[0]
+    assert bare.train[0].prompt == "train of SC/amazon" and bare.train[0].options == ("Good", "Bad")
+
+
+def test_a_partial_copy_is_told_and_not_guessed(tmp_path):
+    cl_benchmark(tmp_path, "TC/dbpedia", "TC/agnews", "SC/amazon")
+    with pytest.raises(ValueError, match="order1 has 4 tasks, and this copy of the data lacks yahoo"):
+        read(tmp_path, "order1")
+    there = read(tmp_path, "order1", partial=True)
+    assert [source.name for source in there.sources] == ["dbpedia", "amazon", "agnews"]
+    assert there.lacking == ("yahoo",)
+
+
+def test_the_orders_are_those_of_the_papers():
+    assert ORDERS["order3"] == ("yahoo", "amazon", "agnews", "dbpedia")
+    assert len(set(ORDERS["long1"])) == 15
+    assert set(ORDERS["long1"]) == set(ORDERS["long2"]) == set(ORDERS["long3"])
+    assert (ORDERS["long1"][0], ORDERS["long2"][0], ORDERS["long3"][-1]) == ("MNLI", "MultiRC", "WiC")
+    assert len(ORDERS["trace"]) == 8
+
+
+def test_trace_is_scored_task_by_task(tmp_path):
+    for task in ("20Minuten", "FOMC", "own"):
+        for split in ("train", "test"):
+            write(tmp_path / task / f"{split}.json", [{"prompt": "p", "answer": split}])
+    sources = {source.name: source for source in read(tmp_path).sources}
+    assert {name: source.scored_by for name, source in sources.items()} == {
+        "20Minuten": "sari", "FOMC": "exact", "own": "exact"
+    }  # fmt: skip
+    assert sources["FOMC"].train[0].prompt == "p\n"
+    with pytest.raises(ValueError, match="lacks C-STANCE, MeetingBank, Py150, ScienceQA, NumGLUE-cm, NumGLUE-ds"):
+        read(tmp_path, "trace")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"prompt": "a"}', "a.jsonl:2: 'completion' must be a text, got None"),
+        ("[1]", 'each line must be {"prompt": text'),
+        ("{", "no JSON: Expecting property name"),
+        ("{", "at column 2"),
+        ("prompt,completion", "no JSON"),
+        ('{"prompt": 1, "completion": "b"}', "'prompt' must be a text, got 1"),
+        ('{"prompt": "a", "completion": ""}', "'completion' is empty"),
+        ('{"prompt": "a", "completion": "b", "options": "b"}', "'options' must be a list of texts"),
+        ('{"prompt": "a", "completion": "b", "options": ["b"]}', "'options' must be two texts or more"),
+        ('{"prompt": "a", "completion": "b", "options": ["b", "b"]}', "all different"),
+        ('{"prompt": "a", "completion": "b", "options": ["c", "d"]}', "'b' is none of the options c, d"),
+        ('{"prompt": "a", "completion": "b", "test": 1}', "'test' must be a text, got 1"),
+        ('{"prompt": "\\ud800", "completion": "b"}', "no text"),
+        ('{"prompt": "a", "completion": "b", "options": ["b", "\\ud800"]}', "no text"),
+    ],
+)
+def test_a_malformed_line_is_named(row, message, tmp_path):
+    write(tmp_path / "a.jsonl", '{"prompt": "a", "completion": "b"}\n' + row)
+    with pytest.raises(ValueError) as error:
+        read(tmp_path)
+    assert message in str(error.value) and "a.jsonl:2: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("SC/amazon/train.json", [{"sentence": "a"}], "train.json, row 1: must hold the texts 'sentence' and 'label'"),
+        ("SC/amazon/train.json", [{"sentence": "a", "label": "Ugly"}], "row 1: 'completion' ' Ugly' is none of the"),
+        ("SC/amazon/train.json", {}, "must be a list of at least one row"),
+        ("SC/amazon/train.json", "[", "train.json: no JSON"),
+        ("SC/amazon/labels.json", ["Good", 1], "labels.json: must be a list of texts"),
+        ("XX/amazon/train.json", [{"sentence": "a", "label": "Good"}], "no instruction for the category 'XX'"),
+    ],
+)
+def test_a_malformed_benchmark_is_named(file, content, message, tmp_path):
+    cl_benchmark(tmp_path, "SC/amazon")
+    write(tmp_path / file, content)
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("task", ["SC/amazon", "FOMC"])
+def test_a_benchmark_that_scores_what_it_teaches_is_refused(task, tmp_path):
+    rows = [{"prompt": "p", "answer": f"{i}", "sentence": f"{i}", "label": "Good"} for i in range(3)]
+    write(tmp_path / task / "labels.json", ["Good", "Bad"])
+    write(tmp_path / task / "train.json", rows)
+    write(tmp_path / task / "test.json", [*rows[1:], {**rows[0], "sentence": "new", "answer": "new"}])
+    assert len(read(tmp_path).sources[0].test) == 3
+    write(tmp_path / task / "test.json", rows[1:])
+    with pytest.raises(ValueError, match=f"{task}: every row to score by is a row to learn too"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["SC/amazon/test.json", "SC/amazon/labels.json"])
+def test_a_missing_file_is_named(file, tmp_path):
+    (cl_benchmark(tmp_path, "SC/amazon") / file).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{file} is missing"):
+        read(tmp_path)
+
+
+def test_a_folder_without_tasks_says_what_it_should_hold(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no task. It must hold NAME.jsonl files"):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        read(tmp_path / "absent")
+    write(tmp_path / "half" / "train.jsonl", '{"prompt": "a", "completion": "b"}')
+    with pytest.raises(FileNotFoundError, match=r"half lacks test.jsonl"):
+        read(tmp_path)
+    write(tmp_path / "half" / "test.jsonl", "")
+    with pytest.raises(ValueError, match=r"test.jsonl: is empty"):
+        read(tmp_path)
+
+
+def test_what_is_hidden_double_or_no_test_is_no_task(tmp_path):
+    rows = '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "b"}'
+    write(tmp_path / "a.jsonl", rows)
+    write(tmp_path / ".a.jsonl", rows)
+    write(tmp_path / ".hidden" / "train.jsonl", rows)
+    assert [source.name for source in read(tmp_path).sources] == ["a"]
+    for split in ("train", "test"):
+        write(tmp_path / "b" / f"{split}.jsonl", rows)
+    with pytest.raises(ValueError, match="b: every row to score by is a row to learn too"):
+        read(tmp_path)
+    write(tmp_path / "a" / "train.jsonl", rows)
+    with pytest.raises(ValueError, match=r"holds a.jsonl and a/train.jsonl"):
+        read(tmp_path)
+
+
+def test_a_name_of_the_report_is_no_task(tmp_path):
+    write(tmp_path / "before.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "b"}')
+    with pytest.raises(ValueError, match="no task may be called 'before'"):
+        read(tmp_path)
+    write(tmp_path / "one.jsonl", '{"prompt": "a", "completion": "b"}')
+    with pytest.raises(ValueError, match=r"one.jsonl: needs a row to learn and one to score"):
+        read(tmp_path, "one")
+
+
+def test_what_was_known_before_is_rows_or_a_text(tmp_path):
+    write(tmp_path / "text.txt", "word " * 500)
+    text = read_retained(tmp_path / "text.txt", lambda window: len(window) <= 300)
+    assert max(len(row.completion) for row in text.test) <= 300
+    assert text.scored_by == "loss" and "".join(row.completion for row in text.test) == "word " * 500
+    write(tmp_path / "quiz.jsonl", '{"prompt": "a", "completion": "b", "options": ["b", "c"]}')
+    assert read_retained(tmp_path / "quiz.jsonl", bool).scored_by == "accuracy"
+    write(tmp_path / "empty.txt", " \n")
+    with pytest.raises(ValueError, match="holds no text"):
+        read_retained(tmp_path / "empty.txt", bool)
+    (tmp_path / "bytes.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="no UTF-8"):
+        read_retained(tmp_path / "bytes.txt", bool)
+    write(tmp_path / "a.csv", "a")
+    with pytest.raises(ValueError, match=r"a .jsonl file of rows or a .txt file is wanted"):
+        read_retained(tmp_path / "a.csv", bool)

@@ -1,0 +1,127 @@
+"""Recipes become flags; those that are shipped run, from JSON lines to the table, on models of their architecture."""
+
+import argparse
+import json
+
+import pytest
+
+from gsr_kernels.__main__ import main
+from gsr_kernels.cli.continual import add_arguments
+from gsr_kernels.continual.recipe import SHIPPED, expand
+from python_tests.continual.tiny import WORDS, save_model
+
+RECIPES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def recipe(tmp_path, text):
+    (tmp_path / "own.yaml").write_text(text)
+    return str(tmp_path / "own.yaml")
+
+
+def test_a_recipe_stands_before_what_is_given_by_hand(tmp_path):
+    values = "lr: 3e-5\nmicro_batch: 4\nbf16: true\nchat: false\nmethod: [psp, sr]\nmetric: {a: exact, b: bleu}"
+    name = recipe(tmp_path, values)
+    flags = [
+        "--lr",
+        "3e-5",
+        "--micro-batch",
+        "4",
+        "--bf16",
+        "--method",
+        "psp",
+        "--method",
+        "sr",
+        "--metric",
+        "a=exact",
+        "--metric",
+        "b=bleu",
+    ]
+    assert expand(["--recipe", name]) == [*flags, "--recipe", name]
+    assert expand([f"--recipe={name}"]) == [*flags, f"--recipe={name}"]
+    by_hand = expand(["--recipe", name, "--method=gsr", "--lr", "1"])
+    assert by_hand[:2] == ["--micro-batch", "4"] and "psp" not in by_hand
+    assert expand(["--lr", "1"]) == ["--lr", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: [", "no YAML"),
+        ("[1]", "must map the names of flags"),
+        ("lr: {a: [1]}", "lr must be a text, a number, or several"),
+        ("recipe: other", "names no other recipe"),
+    ],
+)
+def test_what_is_no_recipe_is_said(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        expand(["--recipe", recipe(tmp_path, text)])
+
+
+def test_an_unknown_recipe_lists_those_there_are():
+    with pytest.raises(FileNotFoundError, match="--recipe absent is no file, nor one of encoder, gsr-paper"):
+        expand(["--recipe", "absent"])
+
+
+def test_an_unknown_flag_in_a_recipe_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["continual", "--recipe", recipe(tmp_path, "magic: 1"), "--out", str(tmp_path / "out")])
+    assert "unrecognized arguments: --magic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_says_what_flags_say(name):
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser)
+    args = parser.parse_args([*expand(["--recipe", name]), "--out", "out"])
+    assert (args.model or name == "demo") and args.method
+
+
+def write_paper(folder):
+    """A few rows of each of the paper's tasks, and of what was known before."""
+    rows = {
+        "math": [{"prompt": f"{i} + {i} = ", "completion": str(2 * i)} for i in range(12)],
+        "medicine": [{"prompt": f"头痛 {i} 天怎么办", "completion": "多喝水，多休息。"} for i in range(12)],
+        "code": [
+            {"prompt": f"add {i}", "completion": f"def f(x): return x + {i}", "test": f"assert f(1) == {i + 1}"}
+            for i in range(12)
+        ],
+        "reactions": [{"prompt": f"C{'C' * i}O", "completion": f"C{'C' * i}=O"} for i in range(12)],
+        "cuneiform": [{"prompt": f"lugal {i}", "completion": f"the king {i}"} for i in range(12)],
+    }
+    for name, each in rows.items():
+        (folder / "tasks").mkdir(exist_ok=True)
+        (folder / "tasks" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, each)))
+    quiz = [{"prompt": f"{word}? ", "completion": "A", "options": ["A", "B", "C", "D"]} for word in WORDS]
+    (folder / "mmlu.jsonl").write_text("\n".join(map(json.dumps, quiz)))
+    return ["--data", str(folder / "tasks"), "--retain", str(folder / "mmlu.jsonl")]
+
+
+def test_the_papers_recipe_from_json_lines_to_the_table(tmp_path):
+    model = save_model("causal", tmp_path / "model", chats=True)
+    out = tmp_path / "out"
+    flags = ["--recipe", "gsr-paper", "--model", model, *write_paper(tmp_path), "--new-tokens", "4"]
+    assert main(["continual", *flags, "--out", str(out)]) == 0
+    table = (out / "table.txt").read_text()
+    header = next(line for line in table.splitlines() if " after " in line)
+    assert header.split() == ["after", "mmlu", "math", "medicine", "code", "reactions", "cuneiform", "F.Ra", "AP"]
+    for title in ("SeqFT", "PSP", "SR", "GSR", "PerFT", "MTL"):
+        assert sum(line.startswith(title) for line in table.splitlines()) >= 1 + (title != "MTL") * 4
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["batch"] == 512 and config["settings"]["lr"] == 3e-5
+    assert config["methods"]["SR"].startswith("SR(lam=1e-09") and config["settings"]["chat"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ps-lora-t5", "seq2seq"), ("ps-lora-llama", "causal")])
+def test_ps_loras_recipes_on_a_partial_copy(name, kind, tmp_path):
+    for task in ("TC/dbpedia", "SC/amazon", "TC/agnews"):
+        (tmp_path / "data" / task).mkdir(parents=True)
+        rows = [{"label": ("Good", "Bad")[i % 2], "sentence": f"{WORDS[i % 10]} {i}"} for i in range(16)]
+        for file, content in (("train", rows[:12]), ("test", rows[12:]), ("labels", ["Good", "Bad"])):
+            (tmp_path / "data" / task / f"{file}.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    flags = ["--recipe", name, "--model", save_model(kind, tmp_path / "model"), "--data", str(tmp_path / "data")]
+    assert main(["continual", *flags, "--out", str(out)]) == 2 and not out.exists()
+    assert main(["continual", *flags, "--partial", "--seeds", "1", "--out", str(out)]) == 0
+    table = (out / "table.txt").read_text()
+    assert "Lacking in this copy of the data, and left out: yahoo." in table
+    assert "after              dbpedia     amazon     agnews" in table and "PS-LoRA  agnews" in table

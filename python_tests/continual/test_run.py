@@ -1,0 +1,378 @@
+"""Real architectures, random and tiny, from the flags to the folder; and what a kill leaves."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gsr_kernels.__main__ import main
+from gsr_kernels.adapters.eblora import EBLoRA
+from gsr_kernels.continual.examples import Example
+from gsr_kernels.continual.folder import claimed
+from gsr_kernels.continual.learn import arguments
+from gsr_kernels.continual.metrics import BEFORE
+from gsr_kernels.continual.models import load
+from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.continual.strategies.adapters import PROTECTED
+from gsr_kernels.continual.task_sequence import TaskSequence
+from gsr_kernels.continual.trainer import TaskTrainer, Watch
+from python_tests.continual.tiny import WORDS, save_model, save_tasks, tiny_kind
+
+QUICK = ["--batch", "8", "--micro-batch", "4", "--steps", "6", "--lr", "1e-3", "--save-every", "2", "--test-rows", "4"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return save_tasks(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    kinds = ("causal", "seq2seq", "classifier")
+    return {kind: save_model(kind, tmp_path_factory.mktemp(kind), dropout=0.1) for kind in kinds}
+
+
+def measured(out):
+    return {part: json.loads((out / "results.json").read_text())[part] for part in ("matrices", "spectra")}
+
+
+@pytest.mark.filterwarnings("ignore:gsr_kernels. only")
+@pytest.mark.parametrize("kind", ["causal", "seq2seq", "classifier"])
+def test_a_kind_of_model_from_the_flags_to_the_folder(kind, models, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    rows = [{"prompt": f"{word} is", "completion": " good", "options": [" good", " bad"]} for word in WORDS]
+    (tmp_path / "quiz.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "text.txt").write_text("the river and the stone " * 100)
+    more = {
+        "causal": ["--retain", tmp_path / "text.txt", "--retain", tmp_path / "quiz.jsonl", "--metric", "second=exact"],
+        "seq2seq": ["--metric", "edit", "--order", "third,first", "--bf16", "--gradient-checkpointing"],
+        "classifier": ["--head-lr", "1e-2", "--keep-models", "--bounds"],
+    }[kind]
+    arguments = ["continual", "--model", models[kind], "--data", data, "--out", str(out), *QUICK, *map(str, more)]
+    assert main(arguments) == 0
+    assert {file.name for file in out.iterdir()} == {
+        ".lock", "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt", "work"
+    }  # fmt: skip
+    assert (out / "table.txt").read_text() in capsys.readouterr().out
+
+    results = measured(out)
+    titles = ["SeqFT", "GSR", "PerFT", "MTL"] if kind == "classifier" else ["SeqFT", "GSR"]
+    assert list(results["matrices"]) == titles
+    matrices = {title: each[0] for title, each in results["matrices"].items()}
+    assert matrices["SeqFT"]["known"] == (["text", "quiz"] if kind == "causal" else [])
+    assert matrices["SeqFT"]["tasks"] == (["third", "first"] if kind == "seq2seq" else ["first", "second", "third"])
+    cells = [cell for row in matrices["GSR"]["cells"] for cell in row]
+    assert all(0 <= cell <= 100 for cell in cells)
+    assert matrices["SeqFT"]["cells"][0] == matrices["GSR"]["cells"][0]
+    for seen in results["spectra"].values():
+        assert list(seen) == [BEFORE, *matrices["GSR"]["tasks"]]
+        first, *others = seen.values()
+        # every task has moved the weights
+        assert all(first != other for other in others) and len(first) >= 4
+    kept = sorted(path.name for path in (out / "work" / "seed-0" / "gsr" / "models").iterdir())
+    assert kept == (["first", "second", "third"] if kind == "classifier" else [matrices["GSR"]["tasks"][-1]])
+    answers = (out / "work" / "seed-0" / "gsr" / "answers" / "first" / "first.jsonl").read_text().splitlines()
+    assert len(answers) == 4 and {"prompt", "completion", "answer"} == json.loads(answers[0]).keys()
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["kind"] == kind and config["tasks"]["first"]["rows"] == {"train": 40, "test": 0}
+
+
+KILLED = """
+import os, signal, sys
+from gsr_kernels.__main__ import main
+from gsr_kernels.continual.trainer import Watch
+
+def on_step_end(self, args, state, control, **kwargs):
+    if f"/{sys.argv[1]}/" in args.output_dir and args.output_dir.endswith("third") and state.global_step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Watch.on_step_end = on_step_end
+main(sys.argv[2:])
+"""
+
+
+def killed(method, arguments):
+    """A run of the arguments, until it kills itself in the third task of the method."""
+    run = subprocess.run([sys.executable, "-c", KILLED, method, *arguments], capture_output=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+
+
+def test_a_run_killed_in_the_third_task_ends_with_the_same_numbers(models, data, tmp_path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK]
+    assert main([*arguments, "--out", str(whole)]) == 0
+    killed("gsr", [*arguments, "--out", str(cut)])
+    assert [path.name for path in (cut / "work/seed-0/gsr/training/third").glob("checkpoint-*")] == ["checkpoint-4"]
+    # what was being written when the kill came is no checkpoint
+    torn = cut / "work/seed-0/gsr/training/third/checkpoint-5"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global_step"')
+    assert list(measured(cut)["matrices"]) == ["SeqFT"]
+
+    assert main([*arguments, "--out", str(cut), "--lr", "2e-3", "--resume"]) == 2
+    assert "--resume: settings lr was 0.001 in" in capsys.readouterr().err
+    assert main([*arguments, "--out", str(cut), "--resume"]) == 0
+    assert measured(cut) == measured(whole)
+    config = json.loads((cut / "config.json").read_text())
+    assert (
+        config["settings"]["max_grad_norm"] == 1.0 and "gradients clipped to norm 1;" in (cut / "table.txt").read_text()
+    )
+    assert all(config["versions"][package] for package in ("transformers", "accelerate", "peft", "tokenizers"))
+    assert config["arguments"][-1] == str(cut) and [run["arguments"][-1] for run in config["resumed"]] == ["--resume"]
+    with claimed(cut):
+        assert main([*arguments, "--out", str(cut), "--resume"]) == 2
+    assert "another run writes into it" in capsys.readouterr().err
+    # a folder of before these were settings
+    for name in ("max_grad_norm", "fsdp", "processes"):
+        del config["settings"][name]
+    (cut / "config.json").write_text(json.dumps(config))
+    # nothing is left to do, and nothing is done
+    assert main([*arguments, "--out", str(cut), "--resume"]) == 0
+    assert measured(cut) == measured(whole)
+
+
+def test_a_run_stopped_while_it_scores_ends_with_the_same_numbers(models, data, tmp_path, monkeypatch, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--schedule", "constant_with_warmup"]
+    arguments += ["--method", "gsr,ps-lora,eblora", "--adapter-lr", "3e-3", "--order", "first,second"]
+    assert main([*arguments, "--out", str(whole)]) == 0
+    scores = TaskSequence._scores
+    stopped = []
+
+    def stops(self, model, folder):
+        method = folder.parts[-3]
+        # what EBLoRA protects after a task counts in the next one
+        if folder.name == {"eblora": "first"}.get(method, "second") and method not in stopped:
+            stopped.append(method)
+            raise KeyboardInterrupt
+        return scores(self, model, folder)
+
+    monkeypatch.setattr(TaskSequence, "_scores", stops)
+    for more in ([], ["--resume"], ["--resume"]):
+        with pytest.raises(KeyboardInterrupt):
+            main([*arguments, "--out", str(cut), *more])
+    assert stopped == ["gsr", "ps-lora", "eblora"]
+    assert main([*arguments, "--order", "second,first", "--out", str(cut), "--resume"]) == 2
+    assert "--resume: the order of tasks was first, second in" in capsys.readouterr().err
+    assert main([*arguments, "--out", str(cut), "--resume"]) == 0
+    assert measured(cut) == measured(whole)
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_eblora_and_gsr_on_adapters_killed_in_the_third_task_end_with_the_same_numbers(kind, models, data, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["--adapter-lr", "3e-3", "--adapter-dropout", "0.1", "--gradient-checkpointing", "--weight-decay", "0.1"]
+    methods = ["gsr-lora", "eblora"] if kind == "causal" else ["eblora"]
+    arguments = ["continual", "--model", models[kind], "--data", data, *QUICK, "--method", ",".join(methods), *more]
+    assert main([*arguments, "--out", str(whole)]) == 0
+    for method, resume in zip(methods, ([], ["--resume"])):
+        killed(method, [*arguments, "--out", str(cut), *resume])
+        checkpoints = (cut / f"work/seed-0/{method}/training/third").glob("checkpoint-*")
+        assert [path.name for path in checkpoints] == ["checkpoint-4"]
+    assert main([*arguments, "--out", str(cut), "--resume"]) == 0
+    assert measured(cut) == measured(whole)
+
+    described = list(json.loads((whole / "config.json").read_text())["methods"].values())
+    assert described[-1].endswith("gradient of 256 rows, steps scaled by √(width / rank)")
+    if kind == "causal":
+        assert described[0].endswith("one for all tasks, AdapterGSR(rho=0.5, spectrum='adapter')")
+        logs = json.loads((cut / "work/seed-0/gsr-lora/state.json").read_text())["logs"]
+        # from the second task on the adapter has directions, and they are rescaled
+        assert all(each["gsr/inactive_directions"] == 0 for each in logs["third"] if "loss" in each)
+    for title, seen in measured(whole)["spectra"].items():
+        moved = {name for name, sigma in seen["third"].items() if sigma != seen[BEFORE][name]}
+        assert moved and all(any(part in name for part in (".q", ".v")) for name in moved), title
+
+
+def test_eblora_leaves_a_whole_model_and_the_inputs_that_it_protects(models, data, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--method", "eblora"]
+    assert main([*arguments, "--keep-models", "--adapter-lr", "3e-3", "--out", str(out)]) == 0
+    folders = [out / "work/seed-0/eblora/models" / name for name in ("first", "second", "third")]
+    protected = [EBLoRA.load(folder / PROTECTED).protected for folder in folders]
+    for before, after in pairwise(protected):
+        for name, F in before.items():
+            assert after[name].shape[1] > F.shape[1] and torch.equal(after[name][:, : F.shape[1]], F)
+            assert torch.dist(after[name].mT @ after[name], torch.eye(after[name].shape[1])) < 1e-5
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    for name, F in protected[0].items():
+        # what the second task has added maps the inputs of the first as before
+        moved = weights[1][f"{name}.weight"] - weights[0][f"{name}.weight"]
+        assert torch.linalg.matrix_norm(moved) > 1e-3
+        assert torch.linalg.matrix_norm(moved @ F) < 1e-5 * torch.linalg.matrix_norm(moved)
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_adapters_learn_in_turn_and_resume(kind, models, data, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    methods = ["--method", "inclora,o-lora,seqlora,ps-lora" if kind == "causal" else "ps-lora"]
+    more = ["--adapter-lr", "3e-3", "--adapter-dropout", "0.1", "--adapter-lam", "0.5", "--gradient-checkpointing"]
+    arguments = ["continual", "--model", models[kind], "--data", data, *QUICK, *methods, *more]
+    assert main([*arguments, "--out", str(whole)]) == 0
+    described = json.loads((whole / "config.json").read_text())["methods"]["PS-LoRA"]
+    assert described == "rank 8, lr 0.003, dropout 0.1, one a task, merged by magnitude, PSLoRA(lam=0.5)"
+    cells = {title: each[0]["cells"] for title, each in measured(whole)["matrices"].items()}
+    assert all(rows[0] == cells["PS-LoRA"][0] for rows in cells.values())
+    adapters = whole / "work/seed-0/ps-lora/models/third"
+    assert sorted(path.name for path in adapters.iterdir() if path.is_dir()) == ["task-001", "task-002", "task-003"]
+    spectra = measured(whole)["spectra"]["PS-LoRA"]
+    moved = [name for name, sigma in spectra["third"].items() if sigma != spectra[BEFORE][name]]
+    assert moved and all(any(part in name for part in (".q", ".v")) for name in moved)
+
+    on_step_end = Watch.on_step_end
+
+    def ends(self, args, state, control, **kwargs):
+        if "ps-lora" in args.output_dir and args.output_dir.endswith("third") and state.global_step == 5:
+            raise KeyboardInterrupt
+        on_step_end(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(Watch, "on_step_end", ends)
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, "--out", str(cut)])
+    monkeypatch.setattr(Watch, "on_step_end", on_step_end)
+    assert main([*arguments, "--out", str(cut), "--resume"]) == 0
+    assert measured(cut) == measured(whole)
+
+
+def test_a_new_head_learns_at_its_own_rate_decayed_or_not(models, tmp_path):
+    settings = RunSettings(model=models["classifier"], lr=1e-5, weight_decay=0.1, head_lr=1e-2)
+    kind = tiny_kind(settings)
+    kind.choose_among([("a", "b")])
+    model = load(kind, settings.model, "float32", 0)
+    rows = [kind.features(Example("x", "a", ("a", "b")))]
+    trainer = TaskTrainer(model=model, args=arguments(settings, 1, tmp_path, 0), train_dataset=rows)
+    trainer.head_lr = settings.head_lr
+    optimizer = trainer.create_optimizer()
+    rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    decays = {parameter: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    head, below = model.classifier, model.bert.embeddings.word_embeddings
+    assert rates[head.weight] == rates[head.bias] == 1e-2 and rates[below.weight] == 1e-5
+    assert (decays[head.weight], decays[head.bias]) == (0.1, 0.0) and len(rates) == len(list(model.parameters()))
+    # the one step of a short task has a rate
+    assert trainer.create_scheduler(1, optimizer).get_last_lr()[0] == 1e-5
+
+
+def test_a_rate_that_diverges_ends_the_run(models, data, tmp_path, capsys):
+    arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out"), *QUICK]
+    assert main([*arguments, "--lr", "1e30", "--method", "seqft"]) == 2
+    assert "lr 1e+30 is too high" in capsys.readouterr().err
+
+
+def test_a_last_step_that_diverges_ends_the_run(models, data, tmp_path, capsys, monkeypatch):
+    on_step_end = Watch.on_step_end
+
+    def breaks(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == state.max_steps:
+            next(kwargs["model"].parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(Watch, "on_step_end", breaks)
+    arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out"), *QUICK]
+    assert main([*arguments, "--method", "seqft"]) == 2
+    assert "weights are not finite at the end of a task: lr 0.001 is too high" in capsys.readouterr().err
+    assert not (tmp_path / "out/work/seed-0/seqft/models").exists()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    # what network file systems ask of a lock
+    with claimed(tmp_path):
+        [handle] = [each for each in Path("/proc/self/fd").iterdir() if each.resolve() == tmp_path / ".lock"]
+        flags = Path("/proc/self/fdinfo", handle.name).read_text().split("flags:")[1].split()[0]
+        assert int(flags, 8) & os.O_RDWR
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=r"takes no locks \(not supported\): give a folder on another"), claimed(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "message"),
+    [
+        ("causal", ["--kind", "seq2seq"], "--kind seq2seq: llama has no such head, but causal, classifier"),
+        ("causal", ["--method", "eblora", "--adapter-rank", "17"], "--adapter-rank must be at most 16 for eblora"),
+        ("causal", ["--method", "ps-lora", "--adapter-lam", "0"], "--adapter-lam must be positive and finite, got 0"),
+        ("causal", ["--adapter-dropout", "1"], "--adapter-dropout must be a share in [0, 1), got 1"),
+        ("classifier", ["--method", "ps-lora"], "--method ps-lora is for models that write, not for a classifier"),
+        ("causal", ["--method", "magic"], "--method 'magic' is unknown"),
+        ("causal", ["--metric", "magic"], "--metric 'magic' is unknown; there are accuracy, exact"),
+        ("causal", ["--metric", "fourth=exact"], "'fourth' is no task; there are first, second, third"),
+        ("causal", ["--metric", "pass@1"], "first: --metric pass@1 is for rows with a 'test'"),
+        ("causal", ["--order", "first,fourth"], "--order first,fourth: unknown 'fourth'. The data has first, second"),
+        ("causal", ["--order", "order1"], "this copy of the data lacks dbpedia, amazon, yahoo, agnews"),
+        ("causal", ["--order", "order1", "--partial"], "has none of its tasks"),
+        ("causal", ["--order", "first,first"], "names a task twice"),
+        ("causal", ["--order", "first"], "--data holds one task alone"),
+        ("causal", ["--retain", "absent.jsonl"], "--retain absent.jsonl is no file"),
+        ("causal", ["--batch", "8", "--micro-batch", "3"], "--micro-batch 3 must divide batch 8"),
+        ("causal", ["--max-grad-norm", "-1"], "--max-grad-norm must be finite and at least 0, got -1"),
+        ("causal", ["--epochs", "nan"], "--epochs must be positive and finite"),
+        ("causal", ["--warmup", "1"], "--warmup must be a share"),
+        ("causal", ["--max-tokens", "0"], "--max-tokens must be at least 1"),
+        ("causal", ["--max-tokens", "4096"], "--max-tokens must be at most 2048, the positions that the model has"),
+        ("causal", ["--rank", "100"], "--rank must lie in [1, 32]"),
+        ("causal", ["--rank", "2", "--method", "psp"], "--rank must be None for PSP"),
+        ("causal", ["--rank", "2", "--method", "gsr,sr"], "--rank is not a setting of SR"),
+        ("classifier", ["--retain", "absent.jsonl"], "--retain is for models that write"),
+        ("causal", ["--chat"], "has no chat template"),
+        ("causal", ["--fsdp"], "--fsdp shards a model over several processes: start them by torchrun"),
+        ("causal", ["--width", "0"], "--width: only without --model"),
+        ("causal", ["--resume"], "holds no run (no config.json)"),
+        ("causal", ["--model", "absent/model"], "--model absent/model is no folder with a model, and no hub gave one"),
+        ("causal", ["--rho", "2"], "--rho must be a finite number in [0, 1]"),
+        ("classifier", ["--metric", "exact"], "first: a classifier cannot be scored by exact"),
+        ("causal", ["--head-lr", "1e-2"], "--head-lr is for a classifier's new head"),
+        ("causal", ["--metric", "exact", "--new-tokens", "2048"], "the model has 2048: lower --new-tokens"),
+        ("classifier", ["--chat"], "--chat is for models that write"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_before_any_training(kind, flags, message, models, data, tmp_path, capsys):
+    arguments = ["continual", "--model", models[kind], "--data", data, "--out", str(tmp_path / "out"), *QUICK, *flags]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: " in error and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_needs_a_model_is_refused_without_one(data, tmp_path, capsys):
+    arguments = ["continual", "--data", data, "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--epochs", "2", "--bf16"]) == 2
+    assert "--epochs, --bf16: only with --model" in capsys.readouterr().err.replace(
+        "--bf16, --epochs", "--epochs, --bf16"
+    )
+
+
+def test_what_is_no_text_model_is_refused(data, tmp_path, capsys):
+    folder = tmp_path / "vision"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    arguments = ["continual", "--model", str(folder), "--data", data, "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "error: --model" in capsys.readouterr().err
+
+
+def test_adapters_of_an_unknown_architecture_are_refused(models, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("peft.tuners.lora.LoraModel.target_module_mapping", {})
+    arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--method", "seqft,o-lora"]) == 2
+    assert "method o-lora: PEFT knows no query and value of llama" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_installed_is_named(models, data, tmp_path, capsys, monkeypatch):
+    from gsr_kernels.continual import evaluators
+
+    monkeypatch.setattr(evaluators, "find_spec", lambda name: None)
+    arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--metric", "rouge-l"]) == 2
+    message = "--metric rouge-l needs the package rouge-score: pip install '.[runner]' in a checkout"
+    assert message in capsys.readouterr().err
