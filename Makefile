@@ -44,7 +44,7 @@ wheels: .venv/all
 
 .venv/demo: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[plot]"
+	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[runner]"
 	touch $@
 
 .venv/all: pyproject.toml setup.py

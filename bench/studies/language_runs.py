@@ -113,7 +113,7 @@ def execute(run: Run, folder: Path) -> dict:
     settings = {
         "--model": folder / "model",
         "--data": folder / run.part,
-        "--known": folder / f"{HELD_OUT}.txt",
+        "--retain": folder / f"{HELD_OUT}.txt",
         "--order": ",".join(ORDERS[run.order]),
         "--method": run.method,
         lr: f"{run.lr:g}",

@@ -53,7 +53,7 @@ def test_rows_say_what_their_task_promises(sources):
 
 def test_tasks_come_in_the_order_that_is_asked_for():
     assert [source.name for source in demo.tasks("dates, docs").sources] == ["dates", "docs"]
-    with pytest.raises(ValueError, match="unknown 'magic'. The data has docs, code"):
+    with pytest.raises(ValueError, match=r"unknown 'magic'\. The data has docs, code"):
         demo.tasks("docs,magic")
 
 

@@ -36,11 +36,16 @@ def test_a_recipe_stands_before_what_is_given_by_hand(tmp_path):
         "--metric",
         "b=bleu",
     ]
-    assert expand(["--recipe", name]) == [*flags, "--recipe", name]
-    assert expand([f"--recipe={name}"]) == [*flags, f"--recipe={name}"]
-    by_hand = expand(["--recipe", name, "--method=gsr", "--lr", "1"])
+    model = ["--model", "m"]
+    assert expand(["--recipe", name, *model]) == [*flags, "--recipe", name, *model]
+    assert expand([f"--recipe={name}", *model]) == [*flags, f"--recipe={name}", *model]
+    by_hand = expand(["--recipe", name, "--method=gsr", "--lr", "1", *model])
     assert by_hand[:2] == ["--micro-batch", "4"] and "psp" not in by_hand
-    assert expand(["--lr", "1"]) == ["--lr", "1"]
+    assert expand(["--lr", "1", *model]) == ["--lr", "1", *model]
+    # without a model it is the demo, whose own flags come first
+    demo = expand(["--recipe", name])
+    assert demo[-len(flags) - 2 :] == [*flags, "--recipe", name] and demo[:2] == ["--seeds", "3"]
+    assert "5e-4" not in demo and "seqft" not in demo and "all-linear" in demo
 
 
 @pytest.mark.parametrize(

@@ -142,24 +142,24 @@ def test_a_run_killed_in_the_third_task_ends_with_the_same_numbers(models, data,
 def test_a_run_stopped_while_it_scores_ends_with_the_same_numbers(models, data, tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--schedule", "constant_with_warmup"]
-    arguments += ["--method", "gsr,ps-lora,eblora", "--adapter-lr", "3e-3", "--order", "first,second"]
+    arguments += ["--method", "gsr,ps-lora,eblora,ewc", "--adapter-lr", "3e-3", "--order", "first,second"]
     assert main([*arguments, "--out", str(whole)]) == 0
     scores = TaskSequence._scores
     stopped = []
 
     def stops(self, model, folder):
         method = folder.parts[-3]
-        # what EBLoRA protects after a task counts in the next one
-        if folder.name == {"eblora": "first"}.get(method, "second") and method not in stopped:
+        # what EBLoRA protects after a task, and what EWC holds, counts in the next one
+        if folder.name == {"eblora": "first", "ewc": "first"}.get(method, "second") and method not in stopped:
             stopped.append(method)
             raise KeyboardInterrupt
         return scores(self, model, folder)
 
     monkeypatch.setattr(TaskSequence, "_scores", stops)
-    for more in ([], ["--resume"], ["--resume"]):
+    for more in ([], ["--resume"], ["--resume"], ["--resume"]):
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--out", str(cut), *more])
-    assert stopped == ["gsr", "ps-lora", "eblora"]
+    assert stopped == ["gsr", "ps-lora", "eblora", "ewc"]
     assert main([*arguments, "--order", "second,first", "--out", str(cut), "--resume"]) == 2
     assert "--resume: the order of tasks was first, second in" in capsys.readouterr().err
     assert main([*arguments, "--out", str(cut), "--resume"]) == 0
@@ -325,7 +325,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         ("classifier", ["--retain", "absent.jsonl"], "--retain is for models that write"),
         ("causal", ["--chat"], "has no chat template"),
         ("causal", ["--fsdp"], "--fsdp shards a model over several processes: start them by torchrun"),
-        ("causal", ["--width", "0"], "--width: only without --model"),
+        ("causal", ["--width", "8"], "--width: only without --model"),
         ("causal", ["--resume"], "holds no run (no config.json)"),
         ("causal", ["--model", "absent/model"], "--model absent/model is no folder with a model, and no hub gave one"),
         ("causal", ["--rho", "2"], "--rho must be a finite number in [0, 1]"),
@@ -341,14 +341,6 @@ def test_bad_input_ends_before_any_training(kind, flags, message, models, data, 
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: " in error and message in error
     assert not (tmp_path / "out").exists()
-
-
-def test_what_needs_a_model_is_refused_without_one(data, tmp_path, capsys):
-    arguments = ["continual", "--data", data, "--out", str(tmp_path / "out")]
-    assert main([*arguments, "--epochs", "2", "--bf16"]) == 2
-    assert "--epochs, --bf16: only with --model" in capsys.readouterr().err.replace(
-        "--bf16, --epochs", "--epochs, --bf16"
-    )
 
 
 def test_what_is_no_text_model_is_refused(data, tmp_path, capsys):
