@@ -63,7 +63,7 @@ def test_what_is_no_recipe_is_said(text, message, tmp_path):
 
 
 def test_an_unknown_recipe_lists_those_there_are():
-    with pytest.raises(FileNotFoundError, match="--recipe absent is no file, nor one of encoder, gsr-paper"):
+    with pytest.raises(FileNotFoundError, match="--recipe absent is no file, nor one of demo, encoder, gsr-paper"):
         expand(["--recipe", "absent"])
 
 
