@@ -52,8 +52,8 @@ def demo_conditions() -> str:
     matrices = demo().matrices
     said = verdict("GSR", matrices["GSR"], matrices["SeqFT"])
     return (
-        f"*`make demo`: a Llama of {settings['demo']['layers']} layers and width {settings['demo']['width']}, with bytes "
-        f"for tokens, pretrained here, learns {len(config['tasks'])} tasks in turn; points of each "
+        f"*`make demo`: a Llama of {settings['demo']['layers']} layers and width {settings['demo']['width']}, with "
+        f"bytes for tokens, pretrained here, learns {len(config['tasks'])} tasks in turn; points of each "
         f"task's score lost since its best, mean of {settings['seeds']} seeds; AdamW at {settings['lr']:g} for both, "
         f"ρ = {settings['rho']:g}; {config['seconds']:.0f} s on {config['threads']} cores, torch "
         f"{config['versions']['torch']}. {said.split('. Seed by seed')[0]}: "
