@@ -12,7 +12,7 @@ demo: .venv/demo
 test: .venv/all
 	$(TESTS)
 
-# the oldest triton that pyproject.toml names (torch's is the one above), on a sample of its kernels
+# a sample of the kernels under the oldest triton that is tested
 oldest: .venv/all
 	test -d .venv/oldest || $(BIN)/pip install --quiet --no-deps --target .venv/oldest triton==3.7.0
 	PYTHONPATH=.venv/oldest $(TESTS) python_tests/backends/triton/test_stages.py python_tests/backends/triton/test_merge.py

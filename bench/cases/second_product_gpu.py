@@ -157,7 +157,7 @@ class Second:
 
         def launch() -> list[Moments]:
             for group in self.plan._groups:
-                self.plan._second_product(group, aligned=True)
+                self.plan.bind_second_product(group, aligned=True)()
             return held
 
         return self.trial(launch, kept)

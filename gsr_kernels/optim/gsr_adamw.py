@@ -17,6 +17,7 @@ from gsr_kernels.methods import Method
 from gsr_kernels.optim.adamw import move, plain, settings_of
 from gsr_kernels.optim.attach import attach
 from gsr_kernels.optim.fused_step import FusedStep
+from gsr_kernels.optim.groups import named_groups
 from gsr_kernels.optim.handle import Handle
 from gsr_kernels.optim.step import OwnStep
 from gsr_kernels.options import Rank, Rho
@@ -277,35 +278,3 @@ def _check(group: Mapping[str, Any]) -> None:
         raise ValueError(AMSGRAD)
     if group.get("differentiable"):
         raise ValueError("differentiable: a fused step has no gradient; use torch.optim.AdamW(differentiable=True)")
-
-
-def named_groups(given: nn.Module | Iterable[Any]) -> tuple[list[dict[str, Any]], nn.Module | dict[str, nn.Parameter]]:
-    """Return the groups for a torch optimizer, and what ``attach`` finds weights in: the model or named parameters.
-
-    Args:
-        given: a model, whose trained parameters make one group; named parameters; or groups of them.
-
-    Raises TypeError for parameters without names, ValueError where one comes twice or there is none.
-    """
-    if isinstance(given, nn.Module):
-        trained = [(name, p) for name, p in given.named_parameters() if p.requires_grad]
-        if not trained:
-            raise ValueError("params: no parameter of the model requires a gradient")
-        return [{"params": trained}], given
-    items: list[Any] = list(given.items() if isinstance(given, Mapping) else given)
-    grouped = bool(items) and all(isinstance(item, dict) for item in items)
-    groups = [{**item, "params": list(item["params"])} for item in items] if grouped else [{"params": items}]
-    pairs = [pair for group in groups for pair in group["params"]]
-    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
-        raise TypeError(
-            "params must be a model or (name, parameter) pairs, alone or as the params of groups: "
-            "give the model or model.named_parameters(), not model.parameters()"
-        )
-    model = dict(pairs)
-    several = {id(parameter) for _, parameter in pairs}
-    if not pairs or not len(model) == len(several) == len(pairs):
-        raise ValueError(
-            f"params holds {len(several)} parameters under {len(model)} names in {len(pairs)} "
-            "places: each must be there once"
-        )
-    return groups, model

@@ -68,6 +68,7 @@ class MethodStep:
         self.count, self.rehearsed, self.unconfirmed, self.refresh_every = 0, False, False, 0
         self._kind = weights[0].skipped.device.type
         self._sharded = [weight for weight in weights if not weight.whole]
+        self._split_over_ranks = set(self._sharded)
         self._constraining = [weight for weight in weights if weight.method.constrains]
         self._strict, self._record_every = nonfinite == "error", record_every
         # of each weight the parameter that was checked last, if it is no DTensor
@@ -106,14 +107,14 @@ class MethodStep:
         # under autocast the products would be taken in 16 bits, or refused
         with torch.autocast(self._kind, enabled=False), ExitStack() as after:
             after.callback(_negate, rising)
-            whole = [one for one in live if one[0].whole] if self._sharded else live
+            whole = [one for one in live if one[0] not in self._split_over_ranks] if self._sharded else live
             if self._sharded:
                 of = {id(weight): G for weight, _, _, G in live}
                 check = (lambda sums: self._check_finite(whole, sums)) if self._strict else None
                 transform_shards(self._sharded, [of.get(id(weight)) for weight in self._sharded], check)
             elif self._strict:
                 self._check_finite(whole, [])
-            for method in self.methods:
+            for method in self.methods if whole or not self._sharded else ():
                 mine = whole if len(self.methods) == 1 else [one for one in whole if one[0].method is method]
                 self._transform(method, mine, scale)
 

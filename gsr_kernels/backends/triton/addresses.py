@@ -81,6 +81,8 @@ class AddressTable:
         self._turn = 0
         # shapes, strides and dtypes of the last step, and whether all of it was taken where it lay
         self._described: list[tuple[Any, ...]] = []
+        self._written: list[tuple[Any, ...]] = []
+        self._moments: Sequence[Moments] | None = None
         self._direct = False
         # what the kernels cannot take as it lies, and the copy that they work on
         self._copies: list[tuple[Tensor, Tensor]] = []
@@ -94,7 +96,7 @@ class AddressTable:
         capturing: bool = False,
         moments: Sequence[Moments] | None = None,
     ) -> None:
-        """Brings in the addresses of ``gradients`` and ``outs``, both one a weight; without outs G' goes over G.
+        """Bring in the addresses of ``gradients`` and ``outs``, both one a weight; without outs G' goes over G.
 
         With ``moments`` the outs are the weights that AdamW moves, whose strides are those of the moments.
 
@@ -108,8 +110,11 @@ class AddressTable:
         targets = gradients if outs is None else outs
         if not len(gradients) == len(targets) == len(self._shapes):
             raise ValueError(f"the plan has {len(self._shapes)} weights, got {len(gradients)} G and {len(targets)} out")
-        described = [(one.shape, one.stride(), one.dtype, one.get_device()) for one in (*gradients, *(outs or ()))]
-        known = described == self._described
+        # moments are made anew with whatever they hold: of the same ones nothing but a parameter can have moved
+        kept = moments is not None and moments is self._moments
+        described = [(one.shape, one.stride(), one.dtype, one.get_device()) for one in gradients]
+        written = [(one.shape, one.stride(), one.dtype, one.get_device()) for one in outs or ()] if not kept else []
+        known = described == self._described and (kept or written == self._written)
         if not known:
             self._check(gradients, targets)
             self._direct = all(self._taken(i, one) for given in (gradients, targets) for i, one in enumerate(given))
@@ -130,6 +135,8 @@ class AddressTable:
             self._lying = [self._lie(gradients), self._lie(targets)]
         # only now: what was refused is not known
         self._described = described
+        if not kept:
+            self._written, self._moments = written, None
 
         wanted = self._current.copy()
         if bases is not None:
@@ -138,13 +145,16 @@ class AddressTable:
             size = np.fromiter((one.itemsize for one in given), np.int64)[self._of]
             wanted[:, field], wanted[:, field + 1] = self._pointers(given) + offsets * size, strides
         if moments is not None:
+            # even of the same tensors: their memory may have been swapped
             offsets = self._lying[1][0]
             wanted[:, FIRST_MOMENT] = self._pointers([one.exp_avg for one in moments]) + offsets * self._moment
             wanted[:, SECOND_MOMENT] = self._pointers([one.exp_avg_sq for one in moments]) + offsets * self._moment
-            wanted[:, COPY] = self._pointers([one.copy for one in moments]) + offsets * self._copied
             wanted[:, STEP] = self._pointers([one.step for one in moments])
             wanted[:, SKIPPED] = self._pointers([one.skipped for one in moments])
-            wanted[:, SETTINGS] = np.fromiter((one.group for one in moments), np.int64)[self._of]
+            if self._copied.any():
+                wanted[:, COPY] = self._pointers([one.copy for one in moments]) + offsets * self._copied
+            if not kept:
+                wanted[:, SETTINGS] = np.fromiter((one.group for one in moments), np.int64)[self._of]
         if not np.array_equal(wanted, self._current):
             if held:
                 raise ValueError(
@@ -155,14 +165,15 @@ class AddressTable:
             self._upload(wanted)
         if bases is not None:
             self._brought = [weakref.ref(basis) for basis in bases]
+        self._moments = moments
         self.frozen |= under_capture
 
     def holds(self, bases: Sequence[SpectralBasis]) -> bool:
-        """Whether these are the bases of the last step."""
+        """Return whether these are the bases of the last step."""
         return len(self._brought) == len(bases) and all(one() is basis for one, basis in zip(self._brought, bases))
 
     def finish(self) -> None:
-        """Writes back what was worked on in a copy."""
+        """Write back what was worked on in a copy."""
         for tensor, copy in self._copies:
             tensor.copy_(copy)
         self._copies, self._sources = [], []
@@ -210,7 +221,7 @@ class AddressTable:
         return copy
 
     def _lie(self, tensors: Sequence[Tensor]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Of every row where its matrix begins in its weight, and the way from one row of it to the next: elements."""
+        """Return of every row where its matrix begins in its weight, and the stride of its rows, both in elements."""
         offsets, strides = np.zeros(len(self._of), np.int64), np.zeros(len(self._of), np.int64)
         for i, (tensor, rows) in enumerate(zip(tensors, self._rows)):
             matrices = self._matrices(i, tensor)

@@ -15,17 +15,17 @@ from tqdm import tqdm
 from gsr_kernels.backends.triton import adamw_kernels, fields
 from gsr_kernels.backends.triton import step_kernels as kernels
 from gsr_kernels.backends.triton.addresses import AddressTable
-from gsr_kernels.backends.triton.configurations import BLOCK, device_properties, on, options
+from gsr_kernels.backends.triton.configurations import device_properties, on
 from gsr_kernels.backends.triton.forms import Form, Group, Span, Update, check, form_of, kind, rows_of
+from gsr_kernels.backends.triton.launches import Launch, Launches
 from gsr_kernels.backends.triton.moments import Moments, Settings
-from gsr_kernels.backends.triton.product import TYPES
 from gsr_kernels.backends.triton.tables import pack, tile_table
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_rho
 from gsr_kernels.reference import FLOOR
 
 
-class Plan:
+class Plan(Launches):
     """``G' = U Uᵀ G V Vᵀ + U diag(δ) Vh`` for the gradients of a model, in a few launches a group of matrices.
 
     Args:
@@ -70,12 +70,15 @@ class Plan:
         self._architecture, self._multiprocessors = device_properties(self.device)
         forms = [form_of(*one) for one in zip(bases, dtypes, out_of_span, updates or repeat(None))]
         self._kinds = [kind(basis) for basis in bases]
+        # by the alignment of each group
+        self._launches: dict[tuple[bool, ...], list[Launch]] = {}
+        self._around: tuple[Launch, Launch] | None = None
         self.rho = torch.full((1,), float(rho), dtype=torch.float32, device=self.device)
         with on(self.device):
             self._lay_out(forms, workspace_mb)
 
     def set_rho(self, rho: float) -> None:
-        """Changes rho for the steps to come, those of a captured graph too. Raises ValueError outside [0, 1]."""
+        """Change rho for the steps to come, those of a captured graph too. Raises ValueError outside [0, 1]."""
         self.rho.fill_(check_rho(rho))
 
     def run(
@@ -84,7 +87,7 @@ class Plan:
         outs: Sequence[Tensor] | None = None,
         bases: Sequence[SpectralBasis] | None = None,
     ) -> None:
-        """Writes every G' over its G, or to ``outs``; a matrix with a NaN or Inf in it comes back as it came.
+        """Write every G' over its G, or to ``outs``; a matrix with a NaN or Inf in it comes back as it came.
 
         ``bases`` from here on take the place of those before, alike in ``kind``: a decomposition anew, or copies from
         host memory. After the first step with gradients whose rows are contiguous there is neither allocation nor
@@ -106,35 +109,32 @@ class Plan:
         settings: Settings,
         bases: Sequence[SpectralBasis] | None = None,
     ) -> None:
-        """AdamW with every G', which is not written; a matrix with a NaN or Inf in it keeps weight and moments.
+        """Step by AdamW with every G', which is not written; a matrix with a NaN or Inf keeps weight and moments.
 
         The dtypes of ``moments`` are those of ``updates``. Else as ``run``.
         """
         self._check(bases)
         with on(self.device):
             self._addresses.set(gradients, [one.weight for one in moments], bases, moments=moments)
-            table, grid = self._addresses.table, self._grid(len(self._finite), 1)
-            adamw_kernels.prepare[grid](
-                table, len(self._finite), settings.given, settings.scaling, self._coefficients, **options(num_warps=1)
-            )
+            prepare, finish = self._around or self._bind_around()
+            prepare(settings.given, settings.scaling, self._coefficients)
             self._step()
-            adamw_kernels.finish[grid](
-                table, len(self._finite), self._coefficients, self._finite, **options(num_warps=1)
-            )
+            finish(self._coefficients, self._finite)
             self._addresses.finish()
 
     def warmup(self) -> None:
-        """Compiles and loads every kernel that a step may need, without a tile to work on."""
+        """Compile and load every kernel that a step may need, without a tile to work on."""
         distinct = {(group.form, aligned): group for group in self._groups for aligned in (group.form.even, False)}
         with on(self.device):
             for span in self._spans:
                 for aligned in (True, False):
-                    self._measure(replace(span, count=0), aligned)
+                    self._bind_measure(replace(span, count=0), aligned)()
             for (_, aligned), group in tqdm(distinct.items(), desc="compiling", unit="form"):
-                self._launch(Group(group.form, (0, 0), (0, 0), (0, 0)), aligned)
+                for launch in self._bind(Group(group.form, (0, 0), (0, 0), (0, 0)), aligned):
+                    launch()
 
     def capture(self, gradients: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
-        """The step on these gradients as a CUDA graph: a function of the gradients that replays it.
+        """Return the step on these gradients as a CUDA graph: a function of the gradients that replays it.
 
         The plan then belongs to these addresses; replaying or running with others raises ValueError, as does a gradient
         whose rows are not contiguous. ``set_rho`` is seen by the next replay.
@@ -156,7 +156,7 @@ class Plan:
 
     @property
     def captured(self) -> bool:
-        """Whether a CUDA graph holds the plan's addresses."""
+        """Return whether a CUDA graph holds the plan's addresses."""
         return self._addresses.frozen
 
     @property
@@ -172,13 +172,18 @@ class Plan:
 
     def _step(self) -> None:
         aligned = [group.form.even and lies for group, lies in zip(self._groups, self._addresses.aligned)]
-        for span in self._spans:
-            self._measure(span, all(aligned[i] for i in span.groups))
-        for group, even in zip(self._groups, aligned):
-            self._launch(group, even)
+        alignment = tuple(aligned)
+        # what is launched for an alignment is the same at every step
+        launches = self._launches.get(alignment)
+        if launches is None:
+            spans = [self._bind_measure(span, all(aligned[i] for i in span.groups)) for span in self._spans]
+            bound = [self._bind(group, even) for group, even in zip(self._groups, aligned)]
+            launches = self._launches[alignment] = [*spans, *(launch for several in bound for launch in several)]
+        for launch in launches:
+            launch()
 
     def _lay_out(self, forms: Sequence[Form], workspace_mb: float) -> None:
-        """Sorts the matrices by form, gives each its places, and writes the tables."""
+        """Sort the matrices by form, give each its places, and write the tables."""
         order = sorted(range(len(forms)), key=lambda i: forms[i].order)
         rows: list[dict[int, int]] = []
         kinds: list[Form] = []
@@ -245,48 +250,6 @@ class Plan:
             n, at = basis.S.numel(), int(diagonal[start[i]])
             self.g.append(self._g[at : at + n].view(basis.S.shape))
             self.finite.append(self._finite[start[i] : start[i] + n // basis.rank].view(basis.S.shape[:-1]))
-
-    def _measure(self, span: Span, aligned: bool) -> None:
-        """max |G| of the gradients of one dtype, for fp16 operands: one launch for the whole model."""
-        kernels.largest[self._grid(span.count * kernels.PIECES.value, 8)](
-            self._addresses.table, span.start, span.count, self._extremes,
-            G_DTYPE=TYPES[span.gradient], ALIGN=8 if aligned else 1, BLOCK=BLOCK, **options(),
-        )  # fmt: skip
-
-    def _launch(self, group: Group, aligned: bool) -> None:
-        """The launches of one group: three, and a fourth where the first product is stored."""
-        form, table, tiles = group.form, self._addresses.table, self._tiles
-        gradient = {"G_DTYPE": TYPES[form.gradient]}
-        align = {"ALIGN": 8 if aligned else 1}
-        first = form.configuration("first_product", self._architecture, aligned)
-        kernels.first_product[self._grid(group.first[1], first.per_multiprocessor)](
-            table, tiles, *group.first, self._partials, self._extremes,
-            **gradient, **form.constants, **align, **first.sizes, **first.options,
-        )  # fmt: skip
-        kernels.rescale_all[self._grid(group.matrices[1], 1)](
-            table, *group.matrices, self._partials, self._extremes, self._g, self._delta, self._scales, self._finite,
-            self.rho, self._floor, **form.constants, BLOCK=BLOCK, **options(num_warps=8),
-        )  # fmt: skip
-        if form.stored:
-            kernels.fold[self._grid(group.first[1], 4)](
-                table, tiles, *group.first, self._delta, self._scales,
-                DTYPE=TYPES[form.operand], TRANSPOSED=form.transposed, **align, BM=first.BM, BN=first.BN,
-                **options(num_warps=8),
-            )  # fmt: skip
-        self._second_product(group, aligned)
-
-    def _second_product(self, group: Group, aligned: bool) -> None:
-        """The last launch of a group, from what those before it left."""
-        form = group.form
-        second = form.configuration("second_product", self._architecture, aligned)
-        kernels.second_product[self._grid(group.second[1], second.per_multiprocessor)](
-            self._addresses.table, self._tiles, *group.second, self._delta, self._scales, self._finite,
-            self._coefficients, G_DTYPE=TYPES[form.gradient], ALIGN=8 if aligned else 1,
-            **form.constants, **form.written, **second.sizes, **second.options,
-        )  # fmt: skip
-
-    def _grid(self, work: int, per_multiprocessor: int) -> tuple[int]:
-        return (max(1, min(work, per_multiprocessor * self._multiprocessors)),)
 
 
 def _padded(size: np.ndarray) -> np.ndarray:
