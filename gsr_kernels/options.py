@@ -1,4 +1,4 @@
-"""What a user may say of each weight: its rank, its rho, its heads, by patterns of names."""
+"""Options of each weight: its rank, its rho, its heads, by patterns of names."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _clamp(rank: int | float | None, shapes: Mapping[str, tuple[int, int]]) -> d
 
 
 def ends_with(pattern: str, name: str) -> bool:
-    """Whether a regular expression matches the end of a parameter's name, with or without its last part."""
+    """Return whether a regular expression matches the end of a parameter's name, with or without its last part."""
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:

@@ -42,7 +42,7 @@ class Weight:
 
     @property
     def whole(self) -> bool:
-        """Whether this rank has whole matrices, on which any method acts alone."""
+        """Return whether this rank has whole matrices, on which any method acts alone."""
         return not self.scheme.layout.shards_matrices
 
     def keep(self, basis: SpectralBasis) -> None:

@@ -1,8 +1,8 @@
 """``python -m bench.gpu aot``: compile every kernel without a GPU, and report what came of it.
 
 One row a kernel, configuration and architecture: registers and stack bytes of a thread, shared bytes of a block, the
-matrix instruction, the narrowest load of a matrix in bytes, and how tiles travel. By default all that sm_90 runs, on
-aligned operands and others, and a sample of sm_80 and sm_100; with ``--all`` everything.
+matrix instruction, the narrowest load of a matrix in bytes, and how tiles travel. By default all that sm_90 runs
+on aligned operands, and a sample of its other products, of sm_80 and of sm_100; with ``--all`` everything.
 
 Exits with 1 where an sm_90 kernel spills more than 64 bytes, shared memory exceeds the architecture's, a 16-bit product
 for sm_90 has no wgmma, or a kernel for aligned operands loads a matrix by less than 16 bytes.

@@ -34,7 +34,7 @@ SHARE = 0.5
 
 
 class Kind(NamedTuple):
-    """What is arranged alike: one device, one decision about drivers (its key, the size that is timed), one rank."""
+    """Matrices arranged alike: one device, one decision about drivers (its key, the size timed), one rank."""
 
     device: torch.device
     key: str
@@ -59,7 +59,7 @@ class Piece:
 
     @property
     def kind(self) -> Kind | None:
-        """What decides how it is best arranged with others; None where nothing is to decide."""
+        """Return what decides how it is best arranged with others; None where nothing is to decide."""
         if self.alike is None:
             return None
         _, key, size = candidates(self.device, min(self.shape[-2:]), self.dtype)
@@ -67,7 +67,7 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
-        """What it holds at most while it is decomposed."""
+        """Return the bytes that it holds at most while it is decomposed."""
         return svd_bytes(self.shape, self.dtype.itemsize)
 
 
@@ -156,7 +156,7 @@ def arranged(kind: Kind, count: int) -> str:
 
 
 def _seconds(kind: Kind, arrangement: str) -> float:
-    """What random square matrices take; for ever where that fails."""
+    """Return the seconds that random square matrices take; for ever where that fails."""
     device, size = kind.device, kind.size
     try:
         generator = torch.Generator(device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""How a method meets an optimizer."""
+"""Methods on optimizers: attach, the handle, GSRAdamW."""
 
 from gsr_kernels.optim.attach import attach
 from gsr_kernels.optim.gsr_adamw import GSRAdamW

@@ -1,4 +1,4 @@
-"""How a method meets an optimizer."""
+"""Attach a method to an optimizer."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _piece(weight: Weight, W: Tensor) -> Piece:
 
 
 def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:
-    """What the methods keep for every parameter."""
+    """Return what the methods keep for every parameter."""
     with torch.no_grad(), without_autocast():
         return [
             weight.method.prepare(weight.name, basis.split(parameter), basis)
@@ -75,7 +75,7 @@ def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequ
 
 
 def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
-    """What a file, or a directory of parts, holds of the bases of these weights, by name; raises as ``load_bases``."""
+    """Return the bases of these weights in a file or a directory of parts, by name; raises as ``load_bases``."""
     path = Path(path)
     if not path.exists() and before(path).exists():
         path = before(path)

@@ -1,4 +1,4 @@
-"""What attach() returns: the live connection between a method and an optimizer."""
+"""The handle that attach() returns: the live connection between a method and an optimizer."""
 
 from __future__ import annotations
 

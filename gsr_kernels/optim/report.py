@@ -1,4 +1,4 @@
-"""What a handle says of itself."""
+"""Reports of a handle, and its warnings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def describe(weights: Sequence[Weight], found: Sequence[Target], coverage: float
 
 
 def findings(weights: Sequence[Weight], steps: int) -> list[str]:
-    """What is silently wrong: no step reached the method, or weights never had a gradient."""
+    """Return what is silently wrong: no step reached the method, or weights never had a gradient."""
     idle = [weight.name for weight in weights if not weight.steps]
     if not steps:
         return [

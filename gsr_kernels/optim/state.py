@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a method at work: counters, settings and which bases it needs, never the bases."""
+"""State of a method in a checkpoint: counters, settings and which bases it needs, never the bases."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class MethodStep:
 
     @property
     def whole_gradients(self) -> bool:
-        """Whether gradients are looked at before they are rewritten, so that nothing may be fused."""
+        """Return whether gradients are looked at before they are rewritten, so that nothing may be fused."""
         return self._strict or bool(self._record_every)
 
     def begin(self) -> Live | None:

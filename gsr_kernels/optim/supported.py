@@ -1,4 +1,4 @@
-"""What no method can act on, refused with the reason and the way out."""
+"""Optimizers and models that no method can act on, refused with the reason and the way out."""
 
 from __future__ import annotations
 

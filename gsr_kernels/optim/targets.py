@@ -1,4 +1,4 @@
-"""Which parameters of a model are matrices that a method can act on, and why the others are not."""
+"""Parameters of a model that are matrices for a method to act on, and why the others are not."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from gsr_kernels.messages import some
 
 # the parameters of linear layers: nn.Linear's and Conv1D's, MultiheadAttention's
 LINEAR_PARAMETERS = {"weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
-# classes beside nn.Linear whose weight multiplies
-LINEAR_CLASSES = {"Conv1D", "QuantLinear"}
 # the module that holds packed experts, [experts, .., ..], and JetMoE's pair, which has an ordinary name
 EXPERTS = re.compile(r"(^|_)experts$")
 JET_EXPERTS = re.compile(r"(^|\.)(input_linear|output_linear)\.weight$")
@@ -155,13 +153,13 @@ class Names:
         self._modules = {".".join(path[:end]) for path in paths for end in range(1, len(path))}
 
     def reason(self, name: str, shape: torch.Size) -> str | None:
-        """Why a parameter is none of "all-linear", or None where it is one."""
+        """Return why a parameter is none of "all-linear", or None where it is one."""
         *path, own = name.split(".")
         if ".lora_" in name or self._adapted(path):
             return "factor of an adapter"
         named = [part for part in path if not part.isdigit()]
         module = named[-1] if named else ""
-        if HEADS & set(path) - ROUTERS and not ROUTERS & set(path):
+        if HEADS & set(path) and not ROUTERS & set(path):
             return "head"
         if ROUTERS & set(path) or (module in ("gate", "wg") and self._beside_experts(path)):
             return "router of experts"
@@ -179,7 +177,7 @@ class Names:
         return None
 
     def _adapted(self, path: list[str]) -> bool:
-        """Whether a module that the parameter is in, or beside, wraps a base layer, as PEFT's do."""
+        """Return whether a module that the parameter is in, or beside, wraps a base layer, as PEFT's do."""
         if "base_layer" in path:
             return False
         return any(".".join([*path[:end], "base_layer"]) in self._modules for end in range(1, len(path) + 1))
@@ -190,7 +188,7 @@ class Names:
 
 
 def _no_linear(module: nn.Module | None) -> str | None:
-    """Why the type of a module says that its parameter is no linear layer's, where there is a module."""
+    """Return why the type of a module says that its parameter is no linear layer's, None without a module."""
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "embedding"
     kinds = nn.modules.conv._ConvNd | nn.Bilinear | nn.LayerNorm | nn.RNNBase

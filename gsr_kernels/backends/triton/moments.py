@@ -1,4 +1,4 @@
-"""What AdamW keeps of the weights of a step, and its scalars in device memory."""
+"""Moments and masters that AdamW keeps of the weights of a step, and its scalars in device memory."""
 
 from __future__ import annotations
 

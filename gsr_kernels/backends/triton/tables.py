@@ -1,4 +1,4 @@
-"""Which tile of which matrix a program takes, and which matrices share a launch: plain arithmetic."""
+"""Tables of tiles, one a program, and of matrices that share a launch: plain arithmetic."""
 
 from __future__ import annotations
 
