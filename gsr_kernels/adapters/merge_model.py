@@ -13,6 +13,7 @@ from gsr_kernels.adapters.factors import adapter_names, same_modules, stacked
 from gsr_kernels.adapters.merging import DENSITY, How, check_finite, check_how, merge
 from gsr_kernels.adapters.stability import check_factor
 from gsr_kernels.checks import Backend
+from gsr_kernels.messages import some
 
 
 def merge_and_unload(
@@ -31,7 +32,8 @@ def merge_and_unload(
         how, density, backend: see ``merging.merge``.
 
     Raises as ``merging.merge``, ``find_factors`` and ``same_modules``, TypeError for an adapter with trainable tokens,
-    and ValueError where a factor holds NaN or Inf or the model has merged by itself; nothing has changed then.
+    and ValueError where a factor holds NaN or Inf, a weight is tied to another, or the model has merged by itself;
+    nothing has changed then.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(f"model must be a peft.PeftModel, got {type(model).__name__}: get_peft_model makes one")
@@ -43,7 +45,16 @@ def merge_and_unload(
     for name in names:
         if getattr(model.peft_config[name], "trainable_token_indices", None):
             raise TypeError(f"adapter {name!r} trains tokens (trainable_token_indices), which merging would lose")
+    held: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        held.setdefault(parameter.data_ptr(), []).append(name)
     for row in rows:
+        names_of = held.get(row[0].weight.data_ptr(), [])
+        if len(names_of) > 1:
+            raise ValueError(
+                f"{row[0].name} has a weight that the model holds {len(names_of)} times ({some(names_of)}): merging "
+                "would change all of them. Give the module a copy of its own first"
+            )
         if row[0].layer.merged:
             raise ValueError(f"{row[0].name} holds merged adapters already: call model.unmerge_adapter() first")
         W = row[0].weight

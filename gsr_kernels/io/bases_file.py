@@ -152,3 +152,11 @@ def before(path: Path) -> Path:
 def is_stored(path: str | os.PathLike[str]) -> bool:
     """Return True where there are bases, also after a write that stopped while it replaced them."""
     return Path(path).exists() or before(Path(path)).exists()
+
+
+def add_bases(path: str | os.PathLike[str], bases: Mapping[str, SpectralBasis]) -> None:
+    """Add bases to a file, beside those of other weights; those of the same names take their place."""
+    kept = load_bases(path)
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        settings = json.loads((file.metadata() or {}).get("settings", "{}"))
+    save_bases(path, {**kept, **bases}, settings)

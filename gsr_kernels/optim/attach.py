@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
@@ -21,19 +22,21 @@ from gsr_kernels.distributed.agreement import (
     common_layout,
     equal_on_all_ranks,
     is_rank0,
+    on_rank0,
     run_on_all_ranks,
 )
 from gsr_kernels.distributed.layout import local
 from gsr_kernels.distributed.placements import advise, read_layouts
 from gsr_kernels.distributed.schemes import choose_scheme
-from gsr_kernels.io.bases_file import check_folder, is_stored
+from gsr_kernels.io.bases_file import add_bases, check_folder, is_stored
+from gsr_kernels.messages import some
 from gsr_kernels.methods import GSR, Chain, Method
 from gsr_kernels.methods.on_model import ModelMethod
 from gsr_kernels.offload import BASIS_DEVICES
 from gsr_kernels.optim.bases import decompose, prepare, stored_bases, stored_basis
 from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.model_handle import ModelHandle, model_methods
-from gsr_kernels.optim.report import summary
+from gsr_kernels.optim.report import summary, warn_missing
 from gsr_kernels.optim.step import MethodStep
 from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets, warn_pinned
@@ -148,6 +151,12 @@ def attach(
     if any(parameter.is_meta for parameter in matched.values()):
         raise ValueError("model: its weights are on the meta device, without values: load them before attach()")
     methods = _resolve_methods(method, rho, rank, out_of_span, list(matched))
+    narrow = [name for name, W in matched.items() if W.itemsize < 4 and methods[name].constrains]
+    if narrow:
+        raise ValueError(
+            f"{type(methods[narrow[0]]).__name__} corrects weights after each step, by less than {some(narrow)} in "
+            f"{matched[narrow[0]].dtype} can hold: train float32 weights under bfloat16 autocast"
+        )
     split = resolve_heads(heads, [target for target in found if target.reason is None])
     layouts = read_layouts(model, matched)
     # a DTensor is whole by its shape alone
@@ -199,13 +208,20 @@ def attach(
         if any(layout.mesh_dims() for layout in layouts.values()):
             common_layout(list(layouts.values()))
         there = all_ranks_agree(is_stored(path), list(layouts.values()))
-    stored, stale = _fill(weights, [local(parameter) for parameter in matched.values()], path, there)
+    absent, other, stale = _fill(weights, [local(parameter) for parameter in matched.values()], path, there)
+    # to a directory of shards nothing can be added
+    adding = there and path is not None and bool(absent) and not other and Path(path).is_file()
     trainable = sum(parameter.numel() for parameter in dict.fromkeys(parameters) if parameter.requires_grad)
     coverage = sum(parameter.numel() for parameter in matched.values()) / trainable
-    step = MethodStep(optimizer, weights, nonfinite, record_every, path, path if stored else None, stale)
-    handle = Handle(step, found, coverage)
+    file = path if not other and (not absent or adding) else None
+    step = MethodStep(optimizer, weights, found, nonfinite, record_every, path, file, stale)
+    handle = Handle(step, coverage)
     if path is not None and not there:
         handle.save_bases(path)
+    if path is not None and absent:
+        warn_missing(absent, path, adding)
+        if adding:
+            on_rank0(lambda: add_bases(path, {w.name: w.basis for w in absent}), list(layouts.values()))
     if is_rank0(list(layouts.values())):
         tqdm.write(summary(weights, coverage), file=sys.stderr)
         advise(cut)
@@ -221,11 +237,13 @@ def attach(
     return handle
 
 
-def _fill(weights: list[Weight], parameters: list[Tensor], path: str | None, there: bool) -> tuple[bool, list[Weight]]:
-    """Gives the weights their bases, those of the file where it has any of their shape.
+def _fill(
+    weights: list[Weight], parameters: list[Tensor], path: str | None, there: bool
+) -> tuple[list[Weight], list[Weight], list[Weight]]:
+    """Give the weights their bases, those of the file where it has any of their shape.
 
-    Returns whether it holds, or will hold, the bases of all of them, and the weights whose basis there was taken from
-    other values than they have.
+    Returns the weights that a file which is there lacks, those of which it holds another basis, of another rank, say,
+    and those whose basis there was taken from other values than they have.
     """
     file = stored_bases(path, weights) if path is not None and there else {}
     if there and not file:
@@ -240,7 +258,9 @@ def _fill(weights: list[Weight], parameters: list[Tensor], path: str | None, the
         weight.skipped = torch.zeros((), dtype=torch.int64, device=W.device)
     loaded = [(weight, W) for weight, W, basis in zip(weights, parameters, kept) if basis is not None]
     stale = [weight for weight, W in loaded if weight.basis.fingerprint != origin(weight, W)]
-    return path is not None and not (there and missing), stale
+    absent = [weights[i] for i in missing if weights[i].name not in file] if there else []
+    other = [weights[i] for i in missing if weights[i].name in file]
+    return absent, other, stale
 
 
 def _resolve_methods(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,10 +19,9 @@ from gsr_kernels.messages import some
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
 from gsr_kernels.optim.metrics import directions, overview, summarize
-from gsr_kernels.optim.report import describe, summary, warn_findings
+from gsr_kernels.optim.report import describe, summary, warn_findings, warn_late
 from gsr_kernels.optim.step import MethodStep, OwnStep, act_on_gradients
 from gsr_kernels.optim.supported import innermost
-from gsr_kernels.optim.targets import Target
 
 # the handle of an optimizer by its id, so that none is given two; a handle lives as long as its optimizer
 attached: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
@@ -31,12 +30,11 @@ attached: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary
 class Handle:
     """A method at work on an optimizer; ``attach`` makes it. ``print(handle)`` lists what is matched and skipped."""
 
-    def __init__(self, step: MethodStep, found: Sequence[Target], coverage: float) -> None:
+    def __init__(self, step: MethodStep, coverage: float) -> None:
         self.weights = step.weights
         self.coverage = coverage
         self._step = step
         self._optimizer = step.optimizer
-        self._found = found
         self._hook()
 
     @staticmethod
@@ -71,6 +69,7 @@ class Handle:
         Raises ValueError where a weight holds NaN or Inf.
         """
         self._step.refresh(self.weights)
+        warn_late(self._step.late())
         if not reset_moments:
             return
         if isinstance(self._optimizer, OwnStep):
@@ -188,13 +187,13 @@ class Handle:
 
     def doctor(self) -> list[str]:
         """Return what is silently wrong, each finding also given as a warning; runs by itself after the first step."""
-        return warn_findings(self.weights, self._step.count)
+        return warn_findings(self.weights, self._step.late(), self._step.count)
 
     def __repr__(self) -> str:
         return f"<Handle: {summary(self.weights, self.coverage)}; {self._step.count} steps; print() lists the weights>"
 
     def __str__(self) -> str:
-        return describe(self.weights, self._found, self.coverage)
+        return describe(self.weights, self._step.found, self.coverage)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
         """Return a handle on a copy of its optimizer: copy model and handle together. An optimizer alone is bare."""

@@ -38,7 +38,7 @@ def describe(weights: Sequence[Weight], found: Sequence[Target], coverage: float
     return "\n".join(lines)
 
 
-def findings(weights: Sequence[Weight], steps: int) -> list[str]:
+def findings(weights: Sequence[Weight], late: Sequence[str], steps: int) -> list[str]:
     """Return what is silently wrong: no step reached the method, or weights never had a gradient."""
     idle = [weight.name for weight in weights if not weight.steps]
     if not steps:
@@ -46,18 +46,34 @@ def findings(weights: Sequence[Weight], steps: int) -> list[str]:
             "no step of the optimizer has reached the method: training steps another optimizer than the one that "
             "attach() was given, or none yet"
         ]
+    found = [trained_without(late)] if late else []
     if not idle:
-        return []
+        return found
     return [
+        *found,
         f"{len(idle)} of {len(weights)} matched weights have had no gradient at any step "
         f"({some(idle)}): they are frozen, unused, or gradients are "
-        "set to None before optimizer.step()"
+        "set to None before optimizer.step()",
     ]
 
 
-def warn_findings(weights: Sequence[Weight], steps: int) -> list[str]:
+def trained_without(late: Sequence[str]) -> str:
+    """Return the finding of matrices that began to train after attach()."""
+    return (
+        f"{len(late)} matrices train without the method ({some(late)}): at attach() they were frozen or not in the "
+        "optimizer. handle.remove() and attach() again take them in"
+    )
+
+
+def warn_late(late: Sequence[str]) -> None:
+    """Warn of matrices that began to train after attach(), if there are any."""
+    if late:
+        warnings.warn(f"gsr_kernels: {trained_without(late)}", stacklevel=3)
+
+
+def warn_findings(weights: Sequence[Weight], late: Sequence[str], steps: int) -> list[str]:
     """Give each finding as a warning, and return them."""
-    found = findings(weights, steps)
+    found = findings(weights, late, steps)
     for finding in found:
         warnings.warn(f"gsr_kernels: {finding}", stacklevel=3)
     return found
@@ -69,6 +85,16 @@ def warn_stale(weights: Sequence[Weight], file: str | None) -> None:
         f"gsr_kernels: bases: {file} was taken from other weights, or another dtype of them, for {len(weights)} of "
         f"those in attach() ({some([weight.name for weight in weights])}): these are decomposed anew. To resume within "
         "a task, load the checkpoint's optimizer or handle state before the first step",
+        stacklevel=3,
+    )
+
+
+def warn_missing(weights: Sequence[Weight], file: str, added: bool) -> None:
+    """Warn of weights that a bases file lacks, and say what became of them."""
+    what = "added to it" if added else "in no file: handle.save_bases(path) keeps all, which a resume will need"
+    warnings.warn(
+        f"gsr_kernels: bases: {file} lacks {len(weights)} of the matched weights "
+        f"({some([weight.name for weight in weights])}): they were decomposed now and are {what}",
         stacklevel=3,
     )
 

@@ -19,6 +19,7 @@ from gsr_kernels.offload import visits
 from gsr_kernels.optim.bases import decompose, prepare
 from gsr_kernels.optim.metrics import measure_after, measure_before
 from gsr_kernels.optim.report import warn_changed, warn_findings, warn_stale, warn_unconfirmed
+from gsr_kernels.optim.targets import FROZEN, NOT_HELD, Target
 from gsr_kernels.weight import Weight, origin
 
 # weights that have a gradient, each with its parameter and what this rank holds of parameter and gradient
@@ -55,13 +56,14 @@ class MethodStep:
         self,
         optimizer: Optimizer,
         weights: Sequence[Weight],
+        found: Sequence[Target],
         nonfinite: str,
         record_every: int,
         given: str | None,
         file: str | None,
         stale: Sequence[Weight],
     ) -> None:
-        self.optimizer, self.weights = optimizer, weights
+        self.optimizer, self.weights, self.found = optimizer, weights, found
         self.methods = list({id(weight.method): weight.method for weight in weights}.values())
         self.meshes: list[Layout] = [one.scheme.layout for one in weights if one.scheme.layout.mesh is not None]
         self.given, self.file, self.stale = given, file, list(stale)
@@ -135,7 +137,7 @@ class MethodStep:
             due = [w for i, w in enumerate(self.weights) if (self.count + i * n // len(self.weights)) % n == 0]
             self.refresh(due)
         if self.count == 1:
-            warn_findings(self.weights, self.count)
+            warn_findings(self.weights, self.late(), self.count)
 
     def decompose_stale(self) -> None:
         """Decompose what the file held of other weights: no checkpoint has asked for it."""
@@ -157,6 +159,14 @@ class MethodStep:
         self.stale = [weight for weight in self.stale if weight not in weights]
         if isinstance(self.optimizer, OwnStep):
             self.optimizer.refreshed()
+
+    def late(self) -> list[str]:
+        """Return the matrices that train without the method: they were left out by attach() for no more than that."""
+        held = {p for group in self.optimizer.param_groups for p in group["params"]}
+        late = [
+            one for one in self.found if one.reason in (FROZEN, NOT_HELD) and one.eligible and one.parameter in held
+        ]
+        return [one.name for one in late if one.parameter.requires_grad]
 
     def parameter(self, weight: Weight) -> Tensor:
         """Return what this rank has of a weight, of one process all of it."""

@@ -35,14 +35,15 @@ FEW = 32
 # what wrappers put into names
 WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_forward_module|_fsdp_wrapped_module)\.")
 
+FROZEN, NOT_HELD = "frozen", "not in the optimizer"
 WAYS_OUT = {
-    "frozen": "requires_grad_(True) has them trained",
+    FROZEN: "requires_grad_(True) has them trained",
     "factor of an adapter": "train the dense weights without the adapter, or name the factors in targets",
     "embedding": "name them in targets to have them included",
     "head": "name it in targets to have it included",
     "outside the repeated layers": "name them in targets to have them included",
     "router of experts": "name them in targets to have them included",
-    "not in the optimizer": "build the optimizer with them, or name others in targets",
+    NOT_HELD: "build the optimizer with them, or name others in targets",
 }
 
 
@@ -54,6 +55,8 @@ class Target:
     parameter: nn.Parameter
     heads: int | None = None
     reason: str | None = None
+    # whether it would be matched if it were trained
+    eligible: bool = True
 
 
 def find_targets(
@@ -87,15 +90,13 @@ def find_targets(
         if parameter.ndim < 2:
             continue
         heads = 3 if isinstance(module, nn.MultiheadAttention | None) and name.endswith("in_proj_weight") else None
-        reason = _unusable(parameter, trained)
-        if parameter in seen:
-            reason = f"tied to {seen[parameter]}"
-        elif reason is None and targets == "all-linear":
-            reason = names.reason(name, parameter.shape) or ("head" if parameter in outputs else _no_linear(module))
-        elif reason is None and not _matches(name, targets):
-            reason = "not in targets"
+        if targets == "all-linear":
+            rule = names.reason(name, parameter.shape) or ("head" if parameter in outputs else _no_linear(module))
+        else:
+            rule = None if _matches(name, targets) else "not in targets"
+        reason = f"tied to {seen[parameter]}" if parameter in seen else _unusable(parameter, trained) or rule
         seen.setdefault(parameter, name)
-        found.append(Target(name, parameter, heads, reason))
+        found.append(Target(name, parameter, heads, reason, rule is None))
     if all(target.reason for target in found):
         raise ValueError(f"targets={targets!r} matches no trained matrix of the model. There is:\n{_overview(found)}")
     return found
@@ -131,9 +132,9 @@ def _unusable(parameter: Tensor, trained: set[Tensor]) -> str | None:
     if not parameter.is_floating_point():
         return f"quantised ({parameter.dtype}): load the model in a float dtype"
     if not parameter.requires_grad:
-        return "frozen"
+        return FROZEN
     if parameter not in trained:
-        return "not in the optimizer"
+        return NOT_HELD
     return None if parameter.numel() else "empty"
 
 

@@ -64,6 +64,10 @@ def test_a_nan_leaves_its_matrix_as_it_came_and_is_counted(method):
 def test_bfloat16_weights_and_gradients(method):
     layer = nn.Linear(16, 24, dtype=torch.bfloat16)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2)
+    if any(one.constrains for one in (method if isinstance(method, tuple) else (method,))):
+        with pytest.raises(ValueError, match="corrects weights after each step"):
+            attach(layer, optimizer, method)
+        return
     attach(layer, optimizer, method)
     layer(torch.randn(4, 16, dtype=torch.bfloat16)).square().mean().backward()
     optimizer.step()
