@@ -126,13 +126,24 @@ class GSRAdamW(OwnStep, AdamW):
                 raise ValueError("state_dict is not that of an AdamW: it lacks step, exp_avg or exp_avg_sq")
             final.update(given)
 
-        hook = self.register_load_state_dict_pre_hook(look)
+        hook, names = (
+            self.register_load_state_dict_pre_hook(look),
+            [group.get("param_names") for group in self.param_groups],
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
         ours = [p for group in self.param_groups for p in group["params"]]
         theirs = [i for group in final["param_groups"] for i in group["params"]]
+        mine = [name for own in names for name in own or ()]
+        saved_as = dict(zip((name for group in final["param_groups"] for name in group.get("param_names", ())), theirs))
+        if len(mine) == len(ours) and saved_as.keys() == set(mine):
+            # the same parameters, perhaps in another order
+            theirs = [saved_as[name] for name in mine]
+            for group, own in zip(self.param_groups, names):
+                group["param_names"] = own
+            self.state.clear()
         for p, saved in zip(ours, (final["state"].get(i, {}) for i in theirs)):
             if saved:
                 self.state[p] = self._state(p, saved)

@@ -443,3 +443,18 @@ def test_rho_0_and_keep_moves_experts_as_adamw_does_to_the_bit(shape):
         fused.step(), plain.step()
     assert torch.equal(names["experts"], theirs)
     assert torch.equal(fused.state[names["experts"]]["exp_avg_sq"], plain.state[theirs]["exp_avg_sq"])
+
+
+def test_parameters_in_another_order_take_their_own_moments():
+    def build(reverse):
+        model = make_model()
+        named = sorted(model.named_parameters(), reverse=reverse)
+        return model, GSRAdamW([{"params": named}], rho=0.5, targets=["1", "3", "5"], **SETTINGS)
+
+    (model, optimizer), (again, other) = build(False), build(True)
+    take_steps(model, optimizer, range(3))
+    again.load_state_dict(model.state_dict())
+    other.load_state_dict(optimizer.state_dict())
+    take_steps(model, optimizer, range(3, 6))
+    take_steps(again, other, range(3, 6))
+    assert_same_weights(model, again)
