@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from gsr_kernels.continual.results import Spectra
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.optim.targets import find_targets
 from gsr_kernels.options import resolve_rank
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 # weights whose spectra are kept, of the middle layer
 SPECTRA = 8
@@ -101,11 +104,20 @@ def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None
         _check_adapters(model, config.model_type, settings, adapted)
 
 
+def lora_config(settings: RunSettings) -> LoraConfig:
+    """Return PEFT's settings of an adapter; its scaling is 1."""
+    from peft import LoraConfig
+
+    rank = settings.adapter_rank
+    return LoraConfig(
+        r=rank, lora_alpha=rank, lora_dropout=settings.adapter_dropout, target_modules=settings.adapter_targets
+    )
+
+
 def _check_adapters(model: Any, architecture: str, settings: RunSettings, adapted: list[str]) -> None:
     from peft import get_peft_model
 
     from gsr_kernels.adapters.factors import find_factors
-    from gsr_kernels.continual.strategies.adapters import lora_config
 
     rank = settings.adapter_rank
     try:

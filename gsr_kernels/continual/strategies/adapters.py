@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import Trainer
 
 from gsr_kernels.adapters.eblora import EBLoRA
@@ -17,7 +17,7 @@ from gsr_kernels.adapters.merge_model import merge_and_unload
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
 from gsr_kernels.continual.adapter_methods import ADAPTER_METHODS, GRADIENT_ROWS, AdapterMethod
 from gsr_kernels.continual.kinds import IGNORED, Kind
-from gsr_kernels.continual.models import load
+from gsr_kernels.continual.models import load, lora_config
 from gsr_kernels.continual.ranks import on_rank0, rank, world
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.strategies.base import Strategy, batch_loss
@@ -31,14 +31,6 @@ def adapter_strategy(kind: Kind, settings: RunSettings, start: str | Path, name:
     """Return the strategy of the method of this name."""
     method = ADAPTER_METHODS[name]
     return (Balanced if method.balanced else Adapted)(kind, settings, start, method, seed)
-
-
-def lora_config(settings: RunSettings) -> LoraConfig:
-    """Return PEFT's settings of an adapter; its scaling is 1."""
-    rank = settings.adapter_rank
-    return LoraConfig(
-        r=rank, lora_alpha=rank, lora_dropout=settings.adapter_dropout, target_modules=settings.adapter_targets
-    )
 
 
 class Adapted(Strategy):

@@ -96,7 +96,7 @@ def test_the_bare_product_that_cublas_is_measured_against(layout, first):
     tiles = torch.from_numpy(tile_table(range(2), [(40, 56)] * 2, 32, 32))
     a, b = (one.mT.contiguous() if way == "T" else one for one, way in zip((left, right), layout))
     grouped[(2,)](
-        a, b, out, tiles, len(tiles), 40, 56, 24, DTYPE=tl.float16, STANDING=layout[0] == "T", LYING=layout[1] == "T",
+        a, b, out, tiles, len(tiles), 40, 56, 24, DTYPE=tl.float16, LEFT_T=layout[0] == "T", RIGHT_T=layout[1] == "T",
         BM=32, BN=32, BK=16,
     )  # fmt: skip
     assert error(out, left.half().double() @ right.double()) < 1e-6

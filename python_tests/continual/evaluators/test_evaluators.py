@@ -105,7 +105,7 @@ def test_sari_is_that_of_the_evaluate_package(source, answer, reference, value):
 
 def test_loss_is_the_mean_over_tokens():
     rows = [Example("", "text")] * 2
-    assert EVALUATORS["loss"].total(rows, [(1.0, 3), (2.0, 1)]) == pytest.approx(100 * math.exp(-5 / 4))
+    assert EVALUATORS["loss"].total(rows, [(1.0, 3, 2), (2.0, 1, 0)]) == pytest.approx(100 * math.exp(-5 / 4))
 
 
 def test_metrics_are_checked_by_name():
