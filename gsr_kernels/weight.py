@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, fingerprint
@@ -48,6 +49,12 @@ class Weight:
     def keep(self, basis: SpectralBasis) -> None:
         """Takes a basis that lies on the weight's device."""
         self.basis = in_host_memory(basis) if self.offloaded else basis
+
+    def move(self, device: torch.device) -> None:
+        """Move what is kept of the weight to a device."""
+        self.keep(self.basis.to(device))
+        self.state = {key: value.to(device) for key, value in self.state.items()}
+        self.skipped = self.skipped.to(device)
 
 
 def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:

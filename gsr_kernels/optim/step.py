@@ -211,8 +211,11 @@ class MethodStep:
 
     def _transform(self, method: Method, live: Live, scale: Tensor | None) -> None:
         for weight, _, _, G in live:
-            if G.layout != torch.strided or G.device != weight.skipped.device:
-                _move_to_device(weight, G)
+            if G.layout != torch.strided:
+                raise TypeError(f"the gradient of {weight.name} is sparse: build the layer with sparse=False")
+            if G.device != weight.skipped.device:
+                # the model was moved after attach()
+                weight.move(G.device)
         bases = [weight.basis for weight, *_ in live]
         if not any(weight.offloaded for weight, *_ in live):
             self._rewrite_part(method, live, bases, scale)
@@ -286,15 +289,6 @@ def _count_skipped(weights: Sequence[Weight], finite: Sequence[Tensor]) -> None:
         parts = skipped.split([flags.numel() for _, flags in chosen])
         counts = [part.view(()) if part.numel() == 1 else part.sum() for part in parts]
         torch._foreach_add_([weight.skipped for weight, _ in chosen], counts)
-
-
-def _move_to_device(weight: Weight, gradient: Tensor) -> None:
-    """Move what is kept of a weight to where its gradient is: the model was moved after attach()."""
-    if gradient.layout != torch.strided:
-        raise TypeError(f"the gradient of {weight.name} is sparse: build the layer with sparse=False")
-    weight.keep(weight.basis.to(gradient.device))
-    weight.state = {key: value.to(gradient.device) for key, value in weight.state.items()}
-    weight.skipped = weight.skipped.to(gradient.device)
 
 
 def _negate(gradients: list[Tensor]) -> None:
