@@ -15,6 +15,7 @@ from gsr_kernels.messages import some
 
 # the parameters of linear layers: nn.Linear's and Conv1D's, MultiheadAttention's
 LINEAR_PARAMETERS = {"weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
+LINEAR_CLASS = re.compile(r"Linear|Conv1D$")
 # the module that holds packed experts, [experts, .., ..], and JetMoE's pair, which has an ordinary name
 EXPERTS = re.compile(r"(^|_)experts$")
 JET_EXPERTS = re.compile(r"(^|\.)(input_linear|output_linear)\.weight$")
@@ -91,7 +92,9 @@ def find_targets(
             continue
         heads = 3 if isinstance(module, nn.MultiheadAttention | None) and name.endswith("in_proj_weight") else None
         if targets == "all-linear":
-            rule = names.reason(name, parameter.shape) or ("head" if parameter in outputs else _no_linear(module))
+            rule = names.reason(name, parameter.shape) or (
+                "head" if parameter in outputs else _no_linear(module, parameter)
+            )
         else:
             rule = None if _matches(name, targets) else "not in targets"
         reason = f"tied to {seen[parameter]}" if parameter in seen else _unusable(parameter, trained) or rule
@@ -188,12 +191,15 @@ class Names:
         return any(f"{around}.{name}" in self._modules for name in ("experts", "shared_expert", "shared_experts"))
 
 
-def _no_linear(module: nn.Module | None) -> str | None:
+def _no_linear(module: nn.Module | None, parameter: Tensor) -> str | None:
     """Return why the type of a module says that its parameter is no linear layer's, None without a module."""
+    if module is None:
+        return None
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "embedding"
-    kinds = nn.modules.conv._ConvNd | nn.Bilinear | nn.LayerNorm | nn.RNNBase
-    return f"{type(module).__name__} is not linear" if isinstance(module, kinds) else None
+    # other libraries' linear layers are no subclasses, and say what they are by name
+    linear = isinstance(module, nn.Linear | nn.MultiheadAttention) or LINEAR_CLASS.search(type(module).__name__)
+    return None if linear or parameter.ndim != 2 else f"{type(module).__name__} is not linear"
 
 
 def _matches(name: str, targets: str | Iterable[str]) -> bool:

@@ -144,6 +144,21 @@ def test_an_untied_head_inside_a_wrapper():
     assert reasons(model)["c_attn.weight"] == "head"
 
 
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8))
+
+
+class ColumnParallelLinear(Table):
+    """As Megatron's: no nn.Linear."""
+
+
+def test_the_type_of_a_module_leaves_out_what_its_name_would_take():
+    model = nn.Sequential(Table(), ColumnParallelLinear(), nn.Linear(4, 4))
+    assert reasons(model) == {"0.weight": "Table is not linear", "1.weight": None, "2.weight": None}
+
+
 def test_weights_that_drop_confines_are_said():
     with pytest.warns(UserWarning, match=r"probe have sides that differ 32 times.*If they are new"):
         warn_pinned({"probe": SpectralBasis.of(torch.ones(2, 64)), "layer": SpectralBasis.of(torch.ones(8, 64))})
