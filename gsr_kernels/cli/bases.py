@@ -15,7 +15,7 @@ from gsr_kernels.io.bases_file import load_bases, writing_bases
 from gsr_kernels.io.model_checkpoint import Stored, stored_matrices
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.cost import progress, svd_cost
-from gsr_kernels.linalg.side_by_side import Piece, decomposed, of_several
+from gsr_kernels.linalg.side_by_side import Job, decompose_all, of_several
 from gsr_kernels.options import resolve_rank
 
 # the side of the matrix that a dry run decomposes for its estimate
@@ -75,11 +75,11 @@ def _write(
         except ValueError as error:
             raise ValueError(f"{stored[0].name}: {error}") from error
 
-    pieces = [_piece(one, planned[one.name].rank, args) for one in missing]
-    costs = [svd_cost(piece.shape) for piece in pieces]
+    jobs = [_job(one, planned[one.name].rank, args) for one in missing]
+    costs = [svd_cost(job.shape) for job in jobs]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     with writing_bases(args.out, planned | kept) as add, progress("singular bases", sum(costs)) as bar:
-        with closing(decomposed(pieces, of)) as found:
+        with closing(decompose_all(jobs, of)) as found:
             for i, basis in found:
                 add(missing[i].name, basis)
                 bar.update(costs[i])
@@ -89,10 +89,10 @@ def _write(
             add(name, basis)
 
 
-def _piece(stored: Stored, rank: int, args: argparse.Namespace) -> Piece:
+def _job(stored: Stored, rank: int, args: argparse.Namespace) -> Job:
     kind = (stored.shape, stored.dtype, rank) if len(stored.shape) == 2 else None
     wide = torch.float64 if stored.dtype == "F64" else torch.float32
-    return Piece(stored.shape, torch.device(args.device), wide, rank if args.randomized else None, kind)
+    return Job(stored.shape, torch.device(args.device), wide, rank if args.randomized else None, kind)
 
 
 def _planned(stored: Stored, rank: int | None, args: argparse.Namespace) -> SpectralBasis:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -23,24 +23,27 @@ CHAINS = {"cpu": ("gesdd", "float64"), "cuda": ("jacobi", "polar", "gesvdj", "ge
 LARGEST = 2048
 
 
-class Clock(Protocol):
-    """The seconds that a driver takes on a random matrix of a size, infinite where it does not decompose it."""
-
-    def __call__(self, driver: str, size: int) -> float: ...
-
-
 # one for each decision, since to time one thing may decide another
 _probing: dict[str, threading.Lock] = {}
 _keeping = threading.Lock()
 
 
 def chain(
-    device: torch.device, size: int, driver: str | None, clock: Clock, dtype: torch.dtype = torch.float32
+    device: torch.device,
+    size: int,
+    driver: str | None,
+    clock: Callable[[str, int], float],
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[str, ...]:
-    """Return the drivers for ``size`` = min(m, n), the first to try first; ValueError for an unknown driver."""
+    """Return the drivers for ``size`` = min(m, n), the first to try first; ValueError for an unknown driver.
+
+    ``clock`` returns the seconds of a driver on a matrix of a size, infinite where it does not decompose it.
+    """
     names, key, timed = candidates(device, size, dtype)
     if driver is None:
-        driver = fastest(device, key, names[:-2], partial(clock, size=timed)) if device.type == "cuda" else names[0]
+        driver = (
+            fastest(device, key, names[:-2], lambda name: clock(name, timed)) if device.type == "cuda" else names[0]
+        )
     known = dict.fromkeys((*names, "polar"))
     if driver not in known:
         raise ValueError(f"driver must be None or one of {', '.join(known)} on {device.type}, got {driver!r}")
@@ -75,11 +78,20 @@ def fastest(device: torch.device, key: str, names: Sequence[str], clock: Callabl
     with _probing.setdefault(key, threading.Lock()):
         # what is kept may be damaged, or be no candidate any more
         if known.get(key) not in names:
-            seconds = {name: clock(name) for name in names}
+            taken = {name: clock(name) for name in names}
             with _keeping:
-                known[key] = min(seconds, key=lambda name: seconds[name])
+                known[key] = min(taken, key=lambda name: taken[name])
                 _keep(machine(device), known)
         return known[key]
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call on a GPU; one before it loads libraries and allocates."""
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def machine(device: torch.device) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, fingerprint
 from gsr_kernels.linalg.cost import svd_bytes, svd_cost
-from gsr_kernels.linalg.drivers import candidates, chosen, fastest, power_of_two
+from gsr_kernels.linalg.drivers import candidates, chosen, fastest, power_of_two, seconds
 
 # so many at once, or as a batch
 ARRANGEMENTS = ("1", "4", "batch")
@@ -34,7 +34,7 @@ SHARE = 0.5
 
 
 class Kind(NamedTuple):
-    """Matrices arranged alike: one device, one decision about drivers (its key, the size timed), one rank."""
+    """Matrices with one arrangement: one device, one decision about drivers (its key, the size timed), one rank."""
 
     device: torch.device
     key: str
@@ -44,23 +44,23 @@ class Kind(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One weight as it is decomposed, ``shape [.., d1, d2]``, in ``dtype``.
+class Job:
+    """One weight to decompose, ``shape [.., d1, d2]``, in ``dtype``.
 
-    ``sketch``: the rank, where it is found by a sketch. ``alike`` is of one matrix, decomposed as ``SpectralBasis.of``
-    does: those with the same may be a batch. None is of all others, which are done one by one.
+    ``sketch``: the rank, where it is found by a sketch. ``batch_key``: of one matrix, decomposed as
+    ``SpectralBasis.of`` does; those of equal keys may be a batch. None for all others, which are done one by one.
     """
 
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype = torch.float32
     sketch: int | None = None
-    alike: Hashable = None
+    batch_key: Hashable = None
 
     @property
     def kind(self) -> Kind | None:
         """Return what decides how it is best arranged with others; None where nothing is to decide."""
-        if self.alike is None:
+        if self.batch_key is None:
             return None
         _, key, size = candidates(self.device, min(self.shape[-2:]), self.dtype)
         return Kind(self.device, key, size, self.dtype, self.sketch and power_of_two(self.sketch))
@@ -71,42 +71,41 @@ class Piece:
         return svd_bytes(self.shape, self.dtype.itemsize)
 
 
-# the bases of the pieces at these places, which are alike if they are several; ValueError where one has none
+# the bases of the jobs of these indices, of equal keys if they are several; ValueError where one has none
 Decompose = Callable[[list[int]], list[SpectralBasis]]
 
 
-def decomposed(
-    pieces: Sequence[Piece], of: Decompose, arrangement: str | None = None
+def decompose_all(
+    jobs: Sequence[Job], decompose: Decompose, arrangement: str | None = None
 ) -> Generator[tuple[int, SpectralBasis], None, None]:
-    """Each piece's place and basis, as they come; of those of a kind the most costly first.
+    """Yield each job's index and basis, as they come; of those of a kind the most costly first.
 
-    On a GPU what is fastest for a kind is timed once on the machine (see ``drivers``), where it has many pieces;
+    On a GPU what is fastest for a kind is timed once on the machine (see ``drivers``), where it has many jobs;
     elsewhere, and for a few, one comes after another. Several at once are decomposed by threads with a stream each,
     since an eigenproblem keeps its caller waiting and leaves most of a GPU idle. One begins beside others only where
     all hold less than a share of the memory that is free then; what does not fit all the same is done once more,
-    alone. How many are at once is not to change a bit of a basis; in a batch the bits depend on what else is in it, and
+    alone. How many are at once does not change a bit of a basis. In a batch the bits depend on what else is in it:
     there is none where torch is to use deterministic algorithms alone.
 
-    An exception of ``of`` is raised when those that have begun are done; none begins after it. Who may leave early
-    closes it, which waits for them as well.
+    An exception of ``decompose`` is raised when those that have begun are done; none begins after it. Who may leave
+    early closes the generator, which waits for them as well.
     """
     kinds: dict[Kind | None, list[int]] = {}
-    for place in sorted(range(len(pieces)), key=lambda place: -svd_cost(pieces[place].shape)):
-        kinds.setdefault(pieces[place].kind, []).append(place)
-    for kind, places in kinds.items():
-        how = "1" if kind is None else arrangement or arranged(kind, len(places))
-        if how == "batch":
-            yield from _one_by_one(pieces, _batches(pieces, places), of)
-        elif how == "1":
-            yield from _one_by_one(pieces, [[place] for place in places], of)
-        else:
+    for index in sorted(range(len(jobs)), key=lambda index: -svd_cost(jobs[index].shape)):
+        kinds.setdefault(jobs[index].kind, []).append(index)
+    for kind, indices in kinds.items():
+        how = "1" if kind is None else arrangement or arranged(kind, len(indices))
+        one_by_one = [[index] for index in indices]
+        if how.isdigit() and how != "1":
             # what one meets first, a driver to be timed or a library to be loaded, it meets undisturbed
-            yield from _one_by_one(pieces, [places[:1]], of)
-            yield from _at_once(pieces, places[1:], of, int(how))
+            yield from _in_turn(jobs, one_by_one[:1], decompose)
+            yield from _at_once(jobs, indices[1:], decompose, int(how))
+        else:
+            yield from _in_turn(jobs, _batches(jobs, indices) if how == "batch" else one_by_one, decompose)
 
 
 def of_several(weights: Sequence[Tensor], of: Callable[[Tensor], SpectralBasis]) -> list[SpectralBasis]:
-    """The bases of weights of one shape and dtype, found by ``of``, as one batch where they are several."""
+    """Return the bases of weights of one shape and dtype, found by ``of``, as one batch where they are several."""
     if len(weights) == 1:
         return [of(weights[0])]
     found = of(torch.stack([weight.detach() for weight in weights]))
@@ -121,24 +120,23 @@ def of_several(weights: Sequence[Tensor], of: Callable[[Tensor], SpectralBasis])
 def bases_of(
     weights: Sequence[Tensor], sketch: int | None = None, arrangement: str | None = None
 ) -> list[SpectralBasis]:
-    """The bases of matrices, whole or, found by a sketch, of that rank where they have as much."""
-    pieces = [
-        Piece(tuple(W.shape), W.device, torch.promote_types(W.dtype, torch.float32), sketch, (W.shape, W.dtype))
+    """Return the bases of matrices, whole or, found by a sketch, of that rank where they have as much."""
+    jobs = [
+        Job(tuple(W.shape), W.device, torch.promote_types(W.dtype, torch.float32), sketch, (W.shape, W.dtype))
         for W in weights
     ]
 
-    def of(places: list[int]) -> list[SpectralBasis]:
-        rank = sketch and min(sketch, *pieces[places[0]].shape)
-        return of_several(
-            [weights[place] for place in places], lambda W: SpectralBasis.of(W, rank, randomized=sketch is not None)
-        )
+    def decompose(indices: list[int]) -> list[SpectralBasis]:
+        rank = sketch and min(sketch, *jobs[indices[0]].shape)
+        chosen = [weights[index] for index in indices]
+        return of_several(chosen, lambda W: SpectralBasis.of(W, rank, randomized=sketch is not None))
 
-    found = dict(decomposed(pieces, of, arrangement))
-    return [found[place] for place in range(len(weights))]
+    found = dict(decompose_all(jobs, decompose, arrangement))
+    return [found[index] for index in range(len(weights))]
 
 
 def arranged(kind: Kind, count: int) -> str:
-    """The fastest of ``ARRANGEMENTS`` for ``count`` pieces of a kind, timed where they are many times a probe's own."""
+    """Return the fastest of ``ARRANGEMENTS`` for ``count`` jobs of a kind, timed where they are many times a probe."""
     if kind.device.type != "cuda":
         return "1"
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -148,7 +146,7 @@ def arranged(kind: Kind, count: int) -> str:
     known = chosen(kind.device, key)
     if known in names:
         return known
-    # a probe without room would time how pieces that did not fit are done again
+    # a probe without room would time how jobs that did not fit are done again
     needed = TIMED * svd_bytes((kind.size, kind.size), kind.dtype.itemsize)
     if count < WORTH * 2 * TIMED * len(names) or needed > _room(kind.device):
         return "1"
@@ -156,67 +154,57 @@ def arranged(kind: Kind, count: int) -> str:
 
 
 def _seconds(kind: Kind, arrangement: str) -> float:
-    """Return the seconds that random square matrices take; for ever where that fails."""
-    device, size = kind.device, kind.size
+    """Return the seconds that random square matrices take, infinite where that fails."""
+    generator = torch.Generator(kind.device).manual_seed(0)
     try:
-        generator = torch.Generator(device).manual_seed(0)
-        weights = torch.randn(TIMED, size, size, dtype=kind.dtype, device=device, generator=generator).unbind()
-        # the first run loads libraries and allocates
-        for _ in range(2):
-            torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            bases_of(weights, kind.sketch, arrangement)
-            torch.cuda.synchronize(device)
-            taken = time.perf_counter() - start
+        weights = torch.randn(
+            TIMED, kind.size, kind.size, dtype=kind.dtype, device=kind.device, generator=generator
+        ).unbind()
+        bases_of(weights, kind.sketch, arrangement)
+        return seconds(lambda: bases_of(weights, kind.sketch, arrangement), kind.device)
     except (RuntimeError, ValueError):
         return math.inf
-    return taken
 
 
-def _batches(pieces: Sequence[Piece], places: Sequence[int]) -> list[list[int]]:
-    """Places that are alike, in their order, as many together as were timed and as are small enough."""
+def _batches(jobs: Sequence[Job], indices: Sequence[int]) -> list[list[int]]:
+    """Return indices of equal keys, in their order, as many together as were timed and as are small enough."""
     batches: list[list[int]] = []
     last: dict[Hashable, list[int]] = {}
-    for place in places:
-        piece = pieces[place]
-        batch = last.get(piece.alike) if piece.alike is not None else None
-        if batch is None or len(batch) == TIMED or (len(batch) + 1) * piece.nbytes > BATCH_BYTES:
-            batch = last[piece.alike] = []
+    for index in indices:
+        job = jobs[index]
+        batch = last.get(job.batch_key)
+        if batch is None or len(batch) == TIMED or (len(batch) + 1) * job.nbytes > BATCH_BYTES:
+            batch = last[job.batch_key] = []
             batches.append(batch)
-        batch.append(place)
+        batch.append(index)
     return batches
 
 
-def _one_by_one(
-    pieces: Sequence[Piece], jobs: Sequence[list[int]], of: Decompose
+def _in_turn(
+    jobs: Sequence[Job], batches: Sequence[list[int]], decompose: Decompose
 ) -> Iterator[tuple[int, SpectralBasis]]:
-    for places in jobs:
-        if len(places) > 1 and sum(pieces[place].nbytes for place in places) > _room(pieces[places[0]].device):
-            for place in places:
-                yield place, of([place])[0]
-        else:
-            yield from zip(places, _together(places, of))
+    """Decompose batch after batch; one that does not fit, or a weight of which has no basis, one by one.
 
-
-def _together(places: list[int], of: Decompose) -> list[SpectralBasis]:
-    try:
-        return of(places)
-    except (torch.OutOfMemoryError, ValueError):
-        if len(places) == 1:
-            raise
-    # not all of them fit at once, or one has no basis, which it then says by its name
-    return [of([place])[0] for place in places]
+    A weight without a basis then says so by its name.
+    """
+    for indices in batches:
+        if len(indices) > 1 and sum(jobs[index].nbytes for index in indices) <= _room(jobs[indices[0]].device):
+            with suppress(torch.OutOfMemoryError, ValueError):
+                yield from zip(indices, decompose(indices))
+                continue
+        for index in indices:
+            yield index, decompose([index])[0]
 
 
 def _at_once(
-    pieces: Sequence[Piece], places: Sequence[int], of: Decompose, workers: int
+    jobs: Sequence[Job], indices: Sequence[int], decompose: Decompose, workers: int
 ) -> Iterator[tuple[int, SpectralBasis]]:
-    """By so many threads; one begins beside others only where there is room."""
-    if not places:
+    """Decompose by so many threads; one begins beside others only where there is room."""
+    if not indices:
         return
-    device = pieces[places[0]].device
+    device = jobs[indices[0]].device
     caller = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    waiting, again = list(reversed(places)), []
+    waiting, again = list(reversed(indices)), []
     streams = iter(_streams(caller.device, workers) if caller is not None else ())
     running: dict[Future[SpectralBasis | None], int] = {}
     try:
@@ -224,31 +212,31 @@ def _at_once(
         with ThreadPoolExecutor(workers, "decomposition", lambda: _on_a_stream(caller, streams)) as pool:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    held = sum(pieces[place].nbytes for place in (*running.values(), waiting[-1]))
+                    held = sum(jobs[index].nbytes for index in (*running.values(), waiting[-1]))
                     if running and held > _room(device):
                         break
-                    place = waiting.pop()
-                    running[pool.submit(_in_a_thread, of, place, caller)] = place
+                    index = waiting.pop()
+                    running[pool.submit(_in_a_thread, decompose, index, caller)] = index
                 done = list(wait(running, return_when=FIRST_COMPLETED).done)
                 while done:
                     # nothing but the caller keeps a basis beside the next one
-                    place, basis = running.pop(done[-1]), done.pop().result()
+                    index, basis = running.pop(done[-1]), done.pop().result()
                     if basis is None:
-                        again.append(place)
+                        again.append(index)
                     else:
-                        yield place, basis
+                        yield index, basis
                     del basis
     finally:
         if caller is not None:
             # free blocks belong to the streams that they were allocated for, which nobody else uses
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()
-    yield from _one_by_one(pieces, [[place] for place in again], of)
+    yield from _in_turn(jobs, [[index] for index in again], decompose)
 
 
 @cache
 def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
-    """The same ones for the life of the process: cuBLAS keeps a workspace for each that has multiplied."""
+    """Return the same streams for the life of the process: cuBLAS keeps a workspace for each that has multiplied."""
     return tuple(torch.cuda.Stream(device) for _ in range(count))
 
 
@@ -261,10 +249,10 @@ def _on_a_stream(caller: torch.cuda.Stream | None, streams: Iterator[torch.cuda.
 
 
 @torch.no_grad()
-def _in_a_thread(of: Decompose, place: int, caller: torch.cuda.Stream | None) -> SpectralBasis | None:
-    """The basis, or None where it does not fit: an exception would keep what its frames hold."""
+def _in_a_thread(decompose: Decompose, index: int, caller: torch.cuda.Stream | None) -> SpectralBasis | None:
+    """Return the basis, or None where it does not fit: an exception would keep what its frames hold."""
     try:
-        (basis,) = of([place])
+        (basis,) = decompose([index])
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -279,7 +267,7 @@ def _in_a_thread(of: Decompose, place: int, caller: torch.cuda.Stream | None) ->
 
 
 def _room(device: torch.device) -> float:
-    """Bytes that decompositions may take beside what is there: of a host's memory nothing is known."""
+    """Return the bytes that decompositions may take beside what is there: of a host's memory nothing is known."""
     if device.type != "cuda":
         return math.inf
     free = torch.cuda.mem_get_info(device)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 import warnings
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 from gsr_kernels.backends.cuda import small_svd
 from gsr_kernels.backends.torch.products import full_precision
 from gsr_kernels.linalg.cholesky_qr import cholesky_qr
-from gsr_kernels.linalg.drivers import chain
+from gsr_kernels.linalg.drivers import chain, seconds
 from gsr_kernels.linalg.polar import polar_factor
 from gsr_kernels.linalg.scaling import finite_and_scaled, unscaled
 
@@ -71,14 +71,10 @@ def _seconds(device: torch.device, driver: str, size: int) -> float:
     """Return what a driver takes for a random square matrix; infinity where it fails."""
     generator = torch.Generator(device).manual_seed(0)
     W = torch.randn(1, size, size, device=device, generator=generator)
-    # the first run loads libraries and allocates
-    for _ in range(2):
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        result, _ = _attempt(W, driver)
-        torch.cuda.synchronize(device)
-        taken = time.perf_counter() - start
-    return taken if result is not None and _sound(W, result).all() else float("inf")
+    result, _ = _attempt(W, driver)
+    if result is None or not _sound(W, result).all():
+        return math.inf
+    return seconds(lambda: _drive(W, driver), device)
 
 
 def _attempt(W: Tensor, driver: str) -> tuple[SVD | None, RuntimeError | None]:
@@ -114,10 +110,8 @@ def _first_sound(W: Tensor, chain: tuple[str, ...]) -> SVD:
 
 
 def _drive(W: Tensor, driver: str) -> SVD:
-    if driver == "polar":
-        return _polar(W)
-    if driver == "jacobi":
-        return _jacobi(W)
+    if driver in ("polar", "jacobi"):
+        return _by_core(W, driver)
     if driver == "gesdd":
         # a wide matrix as it is: of a standing one the small σ err more
         return SVD(*torch.linalg.svd(W, full_matrices=False))
@@ -126,28 +120,28 @@ def _drive(W: Tensor, driver: str) -> SVD:
     return SVD(*torch.linalg.svd(W, full_matrices=False, driver=driver))
 
 
-def _jacobi(W: Tensor) -> SVD:
-    """W = Q R, and R by rotations of its rows, which are nearer to orthogonal than W's: half the sweeps where W is
-    ill-conditioned (Drmač, Veselić: New fast and accurate Jacobi SVD algorithm, SIAM J. Matrix Anal. 29, 2008)."""
-    if W.shape[-2] < W.shape[-1]:
-        V, S, Uh = _jacobi(W.mT)
+def _by_core(W: Tensor, driver: str) -> SVD:
+    """Decompose W = Q R by its square core R; a wide W is a tall one transposed.
+
+    Jacobi rotates the rows of R, which are nearer to orthogonal than W's: half the sweeps where W is ill-conditioned
+    (Drmač, Veselić: New fast and accurate Jacobi SVD algorithm, SIAM J. Matrix Anal. 29, 2008).
+    """
+    m, n = W.shape[-2:]
+    if m < n:
+        V, S, Uh = _by_core(W.mT, driver)
         return SVD(Uh.mT, S, V.mT)
+    if driver == "polar" and m == n:
+        return _polar(W)
     Q, R = cholesky_qr(W)
-    U, S, Vh, _ = small_svd(R)
+    U, S, Vh = _polar(R) if driver == "polar" else small_svd(R)[:3]
     return SVD(Q @ U, S, Vh)
 
 
 def _polar(W: Tensor) -> SVD:
-    """W = Q H by products, H = V diag(S) Vh by eigh, U = Q V (Higham, Papadimitriou: A parallel algorithm for computing
-    the polar decomposition, Parallel Computing 20, 1994); a tall W is first reduced to its n x n core, a wide one is a
-    tall one lying down."""
-    if W.shape[-2] < W.shape[-1]:
-        V, S, Uh = _polar(W.mT)
-        return SVD(Uh.mT, S, V.mT)
-    if W.shape[-2] > W.shape[-1]:
-        Q, R = cholesky_qr(W)
-        U, S, Vh = _polar(R)
-        return SVD(Q @ U, S, Vh)
+    """Decompose a square W = Q H by products, H = V diag(S) Vh by eigh, U = Q V.
+
+    Higham, Papadimitriou: A parallel algorithm for computing the polar decomposition, Parallel Computing 20, 1994.
+    """
     Q = polar_factor(W)
     H = Q.mT @ W
     V = torch.linalg.eigh((H + H.mT) / 2).eigenvectors.flip(-1)

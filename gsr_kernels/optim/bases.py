@@ -15,7 +15,7 @@ from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.io.bases_file import before, load_bases
 from gsr_kernels.linalg.cost import progress, svd_cost
-from gsr_kernels.linalg.side_by_side import Piece, decomposed, of_several
+from gsr_kernels.linalg.side_by_side import Job, decompose_all, of_several
 from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import State
 from gsr_kernels.weight import Weight, decompose_by_method, decompose_one
@@ -36,7 +36,7 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
 
         dealt = decompose_shared([weights[place] for place in shared], [parameters[place] for place in shared])
         bases.update(zip(shared, dealt))
-    pieces = [_piece(weights[place], parameters[place]) for place in alone]
+    jobs = [_job(weights[place], parameters[place]) for place in alone]
 
     def of(places: list[int]) -> list[SpectralBasis]:
         one, *others = (alone[place] for place in places)
@@ -47,22 +47,22 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
         return of_several(alike, lambda W: decompose_by_method(weight, W))
 
     first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
-    costs = [svd_cost(piece.shape) for piece in pieces]
+    costs = [svd_cost(job.shape) for job in jobs]
     bar = progress("singular bases", sum(costs), shown=bool(alone) and first)
-    with bar, closing(decomposed(pieces, of)) as found:
+    with bar, closing(decompose_all(jobs, of)) as found:
         for place, basis in found:
             bases[alone[place]] = basis
             bar.update(costs[place])
     return [bases[place] for place in range(len(weights))]
 
 
-def _piece(weight: Weight, W: Tensor) -> Piece:
+def _job(weight: Weight, W: Tensor) -> Job:
     shape = split_heads(W, weight.heads)[0].shape
     # a basis that the weight and the rank alone decide; what a method does instead is no other thread's
     plain = weight.randomized or type(weight.method).decompose is Method.decompose
     wide = torch.promote_types(W.dtype, torch.float32)
     sketch = weight.rank if weight.randomized else None
-    return Piece(shape, W.device, wide, sketch, (shape, W.dtype, weight.rank) if plain and len(shape) == 2 else None)
+    return Job(shape, W.device, wide, sketch, (shape, W.dtype, weight.rank) if plain and len(shape) == 2 else None)
 
 
 def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:

@@ -157,7 +157,7 @@ def test_jacobi_reduces_to_the_core(monkeypatch, shape):
     module = sys.modules["gsr_kernels.linalg.svd"]
     monkeypatch.setattr(module, "small_svd", lambda A: asked.append(A.shape) or plain(A))
     W = torch.randn(shape)
-    U, S, Vh = module._jacobi(W)
+    U, S, Vh = module._by_core(W, "jacobi")
     r = min(shape[-2:])
     assert asked == [(*shape[:-2], r, r)]
     assert torch.allclose((U * S.unsqueeze(-2)) @ Vh, W, atol=1e-5)
