@@ -1,6 +1,7 @@
-"""Commands of ``gsr-kernels``, one module each, and the values that more than one takes."""
+"""Commands of ``gsr-kernels``, one module each, and the values and tables that more than one has."""
 
 import argparse
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import torch
@@ -23,3 +24,11 @@ def device_of(text: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no device here ({str(error).splitlines()[0]})") from error
     return text
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns as wide as their longest entry, the first to the left and the others to the right."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for first, *others in lines:
+        print(first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:])))

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from gsr_kernels.cli import print_table
 from gsr_kernels.cli.floors import transform
+from gsr_kernels.messages import install
 from gsr_kernels.optim.targets import find_targets
 from gsr_kernels.options import resolve_rank
 
 BASIS_BYTES = {"fp32": 4, "fp16": 2}
+
+# truncated options that are shown where the model's weights have as many directions
+RANKS = (64, 256)
 
 
 class Kind(NamedTuple):
@@ -112,28 +120,46 @@ def share(
 def model_kinds(folder: Path) -> tuple[list[Kind], int]:
     """Return the weights that attach() matches in a transformers model, and the number of its parameters.
 
-    Raises:
-        FileNotFoundError: folder holds no config.json.
-        ModuleNotFoundError: transformers is not installed.
+    Raises FileNotFoundError where folder holds no config.json; ValueError where transformers is not installed, knows no
+    such model or does not build it without memory, and where attach() matches none of its weights.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"MODEL_DIR: no config.json in {folder}; give the folder of a transformers model")
-    from transformers import AutoConfig
+    if find_spec("transformers") is None:
+        raise ValueError(f"estimate builds the model by transformers, which is not installed: {install('runner')}")
+    import transformers
 
-    return kinds_of(AutoConfig.from_pretrained(folder))
+    try:
+        return kinds_of(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    # models compute with their weights, or need other packages, in ways of their own
+    except Exception as error:
+        # some messages go on with the names of all classes
+        said = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0][:200]
+        raise ValueError(
+            f"MODEL_DIR: no weights from {folder} ({type(error).__name__}: {said}): "
+            "print(attach(model, optimizer, …)) of the loaded model says the bytes of its bases"
+        ) from error
 
 
 def kinds_of(config: Any) -> tuple[list[Kind], int]:
-    """Return ``model_kinds`` of a transformers configuration."""
-    from transformers import AutoModelForCausalLM
-
-    # on the meta device a model has shapes and no memory
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    """Return ``model_kinds`` of a transformers configuration: of the class that it names, or else of its model type."""
+    model = _without_memory(config)
     targets = find_targets(model, "all-linear", set(model.parameters()))
     shapes = Counter(target.parameter.shape for target in targets if target.reason is None)
     kinds = [Kind(count, shape[-2], shape[-1], math.prod(shape[:-2])) for shape, count in shapes.items()]
     return kinds, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _without_memory(config: Any) -> nn.Module:
+    import transformers
+
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    # on the meta device a model has shapes and no memory
+    with torch.device("meta"):
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named(config)
+        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        return (transformers.AutoModelForCausalLM if causal else transformers.AutoModel).from_config(config)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +177,6 @@ def run(args: argparse.Namespace) -> None:
 
     Raises ValueError for a rank, a rate or a number of shards that is not positive, or one rate without the other.
     """
-    ranks = args.rank or [64, 256]
     rates = (args.tflops, args.bandwidth)
     if (args.tflops is None) != (args.bandwidth is None):
         raise ValueError("--tflops and --bandwidth belong together: give both, or none for no ms")
@@ -160,21 +185,23 @@ def run(args: argparse.Namespace) -> None:
     if args.shards is not None and args.shards < 1:
         raise ValueError(f"--shards must be at least 1, got {args.shards}")
     kinds, parameters = model_kinds(args.folder)
+    largest = max(min(kind.d1, kind.d2) for kind in kinds)
+    ranks = args.rank or [rank for rank in RANKS if rank < largest]
     for rank in ranks:
         resolve_rank(rank, {f"{kind.d1}x{kind.d2}": (kind.d1, kind.d2) for kind in kinds})
     matrices = sum(kind.weights * kind.experts for kind in kinds)
     covered = sum(kind.weights * kind.experts * kind.d1 * kind.d2 for kind in kinds)
     print(f"{matrices} matrices, {covered:,} of {parameters:,} parameters ({covered / parameters:.1%})")
-    print(f"{'rank':>6} {'outside':>8} {'bases in':>9} {'bases GB':>9} {'TFLOP':>8} {'moved GB':>9} {'ms':>8}")
     options = [(None, "drop"), (None, "keep"), *((rank, "keep") for rank in ranks), *((rank, "drop") for rank in ranks)]
-    for rank, out_of_span in options:
-        for name, size in BASIS_BYTES.items():
-            one = cost(kinds, rank, out_of_span, size, 4 if args.gradient == "fp32" else 2)
-            ms = "" if args.tflops is None else f"{_milliseconds(one, *rates):.2f}"
-            print(
-                f"{rank or 'all':>6} {out_of_span:>8} {name:>9} {one.bases / 1e9:>9.2f} {one.flop / 1e12:>8.2f} "
-                f"{one.moved / 1e9:>9.1f} {ms:>8}"
-            )
+    rows = []
+    for (rank, out_of_span), (name, size) in product(options, BASIS_BYTES.items()):
+        one = cost(kinds, rank, out_of_span, size, 4 if args.gradient == "fp32" else 2)
+        figures: tuple[str, ...] = f"{one.bases / 1e9:.2f}", f"{one.flop / 1e12:.2f}", f"{one.moved / 1e9:.1f}"
+        if args.tflops is not None:
+            figures += (f"{max(one.flop / args.tflops / 1e9, one.moved / args.bandwidth / 1e6):.2f}",)
+        rows.append((str(rank or "all"), out_of_span, name, *figures))
+    columns = ["rank", "outside", "bases in", "bases GB", "TFLOP", "moved GB", "ms"]
+    print_table(columns[: len(rows[0])], rows)
     print("one optimizer step; a lower bound, of which ms is the larger of the products' and the memory's time")
     if args.shards is not None:
         _print_shares(kinds, options, args.shards)
@@ -182,19 +209,15 @@ def run(args: argparse.Namespace) -> None:
 
 def _print_shares(kinds: Sequence[Kind], options: Sequence[tuple[int | None, str]], shards: int) -> None:
     print(f"\nof {shards} ranks that share each weight, one:")
-    heads = f"{'holds GB':>9} {'sums MB a step':>15} {'keeps GB':>9}"
-    heads += f" {'or with shard_bases holds GB':>29} {'gathers MB a step':>18}"
-    print(f"{'rank':>6} {'outside':>8} {'bases in':>9} {'placement':>11} {heads}")
-    for rank, out_of_span in options:
-        for name, size in BASIS_BYTES.items():
-            for placement in ("rows", "short side"):
-                whole, shared = (
-                    share(kinds, rank, out_of_span, placement, shards, size, each) for each in (False, True)
-                )
-                line = f"{rank or 'all':>6} {out_of_span:>8} {name:>9} {placement:>11} {whole.held / 1e9:>9.2f}"
-                line += f" {4 * whole.summed / 1e6:>15.2f} {whole.kept / 1e9:>9.2f}"
-                line += f" {shared.held / 1e9:>29.2f} {shared.gathered / 1e6:>18.2f}"
-                print(line)
+    rows = []
+    placements = "rows", "short side"
+    for (rank, out_of_span), (name, size), placement in product(options, BASIS_BYTES.items(), placements):
+        whole, shared = (share(kinds, rank, out_of_span, placement, shards, size, each) for each in (False, True))
+        held, summed, kept = f"{whole.held / 1e9:.2f}", f"{4 * whole.summed / 1e6:.2f}", f"{whole.kept / 1e9:.2f}"
+        with_sharded_bases = f"{shared.held / 1e9:.2f}", f"{shared.gathered / 1e6:.2f}"
+        rows.append((str(rank or "all"), out_of_span, name, placement, held, summed, kept, *with_sharded_bases))
+    columns = "rank", "outside", "bases in", "placement", "holds GB", "sums MB a step", "keeps GB"
+    print_table((*columns, "or with shard_bases holds GB", "gathers MB a step"), rows)
     print("rows is fully_shard's own choice, short side that of shard_placement_fn=gsr_kernels.shard_placement_fn")
     print(
         "keeps is what the products before the sum leave to those after it, in float32, until the step has passed them"
@@ -203,7 +226,3 @@ def _print_shares(kinds: Sequence[Kind], options: Sequence[tuple[int | None, str
         print(
             "experts in one parameter are distributed whole: nothing is summed or gathered, a rank with most is counted"
         )
-
-
-def _milliseconds(one: Cost, tflops: float, bandwidth: float) -> float:
-    return max(one.flop / (tflops * 1e12), one.moved / (bandwidth * 1e9)) * 1e3

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gsr_kernels.cli import device_of
+from gsr_kernels.cli import device_of, print_table
 from gsr_kernels.io.bases_file import load_bases
 from gsr_kernels.io.model_checkpoint import stored_matrices
 from gsr_kernels.messages import install
@@ -29,16 +29,12 @@ def run(args: argparse.Namespace) -> None:
     if args.plot and find_spec("matplotlib") is None:
         raise ValueError(f"--plot needs matplotlib: {install('plot')}")
     spectra = _spectra(args)
-    width = max(map(len, spectra))
-    print(
-        f"{'weight':<{width}} {'rank':>6} {'σ max':>9} {'σ min':>9} {'condition':>9} {'effective':>9} {'1/σ share':>9}"
-    )
+    rows = []
     for name, S in spectra.items():
-        row = {key: value.median().item() for key, value in measures(S).items()}
-        print(
-            f"{name:<{width}} {S.shape[-1]:>6} {row['largest']:>9.3g} {row['smallest']:>9.3g} {row['condition']:>9.3g} "
-            f"{row['effective_rank']:>9.1f} {row['share']:>9.2%}"
-        )
+        medians = (value.median().item() for value in measures(S).values())
+        figures = (f"{median:{form}}" for median, form in zip(medians, (".3g", ".3g", ".3g", ".1f", ".2%")))
+        rows.append((name, str(S.shape[-1]), *figures))
+    print_table(("weight", "rank", "σ max", "σ min", "condition", "effective", "1/σ share"), rows)
     print("effective: exp of the entropy of σ / Σσ; 1/σ share: what the smallest σ takes of a negative group of all")
     if args.plot:
         plot(spectra, Path(args.plot))

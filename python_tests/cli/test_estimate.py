@@ -152,6 +152,64 @@ def test_bad_arguments(folder, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_model": 16, "d_kv": 4,
+             "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 50},
+            # q, k, v, o of two encoder layers and, twice, of two decoder layers
+            {Kind(18, 8, 16), Kind(6, 16, 8), Kind(4, 24, 16), Kind(4, 16, 24)},
+        ),
+        (
+            {"model_type": "vit", "architectures": ["ViTForImageClassification"], **VISION},
+            {Kind(8, 16, 16), Kind(2, 24, 16), Kind(2, 16, 24)},
+        ),
+        (
+            # no class named: the plain model of the type
+            {"model_type": "llava", "vision_config": {"model_type": "clip_vision_model", **VISION},
+             "text_config": {**CONFIG, "intermediate_size": 40}},
+            {Kind(12, 16, 16), Kind(4, 8, 16), Kind(2, 24, 16), Kind(2, 16, 24), Kind(4, 40, 16), Kind(2, 16, 40)},
+        ),
+    ],
+    ids=["t5", "vit", "llava"],
+)  # fmt: skip
+def test_models_of_every_kind(tmp_path, config, expected):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert set(model_kinds(tmp_path)[0]) == expected
+
+
+def test_a_small_model_has_no_truncated_option_by_default(folder, capsys):
+    assert main(["estimate", str(folder)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "no_such_model"}, "model type `no_such_model`"),
+        ({"hidden_size": 3}, "Unrecognized model"),
+        ({"model_type": "resnet", "depths": [1], "hidden_sizes": [8]}, "matches no trained matrix"),
+        ({**CONFIG, "num_attention_heads": 0}, "ZeroDivisionError"),
+    ],
+    ids=["unknown", "untyped", "convolutions", "broken"],
+)
+def test_a_model_that_is_not_built_takes_a_sentence(tmp_path, capsys, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["estimate", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "print(attach(" in said and len(said) < 400 and said.count("\n") == 1
+
+
+def test_without_transformers_there_is_a_way(folder, capsys, monkeypatch):
+    monkeypatch.setattr("gsr_kernels.cli.estimate.find_spec", lambda name: None)
+    assert main(["estimate", str(folder)]) == 2
+    assert "pip install '.[runner]'" in capsys.readouterr().err
+
+
 def test_no_model(tmp_path, capsys):
     assert main(["estimate", str(tmp_path)]) == 2
     assert "no config.json" in capsys.readouterr().err
