@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.dispatch import backend_for
+from gsr_kernels.backends.dispatch import Shape, backend_for
 from gsr_kernels.backends.table import function
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import Backend, OutOfSpan, check_fit, check_out_of_span, check_rho
@@ -21,13 +21,18 @@ __all__ = [
 
 
 def implementation(
-    op: str, backend: str = "auto", device: torch.device | None = None, dtype: torch.dtype | None = None
+    op: str,
+    backend: str = "auto",
+    device: torch.device | None = None,
+    gradient: torch.dtype | None = None,
+    basis: torch.dtype | None = None,
+    shape: Shape | None = None,
 ) -> Callable[..., Any]:
-    """Return the function of an operator that ``backend_for`` decides for, for operands of a device and dtype.
+    """Return the function of an operator that ``backend_for`` decides for, of whose arguments these are.
 
     Raises ValueError as ``backend_for`` does, and for a backend that lacks the operator.
     """
-    return function(op, backend_for(op, device, dtype, dtype, backend=backend)[0])
+    return function(op, backend_for(op, device, gradient, basis or gradient, shape, backend=backend)[0])
 
 
 @overload
@@ -157,11 +162,7 @@ def _rescale_gradient(
     rescale_gradients([G], [SpectralBasis(U, S, Vh)], rho, [out_of_span], [out], backend)
 
 
-@_rescale_gradient.register_fake
-def _(
-    G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor, backend: str = "auto"
-) -> None:
-    return None
+_rescale_gradient.register_fake(lambda *arguments: None)
 
 
 def project(G: Tensor, U: Tensor, Vh: Tensor, backend: Backend = "auto") -> Tensor:
@@ -235,13 +236,8 @@ def small_svd(A: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor, Ten
 
 @torch.library.custom_op("gsr_kernels::project", mutates_args=())
 def _project(G: Tensor, U: Tensor, Vh: Tensor, backend: str) -> Tensor:
-    form = G.device, G.dtype, U.dtype, (U.shape[-2], Vh.shape[-1], U.shape[-1])
-    return function("project", backend_for("project", *form, backend=backend)[0])(G, U, Vh)
-
-
-@_project.register_fake
-def _(G: Tensor, U: Tensor, Vh: Tensor, backend: str) -> Tensor:
-    return G.new_empty((*U.shape[:-2], U.shape[-1], U.shape[-1]), dtype=torch.promote_types(G.dtype, U.dtype))
+    shape = U.shape[-2], Vh.shape[-1], U.shape[-1]
+    return implementation("project", backend, G.device, G.dtype, U.dtype, shape)(G, U, Vh)
 
 
 @torch.library.custom_op("gsr_kernels::skew", mutates_args=())
@@ -249,39 +245,35 @@ def _skew(N: Tensor, S: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return implementation("skew", backend, N.device, N.dtype)(N, S)
 
 
-@_skew.register_fake
-def _(N: Tensor, S: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return N.new_empty(N.shape), N.new_empty(N.shape)
-
-
 @torch.library.custom_op("gsr_kernels::rescale", mutates_args=())
 def _rescale(g: Tensor, S: Tensor, rho: float, floor: float, backend: str) -> Tensor:
     return implementation("rescale", backend, g.device, g.dtype)(g, S, rho, floor)
 
 
-@_rescale.register_fake
-def _(g: Tensor, S: Tensor, rho: float, floor: float, backend: str) -> Tensor:
-    return g.new_empty(g.shape)
-
-
 @torch.library.custom_op("gsr_kernels::recompose", mutates_args=())
 def _recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: str) -> Tensor:
-    form = U.device, U.dtype, U.dtype, (U.shape[-2], Vh.shape[-1], U.shape[-1])
-    return function("recompose", backend_for("recompose", *form, backend=backend)[0])(H, g, K, U, S, Vh)
-
-
-@_recompose.register_fake
-def _(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: str) -> Tensor:
-    return U.new_empty((*U.shape[:-1], Vh.shape[-1]))
+    shape = U.shape[-2], Vh.shape[-1], U.shape[-1]
+    return implementation("recompose", backend, U.device, U.dtype, U.dtype, shape)(H, g, K, U, S, Vh)
 
 
 @torch.library.custom_op("gsr_kernels::small_svd", mutates_args=())
 def _small_svd(A: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     k = A.shape[-1]
-    return function("small_svd", backend_for("small_svd", A.device, shape=(k, k, k), backend=backend)[0])(A)
+    return implementation("small_svd", backend, A.device, shape=(k, k, k))(A)
+
+
+# empty results, for tracing
+_project.register_fake(
+    lambda G, U, Vh, backend: G.new_empty(
+        (*U.shape[:-2], U.shape[-1], U.shape[-1]), dtype=torch.promote_types(G.dtype, U.dtype)
+    )
+)
+_skew.register_fake(lambda N, S, backend: (N.new_empty(N.shape), N.new_empty(N.shape)))
+_rescale.register_fake(lambda g, *others: g.new_empty(g.shape))
+_recompose.register_fake(lambda H, g, K, U, S, Vh, backend: U.new_empty((*U.shape[:-1], Vh.shape[-1])))
 
 
 @_small_svd.register_fake
 def _(A: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    U, Vh = A.new_empty(A.shape), A.new_empty(A.shape)
-    return U, A.new_empty(A.shape[:-1]), Vh, A.new_empty(A.shape[:-2], dtype=torch.int32)
+    sweeps = A.new_empty(A.shape[:-2], dtype=torch.int32)
+    return A.new_empty(A.shape), A.new_empty(A.shape[:-1]), A.new_empty(A.shape), sweeps

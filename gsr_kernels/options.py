@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +23,7 @@ Rho = float | Mapping[str, float]
 
 
 def resolve_rank(rank: Rank, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int | None]:
-    """The rank of each weight, None for all of it.
+    """Return the rank of each weight, None for all of it.
 
     Args:
         rank: None; an int, clamped to each weight's own rank; a float in (0, 1), that share of each weight's own rank;
@@ -38,11 +38,16 @@ def resolve_rank(rank: Rank, shapes: Mapping[str, tuple[int, int]]) -> dict[str,
         return _clamp(rank, shapes)
     resolved: dict[str, int | None] = dict.fromkeys(shapes)
     for pattern, value in rank.items():
-        matched = {name: shape for name, shape in shapes.items() if ends_with(pattern, name)}
-        if not matched:
-            raise ValueError(f"rank: the pattern {pattern!r} matches none of {some(shapes)}")
-        resolved |= _clamp(value, matched)
+        resolved |= _clamp(value, {name: shapes[name] for name in _matching("rank", pattern, shapes)})
     return resolved
+
+
+def _matching(option: str, pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a pattern of an option matches; ValueError where it matches none."""
+    found = [name for name in names if ends_with(pattern, name)]
+    if not found:
+        raise ValueError(f"{option}: the pattern {pattern!r} matches none of {some(names)}")
+    return found
 
 
 def _clamp(rank: int | float | None, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int | None]:
@@ -70,14 +75,14 @@ def ends_with(pattern: str, name: str) -> bool:
 
 
 def clamped_from(rank: Rank, name: str, own: int) -> int | None:
-    """The number of directions that was asked of a weight, where it is more than its own rank."""
+    """Return the number of directions that was asked of a weight, where it is more than its own rank."""
     if isinstance(rank, Mapping):
         rank = ([None] + [value for pattern, value in rank.items() if ends_with(pattern, name)])[-1]
     return rank if isinstance(rank, int) and rank > own else None
 
 
 def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
-    """The rho of each weight.
+    """Return the rho of each weight.
 
     Args:
         rho: a number; or ``{regex: number}``, matched as the patterns of ``rank`` are, where a later pattern overrules
@@ -90,10 +95,7 @@ def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
         return dict.fromkeys(names, rho)
     resolved: dict[str, float] = {}
     for pattern, value in rho.items():
-        chosen = [name for name in names if ends_with(pattern, name)]
-        if not chosen:
-            raise ValueError(f"rho: the pattern {pattern!r} matches none of {some(names)}")
-        resolved |= dict.fromkeys(chosen, value)
+        resolved |= dict.fromkeys(_matching("rho", pattern, names), value)
     left = [name for name in names if name not in resolved]
     if left:
         raise ValueError(f"rho: no pattern matches {some(left)}; let '.*' come first for all the others")
@@ -101,7 +103,7 @@ def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
 
 
 def resolve_heads(heads: Mapping[str, int | tuple[int, int]] | None, matched: Sequence[Target]) -> dict[str, Heads]:
-    """The heads of each matched weight, None for the whole of it.
+    """Return the heads of each matched weight, None for the whole of it.
 
     Args:
         heads: ``{regex: h}`` splits the rows of the weights that the pattern matches, as those of ``rank`` do, into h
@@ -110,15 +112,13 @@ def resolve_heads(heads: Mapping[str, int | tuple[int, int]] | None, matched: Se
     Raises ValueError for a pattern that matches nothing and for an h that does not divide that side of the weight.
     """
     resolved: dict[str, Heads] = {target.name: target.heads for target in matched}
+    shapes = {target.name: target.parameter.shape for target in matched}
     for pattern, value in (heads or {}).items():
-        chosen = [target for target in matched if ends_with(pattern, target.name)]
-        if not chosen:
-            raise ValueError(f"heads: the pattern {pattern!r} matches none of {some(resolved)}")
-        for target in chosen:
+        for name in _matching("heads", pattern, shapes):
             try:
                 # of a DTensor, too, the shape is enough
-                split_heads(torch.empty(target.parameter.shape, device="meta"), value)
+                split_heads(torch.empty(shapes[name], device="meta"), value)
             except ValueError as error:
-                raise ValueError(f"{target.name}: {error}") from error
-            resolved[target.name] = value
+                raise ValueError(f"{name}: {error}") from error
+            resolved[name] = value
     return resolved

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsr_kernels import SpectralBasis, rescale_gradient
-from gsr_kernels.backends.torch.rescale import rescale
+from gsr_kernels.backends.torch.stages import rescale
 from python_tests.oracle import error
 
 sides = st.integers(1, 9)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from gsr_kernels import SpectralBasis, ops, reference, rescale_gradient
-from gsr_kernels.backends.torch.rescale import rescale
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient as compute
+from gsr_kernels.backends.torch.stages import rescale
 from python_tests.oracle import assert_as_good, diagonal, double, error, two_products
 
 SHAPES = [(64, 64), (96, 40), (17, 33), (1, 20), (20, 1), (3, 24, 16), (2, 2, 12, 18)]

@@ -77,8 +77,13 @@ def backend_for(
         return "torch", reason
     if backend == "triton":
         return "triton", "asked for"
-    faster = _faster(op, device, gradient, basis, shape, out_of_span)
-    return faster or "triton", "measured to be the faster one on such a GPU" if faster else "on a CUDA device"
+    # what a machine measures of itself enters here
+    if shape is not None and measured():
+        dtypes = (str(one).removeprefix("torch.") for one in (gradient, basis))
+        key = str(architecture(device)), op, *dtypes, out_of_span or "", *map(str, shape)
+        if key in measured():
+            return measured()[key], "measured to be the faster one on such a GPU"
+    return "triton", "on a CUDA device"
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -141,21 +146,6 @@ def _small_svd(device: torch.device, shape: Shape | None, backend: str) -> tuple
     if k > limit:
         return "torch", f"k = {k} is above {limit}"
     return "cuda", f"up to k = {limit}, torch beyond"
-
-
-def _faster(
-    op: str,
-    device: torch.device,
-    gradient: torch.dtype | None,
-    basis: torch.dtype | None,
-    shape: Shape | None,
-    out_of_span: str | None,
-) -> str | None:
-    """Return who was measured to be faster on such a device. What a machine measures of itself enters here."""
-    if shape is None or not measured():
-        return None
-    dtypes = (str(one).removeprefix("torch.") for one in (gradient, basis))
-    return measured().get((str(architecture(device)), op, *dtypes, out_of_span or "", *map(str, shape)))
 
 
 @cache

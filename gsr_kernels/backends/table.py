@@ -24,11 +24,10 @@ def _functions(backend: str) -> dict[str, Function]:
 
 def _torch() -> tuple[Function, ...]:
     from gsr_kernels.backends.torch.merge import merge
-    from gsr_kernels.backends.torch.rescale import rescale
     from gsr_kernels.backends.torch.rescale_gradient import rescale_gradients
     from gsr_kernels.backends.torch.sketch import sketch
     from gsr_kernels.backends.torch.stability import sign_counts, stability
-    from gsr_kernels.backends.torch.stages import project, recompose, skew, small_svd
+    from gsr_kernels.backends.torch.stages import project, recompose, rescale, skew, small_svd
 
     stages = project, skew, rescale, recompose
     return rescale_gradients, *stages, sketch, small_svd, stability, sign_counts, merge

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.torch.rescale import rescale
+from gsr_kernels.backends.torch.stages import rescale
 
 if TYPE_CHECKING:
     from gsr_kernels.basis import SpectralBasis
