@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 Backend = Literal["auto", "torch", "triton", "cuda"]
@@ -31,13 +33,14 @@ def check_out_of_span(out_of_span: str | None) -> None:
         raise ValueError(f"out_of_span must be None, 'drop' or 'keep', got {out_of_span!r}")
 
 
-def check_fit(**tensors: tuple[Tensor, tuple[int, ...]]) -> None:
-    """Raise TypeError or ValueError unless all tensors are real, on one device, and of the shapes beside them."""
-    device = next(iter(tensors.values()))[0].device
+def check_fit(**tensors: tuple[Tensor, Sequence[int]]) -> None:
+    """Raise TypeError unless all are real, dense tensors, ValueError unless on one device and of the shapes given."""
+    first = next(iter(tensors))
     for name, (tensor, shape) in tensors.items():
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}")
-        if tensor.shape != shape:
-            raise ValueError(f"{name} must be {tuple(shape)} beside the others, got {tuple(tensor.shape)}")
-        if tensor.device != device:
-            raise ValueError(f"{', '.join(tensors)} must be on one device: {name} is on {tensor.device}, not {device}")
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
+            got = f"{tensor.dtype} {tensor.layout}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be a real, dense floating-point tensor, got {got}")
+        if tensor.shape != torch.Size(shape):
+            raise ValueError(f"{name} must be {tuple(shape)} to fit the others, got {tuple(tensor.shape)}")
+        if tensor.device != (device := tensors[first][0].device):
+            raise ValueError(f"{name} is on {tensor.device}, {first} on {device}: move it with {name}.to({device})")

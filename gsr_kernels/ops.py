@@ -130,16 +130,10 @@ def rescale_gradients(
 def _check(G: Tensor, basis: SpectralBasis, out: Tensor | None) -> None:
     if not isinstance(basis, SpectralBasis):
         raise TypeError(f"basis must be a SpectralBasis, got {type(basis).__name__}: SpectralBasis(U, S, Vh) makes one")
-    for name, tensor in (("G", G), ("out", G if out is None else out)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
-            got = f"{tensor.dtype} {tensor.layout}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} must be a real, dense floating-point tensor, got {got}")
-    if G.shape != basis.weight_shape:
-        raise ValueError(f"G {tuple(G.shape)} and basis {tuple(basis.weight_shape)} must have the same shape")
-    if G.device != basis.U.device:
-        raise ValueError(f"G is on {G.device}, basis on {basis.U.device}: move it with basis.to(G.device)")
-    if out is not None and (out.shape != G.shape or out.dtype != G.dtype or out.device != G.device):
-        raise ValueError("out must have the shape, dtype and device of G")
+    shape = basis.weight_shape
+    check_fit(G=(G, shape), out=(G if out is None else out, shape), basis=(basis.U, basis.U.shape))
+    if out is not None and out.dtype != G.dtype:
+        raise ValueError(f"out must have the dtype of G, {G.dtype}, got {out.dtype}")
     if out is not None and not torch.compiler.is_compiling() and _overlaps(out, G):
         raise ValueError("out must be G itself, or share no memory with it nor within itself")
 

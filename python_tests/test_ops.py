@@ -217,7 +217,7 @@ def test_rho_out_of_range(rho):
 @pytest.mark.parametrize(
     ("wrong", "error_type", "named"),
     [
-        ({"G": torch.zeros(8, 9)}, ValueError, "G .8, 9. and basis .8, 8."),
+        ({"G": torch.zeros(8, 9)}, ValueError, "G must be .8, 8. to fit the others, got .8, 9."),
         ({"G": torch.zeros(8, 8, dtype=torch.int32)}, TypeError, "G"),
         ({"G": torch.zeros(8, 8, dtype=torch.complex64)}, TypeError, "G"),
         ({"out_of_span": "lose"}, ValueError, "out_of_span"),
@@ -268,6 +268,6 @@ def test_a_bad_list_changes_nothing():
     before = G.clone()
     with pytest.raises(ValueError, match="differ in length"):
         rescale_gradient([G, G], [basis], 0.5)
-    with pytest.raises(ValueError, match="same shape"):
+    with pytest.raises(ValueError, match="G must be .8, 8. to fit"):
         rescale_gradient([G, torch.zeros(3, 3)], [basis, basis], 0.5, out=[G, torch.zeros(3, 3)])
     assert torch.equal(G, before)

@@ -114,7 +114,7 @@ def test_bad_input_is_named():
     G = torch.randn(12, 20)
     with pytest.raises(ValueError, match=r"G must be \(12, 20\)"):
         ops.project(G[:, :-1], U, Vh)
-    with pytest.raises(TypeError, match="G must be a real floating-point"):
+    with pytest.raises(TypeError, match="G must be a real, dense floating-point"):
         ops.project(G.int(), U, Vh)
     with pytest.raises(ValueError, match="N must be"):
         ops.skew(G, S)
