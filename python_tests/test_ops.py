@@ -268,6 +268,6 @@ def test_a_bad_list_changes_nothing():
     before = G.clone()
     with pytest.raises(ValueError, match="differ in length"):
         rescale_gradient([G, G], [basis], 0.5)
-    with pytest.raises(ValueError, match="G must be .8, 8. to fit"):
+    with pytest.raises(ValueError, match=r"G must be \(8, 8\) to fit"):
         rescale_gradient([G, torch.zeros(3, 3)], [basis, basis], 0.5, out=[G, torch.zeros(3, 3)])
     assert torch.equal(G, before)
