@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint
+from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint, split_heads
 from gsr_kernels.cli import device_of, rank_of
 from gsr_kernels.io.bases_file import load_bases, writing_bases
-from gsr_kernels.io.model_checkpoint import Stored, stored_matrices
+from gsr_kernels.io.model_names import Stored, stored_matrices
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.cost import progress, svd_cost
 from gsr_kernels.linalg.side_by_side import Job, decompose_all, of_several
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rank", type=rank_of, help="directions of each weight: a number, or a share below 1; default all"
     )
-    parser.add_argument("--targets", metavar="REGEX", help="names of the tensors; default all but embeddings and heads")
+    parser.add_argument(
+        "--targets", metavar="REGEX", help="names of weights, as attach(targets=) takes them; default all-linear"
+    )
     parser.add_argument("--precision", choices=sorted(STORAGE), default="fp32", help="of U and Vh (default fp32)")
     parser.add_argument("--randomized", action="store_true", help="sketch instead of decomposing exactly; needs --rank")
     default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,15 +47,15 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out} is a directory: name a file")
     if args.randomized and args.rank is None:
         raise ValueError("--randomized needs --rank: a whole basis is decomposed exactly")
-    matrices = stored_matrices(args.model_dir, args.targets)
-    ranks = resolve_rank(args.rank, {stored.name: (stored.shape[-2], stored.shape[-1]) for stored in matrices})
-    planned = {one.name: _planned(one, ranks[one.name], args) for one in matrices}
+    weights = stored_matrices(args.model_dir, args.targets)
+    planned = _planned(weights, args)
     kept = _kept(args, planned)
-    missing = [one for one in matrices if one.name not in kept]
+    missing = [one for one in weights if one.name not in kept]
     size = sum(basis.nbytes for basis in (planned | kept).values())
-    print(f"{len(matrices)} weights, {len(matrices) - len(missing)} of them in {args.out}; {size / 2**20:.1f} MiB")
+    print(f"{len(weights)} weights, {len(weights) - len(missing)} of them in {args.out}; {size / 2**20:.1f} MiB")
     if args.dry_run:
-        print(f"about {_seconds(missing, ranks, args):.1f} s to decompose {len(missing)} on {args.device}")
+        seconds = _seconds([planned[one.name] for one in missing], args)
+        print(f"about {seconds:.1f} s to decompose {len(missing)} on {args.device}")
         return
 
     start = time.perf_counter()
@@ -68,14 +70,14 @@ def _write(
     """Write basis by basis into the file."""
 
     def of(indices: list[int]) -> list[SpectralBasis]:
-        stored = [missing[i] for i in indices]
-        weights, rank = [one.read(args.device) for one in stored], planned[stored[0].name].rank
+        one = missing[indices[0]]
+        weights, rank = [missing[i].read(args.device) for i in indices], planned[one.name].rank
         try:
-            return of_several(weights, lambda W: SpectralBasis.of(W, rank, None, args.precision, args.randomized))
+            return of_several(weights, lambda W: SpectralBasis.of(W, rank, one.heads, args.precision, args.randomized))
         except ValueError as error:
-            raise ValueError(f"{stored[0].name}: {error}") from error
+            raise ValueError(f"{one.name}: {error}") from error
 
-    jobs = [_job(one, planned[one.name].rank, args) for one in missing]
+    jobs = [_job(one, planned[one.name], args) for one in missing]
     costs = [svd_cost(job.shape) for job in jobs]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     with writing_bases(args.out, planned | kept) as add, progress("singular bases", sum(costs)) as bar:
@@ -89,21 +91,24 @@ def _write(
             add(name, basis)
 
 
-def _job(stored: Stored, rank: int, args: argparse.Namespace) -> Job:
-    kind = (stored.shape, stored.dtype, rank) if len(stored.shape) == 2 else None
-    wide = torch.float64 if stored.dtype == "F64" else torch.float32
-    return Job(stored.shape, torch.device(args.device), wide, rank if args.randomized else None, kind)
+def _job(stored: Stored, basis: SpectralBasis, args: argparse.Namespace) -> Job:
+    alike = (stored.shape, stored.dtype, basis.rank) if len(basis.shape) == 2 else None
+    return Job(basis.shape, torch.device(args.device), basis.S.dtype, basis.rank if basis.randomized else None, alike)
 
 
-def _planned(stored: Stored, rank: int | None, args: argparse.Namespace) -> SpectralBasis:
-    """Return the shapes and dtypes of a planned basis, and how it will be found."""
-    *batch, d1, d2 = stored.shape
-    k = rank or min(d1, d2)
-    storage = STORAGE[args.precision]
-    wide = torch.float64 if stored.dtype == "F64" else torch.float32
-    with torch.device("meta"):
-        U, Vh = torch.empty(*batch, d1, k, dtype=storage), torch.empty(*batch, k, d2, dtype=storage)
-        return SpectralBasis(U, torch.empty(*batch, k, dtype=wide), Vh, randomized=args.randomized)
+def _planned(weights: list[Stored], args: argparse.Namespace) -> dict[str, SpectralBasis]:
+    """Return the shapes and dtypes of the bases to come, and how they will be found."""
+    matrices = {one.name: split_heads(torch.empty(one.shape, device="meta"), one.heads) for one in weights}
+    ranks = resolve_rank(args.rank, {name: (W.shape[-2], W.shape[-1]) for name, (W, _) in matrices.items()})
+    planned = {}
+    for one in weights:
+        W, head_dim = matrices[one.name]
+        *batch, d1, d2 = W.shape
+        k = ranks[one.name] or min(d1, d2)
+        U, Vh = (W.new_empty(*batch, *shape, dtype=STORAGE[args.precision]) for shape in ((d1, k), (k, d2)))
+        S = W.new_empty(*batch, k, dtype=torch.float64 if one.dtype == torch.float64 else torch.float32)
+        planned[one.name] = SpectralBasis(U, S, Vh, None, head_dim, args.randomized)
+    return planned
 
 
 def _kept(args: argparse.Namespace, planned: dict[str, SpectralBasis]) -> dict[str, SpectralBasis]:
@@ -115,13 +120,13 @@ def _kept(args: argparse.Namespace, planned: dict[str, SpectralBasis]) -> dict[s
     if args.replace:
         return {}
     weights = [one for one in stored_matrices(args.model_dir, ".*") if one.name in held]
-    same = {one.name for one in weights if held[one.name].fingerprint == fingerprint(one.read())}
+    same = {one.name for one in weights if held[one.name].fingerprint == fingerprint(one.read("cpu"))}
     if held and not same:
         raise ValueError(
             f"--out: {args.out} holds bases of another model, or all of its weights have changed since: "
             "name another file, or pass --replace"
         )
-    split = [name for name in planned if name in held and held[name].head_dim is not None]
+    split = [name for name in planned if name in held and held[name].head_dim != planned[name].head_dim]
     if split:
         raise ValueError(
             f"--out: {args.out} holds the bases of the heads of {split[0]}, which this command does not make: "
@@ -138,12 +143,12 @@ def _settings(basis: SpectralBasis) -> tuple[int, torch.dtype, bool]:
     return basis.rank, basis.U.dtype, basis.randomized
 
 
-def _seconds(missing: list[Stored], ranks: dict[str, int | None], args: argparse.Namespace) -> float:
+def _seconds(missing: list[SpectralBasis], args: argparse.Namespace) -> float:
     """Estimate the time from that of one small matrix, scaled by the cost."""
     W = torch.randn(SAMPLE, SAMPLE, device=args.device)
-    share = min(((ranks[one.name] or 1) / min(one.shape[-2:]) for one in missing), default=1)
+    share = min((basis.rank / min(basis.shape[-2:]) for basis in missing), default=1)
     for _ in range(2):
         start = time.perf_counter()
         (randomized_svd(W, max(1, round(share * SAMPLE))) if args.randomized else svd(W)).S.cpu()
         taken = time.perf_counter() - start
-    return taken * sum(svd_cost(one.shape) for one in missing) / svd_cost(W.shape)
+    return taken * sum(svd_cost(basis.shape) for basis in missing) / svd_cost(W.shape)

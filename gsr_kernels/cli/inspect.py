@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from gsr_kernels.cli import device_of, print_table
 from gsr_kernels.io.bases_file import load_bases
-from gsr_kernels.io.model_checkpoint import stored_matrices
+from gsr_kernels.io.model_names import stored_matrices
 from gsr_kernels.messages import install
 from gsr_kernels.reference import FLOOR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a bases file, or a directory with a model's *.safetensors")
-    parser.add_argument("--targets", metavar="REGEX", help="of a directory: default all but embeddings and heads")
+    parser.add_argument("--targets", metavar="REGEX", help="of a directory, as in attach(); default all-linear")
     parser.add_argument("--plot", metavar="DIR", help="write spectra.png and heatmap.png there (needs matplotlib)")
     parser.add_argument("--device", type=device_of, default="cpu", help="that decomposes (default %(default)s)")
 

@@ -25,7 +25,16 @@ from gsr_kernels.distributed.layout import Layout, local, shape_of, slices
 from gsr_kernels.distributed.schemes import factor_shapes
 from gsr_kernels.distributed.shard import as_shard, metadata
 from gsr_kernels.io.atomic import locked
-from gsr_kernels.io.bases_file import FACTORS, FORMAT, FORMAT_VERSION, aligned, before, check_folder, file_entries
+from gsr_kernels.io.bases_file import (
+    FACTORS,
+    FORMAT,
+    FORMAT_VERSION,
+    aligned,
+    before,
+    check_folder,
+    file_entries,
+    find_name,
+)
 from gsr_kernels.weight import Weight
 
 ENTRIES = "entries"
@@ -140,7 +149,7 @@ def _read_directory(path: str | os.PathLike[str], weights: Sequence[Weight]) -> 
     with _damage_named(path):
         dcp.load(state, checkpoint_id=path, no_dist=True)
     return {
-        weight.name: _basis(weight, {f: local(state[f"{weight.name}.{f}"]) for f in FACTORS}, entries)
+        weight.name: _basis(weight, {f: local(state[f"{weight.name}.{f}"]) for f in FACTORS}, entries[weight.name])
         for weight in wanted
     }
 
@@ -164,13 +173,15 @@ def _read_file(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[
         with safe_open(path, framework="pt") as file:
             entries = file_entries(path, file.metadata() or {})
             for weight in weights:
-                if weight.name not in entries:
+                name = find_name(weight.name, entries)
+                if name is None:
                     continue
-                stored = {factor: file.get_slice(f"{weight.name}.{factor}") for factor in FACTORS}
+                stored = {factor: file.get_slice(f"{name}.{factor}") for factor in FACTORS}
                 shapes = {factor: torch.Size(one.get_shape()) for factor, one in stored.items()}
-                if _fits(weight, shapes, entries[weight.name]["head_dim"]):
+                if _fits(weight, shapes, entries[name]["head_dim"]):
                     own = {factor: slices(layout.block()) for factor, layout in weight.scheme.factors(shapes).items()}
-                    found[weight.name] = _basis(weight, {f: aligned(stored[f][own[f]]) for f in FACTORS}, entries)
+                    factors = {factor: aligned(stored[factor][own[factor]]) for factor in FACTORS}
+                    found[weight.name] = _basis(weight, factors, entries[name])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"bases: {os.fspath(path)} is truncated or damaged ({error}); write it anew") from error
     return found
@@ -182,8 +193,7 @@ def _fits(weight: Weight, shapes: Mapping[str, torch.Size], head_dim: int | None
     return (*shapes["U"][:-1], shapes["Vh"][-1]) == tuple(matrices.shape) and head_dim == expected
 
 
-def _basis(weight: Weight, factors: Mapping[str, Tensor], entries: Mapping[str, Mapping[str, Any]]) -> SpectralBasis:
-    entry = entries[weight.name]
+def _basis(weight: Weight, factors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> SpectralBasis:
     # what was written before sketches were kept does not say
     found = entry.get("randomized", False)
     return as_shard(weight.scheme.layout, factors, entry["fingerprint"], entry["head_dim"], found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def writing_bases(
 def load_bases(
     path: str | os.PathLike[str], names: Iterable[str] | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, SpectralBasis]:
-    """Read a bases file: every basis in it, or those of ``names`` that it holds.
+    """Read a bases file: every basis in it, or those of ``names`` that it holds, see ``find_name``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -74,19 +74,28 @@ def load_bases(
     with _damage_named(path), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     entries = file_entries(path, metadata)
-    wanted = entries if names is None else [name for name in names if name in entries]
+    found = {name: find_name(name, entries) for name in (entries if names is None else names)}
     with _damage_named(path), safe_open(path, framework="pt", device=str(device)) as file:
-        return {
-            name: SpectralBasis(
-                U=aligned(file.get_tensor(f"{name}.U")),
-                S=aligned(file.get_tensor(f"{name}.S")),
-                Vh=aligned(file.get_tensor(f"{name}.Vh")),
-                fingerprint=entries[name]["fingerprint"],
-                head_dim=entries[name]["head_dim"],
-                randomized=entries[name].get("randomized", False),
-            )
-            for name in wanted
-        }
+        bases = {}
+        for name, stored in found.items():
+            if stored is not None:
+                U, S, Vh = (aligned(file.get_tensor(f"{stored}.{factor}")) for factor in FACTORS)
+                entry = entries[stored]
+                sketched = entry.get("randomized", False)
+                bases[name] = SpectralBasis(U, S, Vh, entry["fingerprint"], entry["head_dim"], sketched)
+        return bases
+
+
+def find_name(name: str, names: Collection[str]) -> str | None:
+    """Return the one of ``names`` that is a parameter's, though leading modules may be missing or added.
+
+    A base model's parameters have another beginning inside the model with a head, or inside a wrapper. A basis that is
+    found by a wrong name has the fingerprint of another weight.
+    """
+    if name in names:
+        return name
+    similar = [one for one in names if one.endswith(f".{name}") or name.endswith(f".{one}")]
+    return similar[0] if len(similar) == 1 else None
 
 
 def aligned(read: Tensor) -> Tensor:

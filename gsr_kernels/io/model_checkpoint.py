@@ -1,70 +1,58 @@
-"""The matrices of a model as its safetensors shards hold them, one by one, without building the model."""
+"""The tensors of a saved model in its safetensors shards, by their names there."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gsr_kernels.io.bases_file import FORMAT
+from gsr_kernels.io.tensor_file import DTYPES
 
-FLOATS = ("F64", "F32", "F16", "BF16")
-# by name alone: embeddings, output heads, and what belongs to a weight
-NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|wte|wpe|lm_head|output_embeddings|lora_\w+)(\.|$)|bias$|norm")
+# what can be decomposed and merged into, by safetensors' names
+FLOATS = {text: dtype for dtype, text in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One matrix ``[.., d1, d2]`` in a shard."""
+class Saved:
+    """One tensor in a shard; ``dtype`` as safetensors calls it."""
 
     name: str
     shape: tuple[int, ...]
-    # of FLOATS
     dtype: str
     file: Path
 
     def read(self, device: str = "cpu") -> Tensor:
-        """Read the tensor."""
+        """Read the tensor; on the meta device it has no values, and no file is read."""
+        if device == "meta":
+            return torch.empty(self.shape, dtype=FLOATS[self.dtype], device=device)
         with safe_open(self.file, framework="pt", device=device) as shard:
             return shard.get_tensor(self.name)
 
 
-def stored_matrices(directory: str | os.PathLike[str], targets: str | None = None) -> list[Stored]:
-    """Return every float matrix of the shards in a directory, and batch of matrices (experts), by name.
+def saved_tensors(directory: str | os.PathLike[str]) -> dict[str, Saved]:
+    """Return every tensor of the shards in a directory by its name there.
 
     Bases files are skipped. Where the directory has an index of its shards, only what it names is read.
 
-    Args:
-        directory: holds ``*.safetensors``, as ``save_pretrained`` writes them.
-        targets: a regular expression that matches whole names; by default all but embeddings and output heads.
-
     Raises FileNotFoundError where there are no shards, or one of the index is not there, ValueError where one is
-    damaged, two hold the same tensor, targets is no regular expression or matches nothing.
+    damaged, or two hold the same tensor.
     """
-    try:
-        re.compile(targets or "")
-    except re.error as error:
-        raise ValueError(f"targets {targets!r} is no regular expression: {error}") from error
     files = _shards(Path(directory))
     if not files:
         raise FileNotFoundError(f"no *.safetensors in {os.fspath(directory)}: save the model with save_pretrained()")
-    found = sorted((stored for file in files for stored in _matrices(file)), key=lambda stored: stored.name)
-    for one, other in pairwise(found):
-        if one.name == other.name:
-            raise ValueError(f"{one.name} is in {one.file} and in {other.file.name}: remove what is not the model's")
-    matched = [stored for stored in found if _wanted(stored.name, targets)]
-    if not matched:
-        raise ValueError(
-            f"targets matches none of {', '.join(stored.name for stored in found) or 'no matrices at all'}"
-        )
-    return matched
+    found: dict[str, Saved] = {}
+    for one in (saved for file in files for saved in _tensors(file)):
+        if one.name in found:
+            other = found[one.name].file
+            raise ValueError(f"{one.name} is in {other} and in {one.file.name}: remove what is not the model's")
+        found[one.name] = one
+    return found
 
 
 def _shards(directory: Path) -> list[Path]:
@@ -81,19 +69,12 @@ def _shards(directory: Path) -> list[Path]:
     return sorted(directory / name for name in names)
 
 
-def _matrices(file: Path) -> Iterator[Stored]:
+def _tensors(file: Path) -> list[Saved]:
     try:
         with safe_open(file, framework="pt") as shard:
             if (shard.metadata() or {}).get("format") == FORMAT:
-                return
-            for name in shard.keys():  # noqa: SIM118
-                entry = shard.get_slice(name)
-                shape, dtype = tuple(entry.get_shape()), entry.get_dtype()
-                if dtype in FLOATS and len(shape) in (2, 3) and min(shape) > 1:
-                    yield Stored(name, shape, dtype, file)
+                return []
+            entries = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+            return [Saved(name, tuple(one.get_shape()), one.get_dtype(), file) for name, one in entries.items()]
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or damaged ({error}): fetch it again") from error
-
-
-def _wanted(name: str, targets: str | None) -> bool:
-    return not NOT_LINEAR.search(name) if targets is None else bool(re.fullmatch(targets, name))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from gsr_kernels import SpectralBasis, save_bases
+from gsr_kernels import SpectralBasis, attach, save_bases
 from gsr_kernels.__main__ import main
 from gsr_kernels.basis import fingerprint
 from gsr_kernels.cli import bases as command
@@ -97,7 +98,7 @@ def test_bad_input_is_refused_and_changes_nothing(model, tmp_path, capsys):
     assert "no *.safetensors" in refused(capsys, "bases", tmp_path / "none", "--out", out)
     assert "[1, 16]" in refused(capsys, "bases", model, "--out", out, "--rank", "17")
     assert "needs --rank" in refused(capsys, "bases", model, "--out", out, "--randomized")
-    assert "matches none of" in refused(capsys, "bases", model, "--out", out, "--targets", "nothing")
+    assert "matches no trained matrix" in refused(capsys, "bases", model, "--out", out, "--targets", "nothing")
     name = "model.layers.0.mlp.up_proj.weight"
     save_file({name: torch.full((8, 8), torch.nan)}, shard(model))
     assert f"{name}: weight holds NaN" in refused(capsys, "bases", model, "--out", out)
@@ -246,6 +247,68 @@ def test_one_basis_is_held_at_a_time(model, tmp_path, monkeypatch):
     monkeypatch.setattr(command.SpectralBasis, "of", counted)
     assert main(["bases", str(model), "--out", str(tmp_path / "model.bases")]) == 0
     assert len(held) == 3
+
+
+LLM = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+MOE = LLM | {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "decoder_sparse_step": 1}
+EYES = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 4,
+    "patch_size": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "loaded", "name"),
+    [
+        # experts that are apart in the files
+        ("Qwen3MoeForCausalLM", MOE, "Qwen3MoeForCausalLM", "model.layers.0.mlp.experts.gate_up_proj"),
+        # another prefix in the files
+        (
+            "Gemma3ForConditionalGeneration",
+            {"text_config": LLM, "vision_config": EYES, "mm_tokens_per_image": 4},
+            "Gemma3ForConditionalGeneration",
+            "model.language_model.layers.0.mlp.up_proj.weight",
+        ),
+        # a base model that is given a head, and the other way round
+        ("LlamaModel", LLM, "LlamaForCausalLM", "model.layers.0.mlp.up_proj.weight"),
+        ("LlamaForCausalLM", LLM, "LlamaModel", "layers.0.mlp.up_proj.weight"),
+    ],
+)
+def test_attach_finds_the_bases_of_a_saved_model(tmp_path, monkeypatch, capsys, architecture, settings, loaded, name):
+    transformers = pytest.importorskip("transformers")
+    of = getattr(transformers, architecture)
+    of(of.config_class(**settings)).save_pretrained(tmp_path)
+    assert main(["bases", str(tmp_path), "--out", str(tmp_path / "model.bases")]) == 0
+    assert "named as in the files" not in capsys.readouterr().out
+    model = getattr(transformers, loaded).from_pretrained(tmp_path)
+    # nothing is decomposed anew
+    monkeypatch.setattr(SpectralBasis, "of", None)
+    handle = attach(model, torch.optim.SGD(model.parameters()), rho=0.5, bases=tmp_path / "model.bases")
+    assert name in {weight.name for weight in handle.weights}
+    parameters = dict(model.named_parameters())
+    assert all(weight.basis.fingerprint == fingerprint(parameters[weight.name]) for weight in handle.weights)
+
+
+def test_names_as_in_the_files_where_there_is_no_model(model, tmp_path, capsys):
+    (model / "config.json").write_text('{"model_type": "unheard-of", "architectures": ["Unheard"]}')
+    assert main(["bases", str(model), "--out", str(tmp_path / "model.bases")]) == 0
+    assert "Its weights are named as in the files" in capsys.readouterr().out
+    assert load_bases(tmp_path / "model.bases").keys() == SHAPES.keys()
+
+
+def test_what_attach_takes_bases_take_too(tmp_path):
+    weights = nn.Sequential(nn.Linear(5, 1), nn.MultiheadAttention(4, 2))
+    save_file(dict(weights.state_dict()), tmp_path / "model.safetensors")
+    out = tmp_path / "model.bases"
+    assert main(["bases", str(tmp_path), "--out", str(out)]) == 0
+    handle = attach(weights, torch.optim.SGD(weights.parameters()), rho=0.5)
+    found = load_bases(out)
+    assert {weight.name: weight.basis.shape for weight in handle.weights} == {
+        name: basis.shape for name, basis in found.items()
+    }
 
 
 def test_inspect_shows_a_directory_and_a_bases_file(model, tmp_path, capsys):
