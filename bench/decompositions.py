@@ -1,18 +1,23 @@
-"""Matrices of known spectra and the errors of their decompositions, in float64."""
+"""Decompositions: matrices of known spectra, errors in float64, and the comparisons that both kinds of device share."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.run import Run
+from bench.run import Makers, Run, untested
 from gsr_kernels.backends.torch.sketch import omega
 from gsr_kernels.cli.floors import Work
+from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.randomized_svd import defaults
-from gsr_kernels.linalg.side_by_side import ARRANGEMENTS
+from gsr_kernels.linalg.side_by_side import ARRANGEMENTS, bases_of
 
+TORCH = "torch.linalg.svd"
+# who else computes a randomized SVD, on each kind of device
+PEERS = {"cpu": "sklearn randomized_svd", "cuda": "torch.svd_lowrank"}
 # how the variants of the exact SVD begin, a driver each
 DRIVEN = "svd "
 
@@ -63,15 +68,19 @@ def target(name: str, value: float, bound: float) -> str:
     return f"{name} {value:.4g}, target <= {bound:.4g}: {'met' if value <= bound else 'missed'}"
 
 
-def peer(W: Tensor, rank: int, p: int, q: int) -> tuple[str, tuple[Tensor, ...]]:
-    """Return U, S, Vh of another library: scikit-learn's from the same Ω on a CPU, on a GPU torch's with its own."""
+def peer(W: Tensor, rank: int) -> tuple[Tensor, ...]:
+    """Return U, S, Vh of ``PEERS`` with our oversampling and power iterations.
+
+    scikit-learn's begins with the same Ω, torch's draws its own.
+    """
+    p, q = defaults(rank, min(W.shape))
     if W.device.type == "cuda":
         U, S, V = torch.svd_lowrank(W, q=rank + p, niter=q)
-        return "torch.svd_lowrank", (U[:, :rank], S[:rank], V[:, :rank].mT)
-    from sklearn.utils.extmath import randomized_svd
+        return U[:, :rank], S[:rank], V[:, :rank].mT
+    from sklearn.utils.extmath import randomized_svd as by_sklearn
 
-    factors = randomized_svd(W.numpy(), rank, n_oversamples=p, n_iter=q, random_state=OurOmega())
-    return "sklearn randomized_svd", tuple(map(torch.from_numpy, factors))
+    factors = by_sklearn(W.numpy(), rank, n_oversamples=p, n_iter=q, random_state=OurOmega())
+    return tuple(map(torch.from_numpy, factors))
 
 
 class OurOmega(np.random.RandomState):
@@ -103,9 +112,39 @@ def sketch_work(m: int, n: int, rank: int) -> list[Work]:
     return [Work(2 * m * n * (rank + p), 4 * (m * n + (m + n) * (rank + p)), "fp32")] * (2 * q + 2)
 
 
-def predicted(run: Run, exact: Sequence[tuple[int, int]], randomized: Sequence[tuple[int, int]]) -> Iterator[dict]:
-    """Yield the rows of a dry run."""
-    jobs = [("svd", shape, min(shape), svd_work(*shape)) for shape in exact]
-    jobs += [("randomized_svd", shape, rank, sketch_work(*shape, rank)) for shape in randomized for rank in (256, 64)]
-    for name, (m, n), rank, work in jobs:
-        yield from run.compare(labels((m, n), rank), {name: work}, dict, name)
+def drivers(run: Run, shape: Sequence[int], names: Iterable[str]) -> Iterator[dict]:
+    """Time drivers of the exact SVD, beside torch's own."""
+    *batch, m, n = shape
+
+    def make() -> Makers:
+        W = torch.randn(shape, device=run.device)
+        ours = {DRIVEN + name: partial(svd, W, name) for name in names}
+        return untested({**ours, TORCH: lambda: torch.linalg.svd(W, full_matrices=False)})
+
+    work = {**{DRIVEN + name: [] for name in names}, TORCH: math.prod(batch) * svd_work(m, n)}
+    return run.compare(labels(shape, min(m, n)), work, make, TORCH)
+
+
+def sketches(run: Run, shape: tuple[int, int], rank: int) -> Iterator[dict]:
+    """Time a randomized SVD, beside the peer's."""
+    theirs = PEERS[run.device.type]
+
+    def make() -> Makers:
+        W = torch.randn(shape, device=run.device)
+        return untested({"randomized_svd": lambda: randomized_svd(W, rank), theirs: lambda: peer(W, rank)})
+
+    work = {"randomized_svd": sketch_work(*shape, rank), theirs: []}
+    return run.compare(labels(shape, rank), work, make, theirs)
+
+
+def arrangements(run: Run, shape: tuple[int, int, int], rank: int | None = None) -> Iterator[dict]:
+    """Time equal matrices in each arrangement."""
+    name = "svd" if rank is None else "randomized_svd"
+    ways = {f"{name}, {how}": arrangement for how, arrangement in ARRANGED.items()}
+
+    def make() -> Makers:
+        weights = torch.randn(shape, device=run.device).unbind()
+        return untested({way: partial(bases_of, weights, rank, arrangement) for way, arrangement in ways.items()})
+
+    work = dict.fromkeys(ways, ())
+    return run.compare(labels(shape, rank or min(shape[-2:])), work, make, f"{name}, one by one")

@@ -1,4 +1,4 @@
-"""Optimizers of one model side by side, and what one might use instead: Muon, OSF of PEFT, GaLore."""
+"""Optimizers of one model side by side, and what one might use instead: Muon, OSF of PEFT."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 from bench.run import DTYPES, RHO, Run, Setting
 from bench.transforms import Drawn, error, orthonormal, truth
 from gsr_kernels import GSRAdamW, attach
-from gsr_kernels.cli.floors import STATES, Work, adamw, transform
+from gsr_kernels.cli.floors import STATES, Work, adamw
 from gsr_kernels.optim import Handle
 from gsr_kernels.optim.targets import find_targets
 
-ADAMW, OURS, ATTACHED, MUON = "AdamW", "GSRAdamW", "attach + AdamW", "Muon"
+ADAMW, OURS, ATTACHED, MUON, OSF = "AdamW", "GSRAdamW", "attach + AdamW", "Muon", "OSF projection alone (PEFT)"
 # float32 weights and states beside the 16-bit weights
 MASTER = "GSRAdamW, fp32 master"
 # what operands and moments of 16 bits leave of float64
@@ -33,18 +33,22 @@ class Linears(nn.Module):
             W.grad = torch.randn_like(W)
 
 
-def work(setting: Setting) -> dict[str, list[Work]]:
+def work(setting: Setting, *names: str) -> dict[str, list[Work]]:
     """Return the kernels of one step of each on the matrices alone, states in the dtype of the weights."""
-    found: dict[str, list[Work]] = {name: [] for name in (ADAMW, OURS, MASTER, ATTACHED, MUON)}
+    found: dict[str, list[Work]] = {name: [] for name in names}
     states = "fp32" if setting.gradient == "fp32" else "16-bit"
     for d1, d2 in setting.model.matrices:
-        form = setting.directions(d1, d2), setting.out_of_span, setting.basis_bytes, setting.gradient_bytes
         plain = adamw(d1 * d2, setting.gradient_bytes, states)
-        found[ADAMW] += plain
-        found[OURS] += transform(d1, d2, *form, setting.unit, end=STATES[states])
-        found[MASTER] += transform(d1, d2, *form, setting.unit, end=STATES["fp32 master, 16-bit copy"])
-        found[ATTACHED] += transform(d1, d2, *form, setting.unit) + plain
-        found[MUON] += muon_work(d1, d2)
+        each = {
+            ADAMW: plain,
+            OURS: setting.transform(d1, d2, STATES[states]),
+            MASTER: setting.transform(d1, d2, STATES["fp32 master, 16-bit copy"]),
+            ATTACHED: setting.transform(d1, d2) + plain,
+            MUON: muon_work(d1, d2),
+            OSF: osf_work(d1, d2, setting.gradient_bytes, "fp32" if states == "fp32" else "16-bit"),
+        }
+        for name in names:
+            found[name] += each[name]
     return found
 
 
@@ -145,34 +149,3 @@ def osf(weights: Sequence[Tensor]) -> Callable[[], None]:
             project_gradient_to_orthogonal_space(one)
 
     return project
-
-
-def galore_work(d1: int, d2: int, rank: int, size: int, unit: str) -> list[Work]:
-    """Return the projection, Adam on the smaller gradient, and the way back into the weight."""
-    k = min(rank, d1, d2)
-    short, long = sorted((d1, d2))
-    return [
-        Work(2 * d1 * d2 * k, size * (d1 * d2 + (short + long) * k), unit),
-        Work(12 * long * k, 5 * size * long * k, "fp32"),
-        Work(2 * d1 * d2 * k, size * (2 * d1 * d2 + (short + long) * k), unit),
-    ]
-
-
-def galore(weights: Sequence[nn.Parameter], rank: int) -> Callable[[], object]:
-    """Return GaLore's step between two decompositions, on random projections.
-
-    Raises ModuleNotFoundError without galore_torch.
-    """
-    from galore_torch import GaLoreAdamW
-    from galore_torch.galore_projector import GaLoreProjector
-
-    setting = {"rank": rank, "update_proj_gap": 2**62, "scale": 0.25, "proj_type": "std"}
-    optimizer = GaLoreAdamW([{"params": list(weights), **setting}], lr=1e-4, no_deprecation_warning=True)
-    for W in weights:
-        k = min(rank, *W.shape)
-        projector = GaLoreProjector(k, update_proj_gap=2**62, scale=0.25, proj_type="std")
-        basis = orthonormal(min(W.shape), k, W.device).to(W.dtype)
-        projector.ortho_matrix = basis.mT.contiguous() if W.shape[0] >= W.shape[1] else basis
-        # past the step at which it would decompose
-        optimizer.state[W] |= {"projector": projector, "step": 1}
-    return optimizer.step

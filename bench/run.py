@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from bench.models import Model
-from bench.timing import captured, on_device, percentiles
-from gsr_kernels.cli.floors import Rates, Work
+from bench.timing import captured, peak_extra_bytes, percentiles, timed
+from gsr_kernels.cli.floors import Rates, Work, transform
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RHO = 0.5
@@ -61,13 +62,18 @@ class Setting:
         """Return k of one matrix."""
         return min(d1, d2, self.rank or d1)
 
+    def transform(self, d1: int, d2: int, end: int | None = None) -> list[Work]:
+        """Return the kernels of one matrix's transform; ``end`` as in ``floors.transform``."""
+        k = self.directions(d1, d2)
+        return transform(d1, d2, k, self.out_of_span, self.basis_bytes, self.gradient_bytes, self.unit, end)
+
 
 @dataclass(frozen=True)
 class Trial:
     """A variant made ready.
 
     ``error``, called after a run, is its relative error: over ``tolerance`` it is wrong and is not timed. ``launch`` is
-    "eager" or "graph", on a GPU.
+    "eager" or "graph"; on a GPU the first where nothing is said.
     """
 
     run: Callable[[], object]
@@ -97,6 +103,11 @@ class Target:
 
 
 Makers = Mapping[str, Callable[[], Trial]]
+
+
+def untested(variants: Mapping[str, Callable[[], object]]) -> Makers:
+    """Return variants that are timed as they are."""
+    return {name: partial(Trial, one) for name, one in variants.items()}
 
 
 @dataclass
@@ -132,6 +143,7 @@ class Run:
         make: Callable[[], Makers],
         to: str,
         targets: Mapping[str, Sequence[Target]] | None = None,
+        peak: bool = False,
     ) -> Iterator[dict]:
         """Yield a row for every variant of ``work``. Targets bind where the kernels of the step compute.
 
@@ -140,13 +152,14 @@ class Run:
             work: of every variant its kernels, nothing where no formula holds.
             make: makes the variants that this device can run; only called to measure.
             to: the variant whose time the others' ``ratio`` is over.
+            peak: also measure the memory that each variant holds at its peak.
         """
         if self.dry:
             for name, kernels in work.items():
                 if kernels:
                     yield {**labels, "variant": name, **self._floor(kernels)}
             return
-        found, failed = self._measured(make)
+        found, failed = self._measured(make, peak)
         times = {name: one for name, one in found.items() if "p50_ms" in one}
         for name, kernels in work.items():
             row = {**labels, "variant": name, **self._floor(kernels), **found.get(name, {})}
@@ -156,13 +169,16 @@ class Run:
                 chosen = (targets or {}).get(name, ()) if self.by_plan else ()
                 yield {**row, **self._judged(name, times, to), "verdict": self._verdict(row, times, chosen)}
 
-    def _measured(self, make: Callable[[], Makers]) -> tuple[dict[str, dict], dict[str, str]]:
+    def _measured(self, make: Callable[[], Makers], peak: bool) -> tuple[dict[str, dict], dict[str, str]]:
         """Return times, launch and error of the variants that are right, and why the others are of no use."""
         trials, found, failed = _tested(make())
         if trials:
             runs = {name: one.run for name, one in trials.items()}
-            for name, taken in on_device(runs, self.device, self.seconds, self.least).items():
-                found[name] = {**found.get(name, {}), "launch": trials[name].launch, **percentiles(taken)}
+            for name, taken in timed(runs, self.device, self.seconds, self.least).items():
+                launch = trials[name].launch or ("eager" if self.on_gpu else "")
+                found[name] = {**found.get(name, {}), "launch": launch, **percentiles(taken)}
+                if peak:
+                    found[name]["extra_mib"] = round(peak_extra_bytes(runs[name], self.device) / 2**20, 3)
             del runs
         # optimizers and their hooks refer to each other: what they hold would stand beside the next comparison
         del trials

@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> None:
     ceilings = H200 if args.dry_run else measured(device)
     rates = _scaled(ceilings, args.tflops, args.bandwidth)
     table, where, failed = Table(args.out), {} if args.dry_run else conditions(), 0
-    threads = {} if on_gpu else {"threads": torch.get_num_threads()}
     if not args.dry_run:
         table.add({"case": "ceilings", **row, **where} for row in rows_of(ceilings))
     other = "_cpu" if on_gpu else "_gpu"
@@ -68,11 +67,14 @@ def run(args: argparse.Namespace) -> None:
         print(f"floors at {_described(rates)}; nothing is measured")
     for case in tqdm(chosen, "cases", disable=args.dry_run or None):
         print(f"\n{case}{f' (planned: {SECONDS[case]} s on an H200)' if SECONDS[case] else ''}")
-        for row in _rows(case, settings[:1] if case in FIXED else settings, rates, device, args):
-            failed += not row.get("failed", ABSENT).startswith(ABSENT)
-            tqdm.write(line(row), file=sys.stdout)
-            if not args.dry_run:
-                table.add([{"case": case, **threads, **row, **where}])
+        for setting in settings[: 1 if case in FIXED else None]:
+            for row in _rows(case, Run(setting, rates, device, args.dry_run, args.seconds)):
+                failed += not row.get("failed", ABSENT).startswith(ABSENT)
+                tqdm.write(line(row), file=sys.stdout)
+                if not args.dry_run:
+                    # read while the case waits with the threads that it has set
+                    threads = {} if on_gpu else {"threads": torch.get_num_threads()}
+                    table.add([{"case": case, **threads, **row, **where}])
     if not args.dry_run:
         print(f"\nfloors at {_described(rates)}; rows are in {args.out}")
     if failed:
@@ -126,16 +128,17 @@ def _described(rates: Rates) -> str:
     return f"{units} TFLOP/s and {rates.bandwidth:.3g} TB/s"
 
 
-def _rows(
-    case: str, settings: list[Setting], rates: Rates, device: torch.device, args: argparse.Namespace
-) -> Iterator[dict]:
-    """Yield the rows of every setting. One that breaks off says why, and the next begins."""
-    for setting in settings:
-        torch.manual_seed(0)
-        try:
-            case_of = import_module(f"bench.cases.{case}")
-            yield from case_of.rows(Run(setting, rates, device, args.dry_run, args.seconds))
-        except ModuleNotFoundError as reason:
-            yield {"variant": case, "failed": f"{ABSENT}: {reason}"}
-        except Exception as reason:
-            yield {"variant": case, "failed": f"broken off, {type(reason).__name__}: {reason}".splitlines()[0][:300]}
+def _rows(case: str, run: Run) -> Iterator[dict]:
+    """Yield the rows of a case. One that breaks off says why, and the next begins."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    try:
+        if case.endswith("_gpu") and not (run.on_gpu or run.dry):
+            raise RuntimeError("it needs a CUDA device")
+        yield from import_module(f"bench.cases.{case}").rows(run)
+    except ModuleNotFoundError as reason:
+        yield {"variant": case, "failed": f"{ABSENT}: {reason}"}
+    except Exception as reason:
+        yield {"variant": case, "failed": f"broken off, {type(reason).__name__}: {reason}".splitlines()[0][:300]}
+    finally:
+        torch.set_num_threads(threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -12,69 +12,64 @@ from gsr_kernels.cli.floors import Rates
 
 Variants = dict[str, Callable[[], object]]
 
+CPU = torch.device("cpu")
 # more than any GPU's second-level cache holds
 FLUSHED = 2**28
+# turns, beyond which a median moves no more
+MOST = 1000
 
 
-def interleaved(variants: Variants, seconds: float = 3.0, least: int = 11) -> dict[str, list[float]]:
-    """Return the milliseconds of each run of each variant, in turns, so that a disturbance meets them all."""
-    for run in variants.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < least:
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return times
+def timed(variants: Variants, device: torch.device, seconds: float, least: int) -> dict[str, list[float]]:
+    """Return the milliseconds of each run of each variant, in turns, so that a disturbance meets them all.
 
+    On a GPU they pass between two events, and each run follows a write that empties the second-level cache.
+    """
+    flush = torch.empty(FLUSHED if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
 
-def interleaved_on_gpu(variants: Variants, seconds: float = 3.0, least: int = 5) -> dict[str, list[float]]:
-    """Return the same between two events on the GPU, each run after a write that empties the second-level cache."""
-    flush = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
-
-    def turn() -> dict[str, tuple[torch.cuda.Event, torch.cuda.Event]]:
-        events = {}
-        for name, run in variants.items():
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    def turn() -> list[list[float | torch.cuda.Event]]:
+        marks = []
+        for run in variants.values():
             flush.zero_()
-            start.record()
+            start = _mark(device)
             run()
-            end.record()
-            events[name] = start, end
-        return events
+            marks.append([start, _mark(device)])
+        return marks
 
+    # warms up
     turn()
-    torch.cuda.synchronize()
-    begun = time.perf_counter()
-    turn()
-    torch.cuda.synchronize()
+    begun = synchronized(device)
+    turns = [turn()]
+    taken = synchronized(device) - begun
     # without a wait between turns: the host stays ahead, as in training
-    turns = max(least, min(200, int(seconds / (time.perf_counter() - begun))))
-    taken = [turn() for _ in range(turns)]
-    torch.cuda.synchronize()
-    return {name: [events[name][0].elapsed_time(events[name][1]) for events in taken] for name in variants}
+    turns += [turn() for _ in range(max(least, min(MOST, int(seconds / taken))) - 1)]
+    synchronized(device)
+    return {name: [_between(*marks[i]) for marks in turns] for i, name in enumerate(variants)}
 
 
-def on_device(variants: Variants, device: torch.device, seconds: float, least: int) -> dict[str, list[float]]:
-    """Return either of the two, by the device."""
-    return (interleaved_on_gpu if device.type == "cuda" else interleaved)(variants, seconds, least)
+def synchronized(device: torch.device) -> float:
+    """Return the time in seconds, when the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Return the milliseconds between two marks."""
+    return (end - start) * 1e3 if isinstance(start, float) else start.elapsed_time(end)
 
 
 def percentiles(times: list[float]) -> dict[str, float]:
     """Return p20, p50 and p80 in milliseconds."""
     quantiles = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
     return {f"p{share}_ms": round(value, 4) for share, value in zip((20, 50, 80), quantiles.tolist())}
-
-
-def compared(times: Mapping[str, list[float]], to: str) -> dict[str, dict[str, object]]:
-    """Return, for each variant, its percentiles and the ratio of its median to that of another."""
-    found = {name: percentiles(each) for name, each in times.items()}
-    return {
-        name: {**one, "ratio": round(one["p50_ms"] / found[to]["p50_ms"], 3), "ratio_to": to}
-        for name, one in found.items()
-    }
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:
@@ -91,9 +86,15 @@ def captured(run: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def peak_extra_bytes(run: Callable[[], object]) -> int:
-    """Return the most memory that a run holds beyond what was there before it, on the CPU."""
+def peak_extra_bytes(run: Callable[[], object], device: torch.device = CPU) -> int:
+    """Return the most memory that a run holds beyond what was there before it."""
     run()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        synchronized(device)
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     held = peak = 0
@@ -134,7 +135,7 @@ def _copy(elements: int, device: torch.device) -> float:
 
 
 def _best(run: Callable[[], object], device: torch.device) -> float:
-    return min(on_device({"": run}, device, seconds=0.2, least=5)[""])
+    return min(timed({"": run}, device, seconds=0.2, least=5)[""])
 
 
 def rows_of(rates: Rates) -> list[dict]:

@@ -12,12 +12,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bench.run import DTYPES, RHO, Setting
-from gsr_kernels import GSR, SpectralBasis
+from bench.run import DTYPES, RHO, Run, Setting, Trial
+from gsr_kernels import GSR, SpectralBasis, rescale_gradient
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient as by_torch
 from gsr_kernels.cli.floors import Work
 from gsr_kernels.methods.base import Heads
 from gsr_kernels.reference import rescale, skew
+
+# what operands of 16 bits leave of float64
+TOLERANCE = 2e-2
 
 
 def draw(setting: Setting, shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[list, list]:
@@ -118,10 +121,61 @@ def two_products(
             out.copy_(taken)
 
 
-def planned(gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], out_of_span: str) -> Callable[[], None]:
-    """Return the kernels' step as a CUDA graph, in place: values drift from run to run, the work is the same."""
+def bare(gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], out_of_span: str) -> Callable[[], None]:
+    """Return the products alone, operands and results laid out beforehand."""
+    steps = []
+    for G, basis in zip(gradients, bases):
+        G, U, Vh = G.to(basis.U.dtype), basis.U, basis.Vh
+        tall = out_of_span == "drop" and G.shape[0] > G.shape[1]
+        left, right = (U.mT, G) if tall else (G, Vh.mT)
+        middle = left @ right
+        steps.append((left, right, middle, *((U, middle) if tall else (middle, Vh)), torch.empty_like(G)))
+
+    def products() -> None:
+        for left, right, middle, first, second, out in steps:
+            torch.mm(left, right, out=middle)
+            torch.mm(first, second, out=out)
+
+    return products
+
+
+def in_place(run: Run, gradients: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> Callable[[], object]:
+    """Return the transform as it ships, on a GPU the kernels' step as a CUDA graph.
+
+    Values drift from run to run, the work is the same.
+    """
+    mode = run.setting.out_of_span
+    if not run.by_plan:
+        return lambda: rescale_gradient(gradients, bases, RHO, mode, out=gradients)
     from gsr_kernels.backends.triton.plan import Plan
 
-    plan = Plan(bases, [G.dtype for G in gradients], RHO, [out_of_span] * len(bases))
+    plan = Plan(bases, [G.dtype for G in gradients], RHO, [mode] * len(bases))
     replay = plan.capture(gradients)
     return lambda: replay(gradients)
+
+
+class Problem:
+    """Random bases and gradients of some shapes: what transforms them is compared with float64, one of each shape."""
+
+    def __init__(self, run: Run, shapes: Sequence[tuple[int, int]]) -> None:
+        self.run, self.mode = run, run.setting.out_of_span
+        self.bases, self.gradients = draw(run.setting, shapes, run.device)
+        one_of_each = {G.shape: i for i, G in enumerate(self.gradients)}.values()
+        self.truths = {i: truth(self.gradients[i], self.bases[i], RHO, self.mode) for i in one_of_each}
+
+    def error(self, results: Sequence[Tensor]) -> float:
+        """Return the largest relative error of the results."""
+        return max(error(results[i], expected) for i, expected in self.truths.items())
+
+    def ours(self) -> Trial:
+        """Return the transform as it ships."""
+        inside = [G.clone() for G in self.gradients]
+        launch = "graph" if self.run.by_plan else "eager"
+        return Trial(in_place(self.run, inside, self.bases), lambda: self.error(inside), TOLERANCE, launch)
+
+    def by_torch(self) -> Trial:
+        """Return both products in torch."""
+        outs = [torch.empty_like(G) for G in self.gradients]
+        return self.run.trial(
+            lambda: two_products(self.gradients, self.bases, outs, self.mode), lambda: self.error(outs), TOLERANCE
+        )

@@ -8,7 +8,6 @@ OF_A_MODEL = {
     "memory": 15,
     "launch": 15,
     "shapes": 40,
-    "literal_compiled": 50,
 }
 # and on matrices of their own
 FIXED = {

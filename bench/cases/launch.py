@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-import torch
-
 from bench.optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
 from bench.run import Run
-from bench.timing import captured, percentiles
+from bench.timing import captured, percentiles, synchronized
 
 TIMES = 20
 # milliseconds of the host
@@ -17,7 +15,7 @@ ALLOWED = 1.0
 
 
 def rows(run: Run) -> Iterator[dict]:
-    kernels = {name: one for name, one in work(run.setting).items() if name in (ADAMW, OURS, ATTACHED)}
+    kernels = work(run.setting, ADAMW, OURS, ATTACHED)
     if run.dry:
         yield from run.compare(run.setting.labels, kernels, dict, ADAMW)
         return
@@ -38,12 +36,10 @@ def _row(run: Run, name: str, launch: str, times: list[float]) -> dict:
 
 def _host(run: Run, step: Callable[[], object]) -> list[float]:
     """Time until the call returns, the device idle before it; on a CPU that is the step itself."""
-    wait = torch.cuda.synchronize if run.on_gpu else lambda: None
     times = []
     for _ in range(TIMES + 2):
-        wait()
-        start = time.perf_counter()
+        start = synchronized(run.device)
         step()
         times.append((time.perf_counter() - start) * 1e3)
-    wait()
+    synchronized(run.device)
     return times[2:]

@@ -19,7 +19,7 @@ ALLOWED = 256 + 64
 
 def rows(run: Run) -> Iterator[dict]:
     setting = run.setting
-    kernels = {name: one for name, one in work(setting).items() if name in (ADAMW, OURS, ATTACHED)}
+    kernels = work(setting, ADAMW, OURS, ATTACHED)
     kinds = [Kind(count, d1, d2) for (d1, d2), count in setting.model.shapes.items()]
     formula = cost(kinds, setting.rank, setting.out_of_span, setting.basis_bytes, setting.gradient_bytes).bases
     predicted = {"formula_mib": round(formula / 2**20, 1), "allowed_mib": ALLOWED}
@@ -40,19 +40,18 @@ def rows(run: Run) -> Iterator[dict]:
 def _held(run: Run, make: Callable[[], list[Optimizer]]) -> tuple[int, int]:
     """Return the bytes at a step's peak beyond weights, gradients, states and bases, and those of the bases."""
     collect()
-    before = torch.cuda.memory_allocated() if run.on_gpu else 0
+    before = torch.cuda.memory_allocated()
     (optimizer,) = make()
     # states and workspaces are made by the first step
     optimizer.step()
     handle = Handle.of(optimizer)
     bases = sum(basis.nbytes for basis in handle.bases.values()) if handle else 0
-    if not run.on_gpu:
-        return peak_extra_bytes(optimizer.step), bases
-    states = sum(one.nbytes for state in optimizer.state.values() for one in state.values())
-    torch.cuda.reset_peak_memory_stats()
-    optimizer.step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before - states - bases, bases
+    extra = peak_extra_bytes(optimizer.step, run.device)
+    if run.on_gpu:
+        # what stays from step to step is a step's as well
+        states = sum(one.nbytes for state in optimizer.state.values() for one in state.values())
+        extra += torch.cuda.memory_allocated() - before - states - bases
+    return extra, bases
 
 
 def _verdict(extra: float, bases: float) -> str:

@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-from torch import nn
+from collections.abc import Iterable, Iterator
 
 from bench.optimizers import (
     ADAMW,
     ATTACHED,
     MASTER,
     MUON,
+    OSF,
     OURS,
     TOLERANCE,
     Linears,
     first_step_error,
-    galore,
-    galore_work,
     makers,
     osf,
-    osf_work,
     work,
 )
-from bench.run import RHO, Makers, Run, Target, Trial
-from bench.transforms import draw_bases, planned
-from gsr_kernels import rescale_gradient
+from bench.run import Makers, Run, Target, Trial
+from bench.transforms import draw_bases, in_place
 
-EAGER, APART, OSF, GALORE = "GSRAdamW, eager", "GSR, then AdamW", "OSF projection alone (PEFT)", "GaLore, rank 256"
+EAGER, APART = "GSRAdamW, eager", "GSR, then AdamW"
 
 
 def rows(run: Run) -> Iterator[dict]:
-    setting = run.setting
-    of, half = work(setting), setting.gradient != "fp32"
-    unit = "16-bit" if half else "fp32"
-    kernels = {ADAMW: of[ADAMW], OURS: of[OURS], EAGER: of[OURS]}
-    kernels |= {MASTER: of[MASTER]} if half else {}
-    kernels |= {APART: of[ATTACHED], ATTACHED: of[ATTACHED], MUON: of[MUON], OSF: [], GALORE: []}
-    for d1, d2 in setting.model.matrices:
-        kernels[OSF] += osf_work(d1, d2, setting.gradient_bytes, unit)
-        kernels[GALORE] += galore_work(d1, d2, 256, setting.gradient_bytes, unit)
+    half = run.setting.gradient != "fp32"
+    of = work(run.setting, ADAMW, OURS, MASTER, ATTACHED, MUON, OSF)
+    kernels = {ADAMW: of[ADAMW], OURS: of[OURS], EAGER: of[OURS], MASTER: of[MASTER], APART: of[ATTACHED], **of}
+    if not half:
+        del kernels[MASTER]
     over_adamw = Target(1.4 if half else 1.2, ADAMW)
-    ours = [Target(0.85, APART), Target(1.35)] if setting.rank is None else [over_adamw]
+    ours = [Target(0.85, APART), Target(1.35)] if run.setting.rank is None else [over_adamw]
     targets = {OURS: ours, MUON: [Target(5, OURS, at_least=True)]}
-    yield from run.compare(setting.labels, kernels, lambda: _variants(run, half), ADAMW, targets)
+    yield from run.compare(run.setting.labels, kernels, lambda: _variants(run, kernels), ADAMW, targets)
 
 
-def _variants(run: Run, half: bool) -> Makers:
+def _variants(run: Run, names: Iterable[str]) -> Makers:
     model = Linears(run)
     made = makers(run, model)
 
@@ -61,17 +52,15 @@ def _variants(run: Run, half: bool) -> Makers:
         return run.trial(optimizer.step)
 
     def apart() -> Trial:
-        transformed, step = _transform(run, model), plain()
+        gradients = [W.grad for W in model.parameters()]
+        transformed = in_place(run, gradients, draw_bases(run.setting, run.setting.model.matrices, run.device))
+        step = plain()
         return Trial(lambda: (transformed(), step.run()), launch=step.launch)
 
-    def peer(of: Callable[[], Callable[[], object]]) -> Trial:
-        return Trial(of(), launch="eager")
-
-    def muon() -> Callable[[], object]:
+    def muon() -> Trial:
         optimizers = made[MUON]()
-        return lambda: [optimizer.step() for optimizer in optimizers]
+        return Trial(lambda: [optimizer.step() for optimizer in optimizers], launch="eager")
 
-    weights = list(model.parameters())
     variants = {
         ADAMW: plain,
         OURS: lambda: tested(OURS, captured=True),
@@ -79,20 +68,8 @@ def _variants(run: Run, half: bool) -> Makers:
         MASTER: lambda: tested(MASTER, captured=True),
         APART: apart,
         ATTACHED: lambda: tested(ATTACHED, captured=False),
-        MUON: lambda: peer(muon),
-        OSF: lambda: peer(lambda: osf(weights)),
-        GALORE: lambda: peer(lambda: galore(weights, 256)),
+        MUON: muon,
+        OSF: lambda: Trial(osf(list(model.parameters())), launch="eager"),
     }
     # without a graph the first is eager too
-    absent = {MASTER: not half, EAGER: not run.on_gpu}
-    return {name: maker for name, maker in variants.items() if not absent.get(name)}
-
-
-def _transform(run: Run, model: nn.Module) -> Callable[[], object]:
-    """Return the transform of the gradients in place."""
-    setting = run.setting
-    gradients = [W.grad for W in model.parameters()]
-    bases = draw_bases(setting, setting.model.matrices, run.device)
-    if not run.by_plan:
-        return lambda: rescale_gradient(gradients, bases, RHO, setting.out_of_span, out=gradients)
-    return planned(gradients, bases, setting.out_of_span)
+    return {name: variants[name] for name in names if run.on_gpu or name != EAGER}

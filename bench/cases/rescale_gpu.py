@@ -14,7 +14,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from bench.run import ABSENT, RHO, Makers, Run, Target, Trial
+from bench.run import RHO, Makers, Run, Target, Trial
 from gsr_kernels import reference
 from gsr_kernels.backends.triton import fields
 from gsr_kernels.backends.triton.configurations import BLOCK, device_properties, options
@@ -28,14 +28,10 @@ TOLERANCE = 1e-5
 
 
 def rows(run: Run) -> Iterator[dict]:
-    if run.on_gpu:
-        from bench.gpu.candidates import obstacle
+    if not run.dry:
+        from bench.gpu.candidates import require
 
-        if reason := obstacle():
-            yield {"variant": CANDIDATE, "failed": f"{ABSENT}: {reason}"}
-            return
-    elif not run.dry:
-        raise RuntimeError("rescale_gpu needs a CUDA device: `python -m bench.gpu build_candidates comparison` on one")
+        require("rescale")
     shapes = run.setting.model.matrices
     labels = {"model": run.setting.model.name, "shape": f"{len(shapes)} matrices", "dtype": "float32", "rho": RHO}
     # partial sums and S in, g and δ out

@@ -1,71 +1,58 @@
 """The transform on a CPU beside two bare products of its shapes and beside the literal reference."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import product
 
 import torch
 from tqdm import tqdm
 
-from bench.run import Run
-from bench.timing import compared, interleaved, peak_extra_bytes
-from gsr_kernels import SpectralBasis, reference, rescale_gradient
+from bench.run import RHO, Makers, Run, Trial
+from bench.transforms import bare, draw, error
+from gsr_kernels import reference, rescale_gradient
 from gsr_kernels.cli.floors import transform
 
 SHAPES = [(1024, 1024), (3072, 768), (768, 3072)]
-RHO = 0.5
+THREADS = (1, 2)
+MODES = ("drop", "keep")
+TOLERANCE = 1e-4
 
 
 def rows(run: Run) -> Iterator[dict]:
-    if run.dry:
-        for d1, d2 in SHAPES:
-            for mode in ("drop", "keep"):
-                work = {"rescale_gradient": transform(d1, d2, min(d1, d2), mode, 4, 4, "fp32")}
-                yield from run.compare({"shape": f"{d1}x{d2}", "out_of_span": mode}, work, dict, "rescale_gradient")
-        return
-    before = torch.get_num_threads()
-    cases = [(threads, shape) for threads in (1, 2) for shape in SHAPES]
-    for threads, shape in tqdm(cases, "rescale_gradient on a CPU"):
+    run = replace(run, setting=replace(run.setting, rank=None, precision="fp32", gradient="fp32"), least=11)
+    for threads, shape in tqdm(list(product(THREADS, SHAPES)), "rescale_gradient on a CPU", disable=run.dry or None):
         torch.set_num_threads(threads)
-        yield from _rows(threads, *shape)
-    torch.set_num_threads(before)
+        yield from _rows(run, *shape)
 
 
-def _rows(threads: int, d1: int, d2: int) -> Iterator[dict]:
-    W, G = torch.randn(2, d1, d2)
-    basis = SpectralBasis.of(W)
-    U, S, Vh, r = basis.U, basis.S, basis.Vh, basis.rank
-    out, tall = torch.empty_like(G), d1 > d2
-    middle = torch.empty(r, d2) if tall else torch.empty(d1, r)
-
-    def two_products() -> None:
-        torch.mm(U.mT, G, out=middle) if tall else torch.mm(G, Vh.mT, out=middle)
-        torch.mm(U, middle, out=out) if tall else torch.mm(middle, Vh, out=out)
-
-    variants = {"two_products": two_products}
-    for mode in ("drop", "keep"):
-        variants[f"rescale_gradient {mode}"] = lambda mode=mode: rescale_gradient(G, basis, RHO, mode, out=out)
-        variants[f"reference {mode}"] = lambda mode=mode: reference.rescale_gradient(G, U, S, Vh, RHO, mode)
-    _check(G, basis)
-    times = compared(interleaved(variants), "two_products")
-    for name, run in variants.items():
-        yield {
-            "variant": name.split()[0],
-            "out_of_span": name.partition(" ")[2],
-            "shape": f"{d1}x{d2}",
-            "dtype": "float32",
-            "rank": r,
-            "rho": RHO,
-            "threads": threads,
-            **times[name],
-            "flop": 4 * d1 * d2 * r,
-            "extra_mib": round(peak_extra_bytes(run) / 2**20, 3),
-            # one workspace, and a few vectors
-            "allowed_mib": round(4 * (r * max(d1, d2) + 8 * r) / 2**20, 3),
-        }
+def _rows(run: Run, d1: int, d2: int) -> Iterator[dict]:
+    r = min(d1, d2)
+    work = {"two_products": transform(d1, d2, r, "drop", 4, 4, "fp32")}
+    for mode in MODES:
+        work |= {f"rescale_gradient {mode}": transform(d1, d2, r, mode, 4, 4, "fp32"), f"reference {mode}": []}
+    labels = {"shape": f"{d1}x{d2}", "dtype": "float32", "rank": r, "rho": RHO, "threads": torch.get_num_threads()}
+    # one workspace, and a few vectors
+    labels["allowed_mib"] = round(4 * (r * max(d1, d2) + 8 * r) / 2**20, 3)
+    for row in run.compare(labels, work, partial(_makers, run, (d1, d2)), "two_products", peak=True):
+        variant, _, mode = row["variant"].partition(" ")
+        yield {**row, "variant": variant, "out_of_span": mode}
 
 
-def _check(G: torch.Tensor, basis: SpectralBasis) -> None:
-    """Refuse to time what is wrong."""
-    truth = reference.rescale_gradient(G.double(), basis.U.double(), basis.S.double(), basis.Vh.double(), RHO)
-    error = torch.linalg.norm(rescale_gradient(G, basis, RHO) - truth) / torch.linalg.norm(truth)
-    if not error < 1e-4:
-        raise RuntimeError(f"rescale_gradient is off by {error:.1e} at {tuple(G.shape)}")
+def _makers(run: Run, shape: tuple[int, int]) -> Makers:
+    (basis,), (G,) = draw(run.setting, [shape], run.device)
+    out, operands = torch.empty_like(G), (basis.U, basis.S, basis.Vh)
+
+    def ours(mode: str) -> Trial:
+        truth = reference.rescale_gradient(G.double(), *(one.double() for one in operands), RHO, mode)
+        return Trial(lambda: rescale_gradient(G, basis, RHO, mode, out=out), lambda: error(out, truth), TOLERANCE)
+
+    def literal(mode: str) -> Trial:
+        return Trial(lambda: reference.rescale_gradient(G, *operands, RHO, mode))
+
+    makers = {"two_products": lambda: Trial(bare([G], [basis], "drop"))}
+    for mode in MODES:
+        makers |= {f"rescale_gradient {mode}": partial(ours, mode), f"reference {mode}": partial(literal, mode)}
+    return makers

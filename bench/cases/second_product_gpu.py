@@ -1,100 +1,64 @@
 """Products by CUTLASS beside grouped Triton and cuBLAS: the second with AdamW behind it, and the first.
 
 G, W and moments are float32, bases bf16; nothing of it runs without a GPU. Equal matrices are one launch for each. Of
-CUTLASS's second product all is counted that Triton's does: where the product is square it scales U, which ``FOLDED``
-leaves out. What both need folded before, and what they multiply, is as the plan's launches leave it. A tall matrix's
-first product, Gᵀ U, is not covered.
-
-The verdict is of all matrices of Falcon3-1B on an H200, in the rows of ``RULES``.
+CUTLASS's second product all is counted that Triton's does: where the product is square it scales U. What both need
+folded before, and what they multiply, is as the plan's launches leave it. A tall matrix's first product, Gᵀ U, is not
+covered.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from bench.models import Model, model
-from bench.run import ABSENT, RHO, Makers, Run, Setting, Target, Trial
+from bench.models import Model
+from bench.run import RHO, Makers, Run, Setting, Target, Trial
 from bench.transforms import draw, error, truth
 from gsr_kernels.cli.floors import STATES, Work, transform
 
 bf16 = torch.bfloat16
 # weights of Falcon3-1B, and how many of them are taken at once
 SHAPES = {(2048, 2048): 8, (1024, 2048): 16, (8192, 2048): 4, (2048, 8192): 4}
-TRITON, CUTLASS, BARE, APART = "triton", "CUTLASS", "torch.bmm, bare", "torch.bmm, then AdamW"
-FOLDED = "CUTLASS, U scaled before"
+TRITON, CUTLASS, BARE = "triton", "CUTLASS", "torch.bmm, bare"
 FIRST = {name: f"first product, {name}" for name in (TRITON, CUTLASS, BARE)}
-# CUTLASS stays if it beats Triton by 5 %; the first product is asked for where Triton is under 90 % of cuBLAS, and then
-# stays beside the second by the same measure
-RULES = {
-    CUTLASS: Target(0.95, TRITON),
-    FIRST[TRITON]: Target(1.11, FIRST[BARE]),
-    FIRST[CUTLASS]: Target(0.95, FIRST[TRITON]),
-}
+# CUTLASS is worth its place if it beats Triton by 5 %
+SECOND_TARGETS = {CUTLASS: [Target(0.95, TRITON)]}
+FIRST_TARGETS = {FIRST[TRITON]: [Target(1.11, FIRST[BARE])], FIRST[CUTLASS]: [Target(0.95, FIRST[TRITON])]}
 GROUP = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 # what operands and results of 16 bits leave of float64
 TOLERANCE = 3e-2
 
 
 def rows(run: Run) -> Iterator[dict]:
-    if run.on_gpu:
-        from bench.gpu import candidates
-
-        if reason := candidates.obstacle() or ("" if candidates.has("first_product") else "it has no products"):
-            yield {"variant": CUTLASS, "failed": f"{ABSENT}: {reason}"}
-            return
-    elif not run.dry:
-        raise RuntimeError(
-            "second_product_gpu needs a CUDA device: `python -m bench.gpu build_candidates comparison` on one"
-        )
-    taken: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
-    for shape, count in SHAPES.items():
-        for row in (*second(run, shape, count), *first(run, shape, count)):
-            if "p50_ms" in row:
-                taken[row["variant"]][shape] = row["p50_ms"] / count
-            yield row
     if not run.dry:
-        h200 = "H200" in torch.cuda.get_device_name(run.device)
-        yield from verdicts(taken, h200)
+        from bench.gpu.candidates import require
 
-
-def verdicts(taken: Mapping[str, Mapping[tuple[int, int], float]], h200: bool) -> Iterator[dict]:
-    """Apply the rules to milliseconds a matrix of each shape, summed over a model."""
-    counts = model("falcon3-1b").shapes
-    for name, rule in RULES.items():
-        shapes = [shape for shape in SHAPES if name == CUTLASS or shape[0] <= shape[1]]
-        row = {"variant": name, "model": "falcon3-1b", "shape": f"{sum(counts[shape] for shape in shapes)} matrices"}
-        if any(shape not in taken.get(one, ()) for shape in shapes for one in (name, rule.to)):
-            yield {**row, "failed": f"no verdict: not every shape of it and of {rule.to} was measured"}
-            continue
-        own, other = (sum(counts[shape] * taken[one][shape] for shape in shapes) for one in (name, rule.to))
-        said = rule.verdict(own / other) if h200 else "no verdict: it takes an H200"
-        yield {**row, "p50_ms": round(own, 4), "ratio": round(own / other, 3), "ratio_to": rule.to, "verdict": said}
+        require("first_product")
+    for shape, count in SHAPES.items():
+        yield from second(run, shape, count)
+        if shape[0] <= shape[1]:
+            yield from first(run, *shape, count)
 
 
 def second(run: Run, shape: tuple[int, int], count: int) -> Iterator[dict]:
     (d1, d2), k = shape, min(shape)
     setting = Setting(Model("candidates", {shape: count}, {}), None, "bf16", "fp32")
     *_, last = transform(d1, d2, k, "drop", 2, 4, end=STATES["fp32"])
-    bare = Work(last.flop, 2 * (d1 * d2 + k * (d1 + d2)))
-    work = {name: [last] * count for name in (TRITON, CUTLASS, *([FOLDED] if d1 == d2 else []))}
+    work = dict.fromkeys((TRITON, CUTLASS), [last] * count)
+    work[BARE] = [Work(last.flop, 2 * (d1 * d2 + k * (d1 + d2)))] * count
     labels = {"shape": f"{count}x {d1}x{d2}", "dtype": "float32 x bfloat16"}
-    yield from run.compare(
-        labels, {**work, BARE: [bare] * count, APART: ()}, lambda: Second(run, setting).makers(), BARE
-    )
+    yield from run.compare(labels, work, lambda: Second(run, setting).makers(), BARE, SECOND_TARGETS)
 
 
-def first(run: Run, shape: tuple[int, int], count: int) -> Iterator[dict]:
-    short, long = shape
-    if short > long:
-        return
+def first(run: Run, short: int, long: int, count: int) -> Iterator[dict]:
     labels = {"shape": f"{count}x {short}x{short}x{long}", "dtype": "bfloat16", "layout": "NT"}
     work = [Work(2 * short * short * long, 2 * (2 * short * long + short * short))] * count
+    variants = dict.fromkeys(FIRST.values(), work)
     yield from run.compare(
-        labels, dict.fromkeys(FIRST.values(), work), lambda: first_products(run, count, short, long), FIRST[BARE]
+        labels, variants, partial(first_products, run, count, short, long), FIRST[BARE], FIRST_TARGETS
     )
 
 
@@ -122,8 +86,7 @@ class Second:
     def makers(self) -> Makers:
         # which runs all of the plan's launches: the others read what it leaves
         first = self.triton()
-        makers = {TRITON: lambda: first, CUTLASS: self.cutlass, BARE: self.bare, APART: self.apart}
-        return {**makers, FOLDED: lambda: self.cutlass(counted=False)} if self.square else makers
+        return {TRITON: lambda: first, CUTLASS: self.cutlass, BARE: self.bare}
 
     def stepped(self, g: Tensor) -> list[Tensor]:
         """Return the first step of W, and m and v after it, in float64."""
@@ -177,15 +140,13 @@ class Second:
         left = torch.empty_like(self.U)
         return left, self.Vh, False, lambda: torch.mul(self.U, delta, out=left)
 
-    def cutlass(self, counted: bool = True) -> Trial:
+    def cutlass(self) -> Trial:
         left, right, transposed, fold = self.operands()
         kept = [one.clone() for one in self.before]
         given = (left, right, transposed, self.G, self.square, self.plan._coefficients, self.plan._finite, *kept)
-        fold()
 
         def launch() -> None:
-            if counted:
-                fold()
+            fold()
             torch.ops.gsr_candidates.second_product_adamw(*given)
 
         return self.trial(launch, kept)
@@ -195,27 +156,6 @@ class Second:
         fold()
         right, out = right.mT if transposed else right, torch.empty_like(self.G, dtype=bf16)
         return self.run.trial(lambda: torch.bmm(left, right, out=out))
-
-    def apart(self) -> Trial:
-        left, right, transposed, fold = self.operands()
-        right, product = right.mT if transposed else right, torch.empty_like(self.G)
-        kept, steps = [one.clone() for one in self.before], torch.zeros(len(self.G), device=self.run.device)
-        parameters = [W.requires_grad_() for W in kept[0].detach().unbind()]
-        optimizer = torch.optim.AdamW(parameters, fused=True, capturable=True, **GROUP)
-        for parameter, grad, step, m, v in zip(parameters, product, steps, *kept[1:]):
-            parameter.grad = grad
-            optimizer.state[parameter] = {"step": step, "exp_avg": m, "exp_avg_sq": v}
-
-        def launch() -> None:
-            fold()
-            torch.ops.aten.bmm.dtype_out(left, right, torch.float32, out=product)
-            if self.square:
-                product.add_(self.G)
-            optimizer.step()
-
-        trial = self.trial(launch, kept)
-        steps.zero_()
-        return trial
 
 
 def first_products(run: Run, count: int, short: int, long: int) -> Makers:

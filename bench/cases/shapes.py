@@ -12,31 +12,33 @@ from torch import Tensor
 
 from bench.models import Model
 from bench.optimizers import ADAMW, ATTACHED, OURS, TOLERANCE, Linears, first_step_error, makers, work
-from bench.run import RHO, Makers, Run, Setting, Trial
-from bench.transforms import draw, draw_bases, error, planned, truth, two_products
+from bench.run import RHO, Makers, Run, Trial
+from bench.transforms import Problem, draw, draw_bases, error, two_products
 from gsr_kernels import ops, reference
-from gsr_kernels.cli.floors import Work, transform
+from gsr_kernels.cli.floors import Work
 
 BACKENDS = ("torch", "triton")
 
 
 def rows(run: Run) -> Iterator[dict]:
-    setting = run.setting
     # a turn takes milliseconds
     run = replace(run, seconds=min(run.seconds, 0.3))
-    for (d1, d2), count in setting.model.shapes.items():
-        k = setting.directions(d1, d2)
-        step = transform(d1, d2, k, setting.out_of_span, setting.basis_bytes, setting.gradient_bytes, setting.unit)
+    for (d1, d2), count in run.setting.model.shapes.items():
+        setting = replace(run.setting, model=Model(run.setting.model.name, {(d1, d2): count}, {}))
+        of_shape = replace(run, setting=setting)
         labels = {**setting.labels, "shape": f"{count} x {d1}x{d2}"}
-        kernels = {f"step {backend}": step * count for backend in BACKENDS}
-        yield from run.compare(labels, kernels, partial(_steps, run, [(d1, d2)] * count), "step torch")
-        yield from run.compare(
-            labels, _update_work(setting, d1, d2, count), partial(_updates, run, (d1, d2), count), "update torch"
-        )
+        kernels = _both("step", setting.transform(d1, d2) * count)
+        yield from run.compare(labels, kernels, partial(_steps, of_shape), "step torch")
+        apart, ours = work(setting, ATTACHED, OURS).values()
+        kernels = {"update torch": apart, "update triton": ours}
+        yield from run.compare(labels, kernels, partial(_updates, of_shape), "update torch")
         labels["shape"] = f"{d1}x{d2}"
-        for stage, each in stages(d1, d2, k, setting.basis_bytes, setting.unit).items():
-            kernels = {f"{stage} {backend}": each for backend in BACKENDS}
-            yield from run.compare(labels, kernels, partial(_stage, run, stage, d1, d2), f"{stage} torch")
+        for stage, each in stages(d1, d2, setting.directions(d1, d2), setting.basis_bytes, setting.unit).items():
+            yield from run.compare(labels, _both(stage, each), partial(_stage, run, stage, d1, d2), f"{stage} torch")
+
+
+def _both(stage: str, each: list[Work]) -> dict[str, list[Work]]:
+    return {f"{stage} {backend}": each for backend in BACKENDS}
 
 
 def stages(d1: int, d2: int, k: int, size: int, unit: str) -> dict[str, list[Work]]:
@@ -53,38 +55,19 @@ def stages(d1: int, d2: int, k: int, size: int, unit: str) -> dict[str, list[Wor
     }
 
 
-def _steps(run: Run, shapes: list[tuple[int, int]]) -> Makers:
-    mode = run.setting.out_of_span
-    bases, gradients = draw(run.setting, shapes, run.device)
-    expected = truth(gradients[0], bases[0], RHO, mode)
-
-    def torchs() -> Trial:
-        outs = [torch.empty_like(G) for G in gradients]
-        return run.trial(
-            lambda: two_products(gradients, bases, outs, mode), lambda: error(outs[0], expected), TOLERANCE
-        )
-
-    def tritons() -> Trial:
-        inside = [G.clone() for G in gradients]
-        return Trial(planned(inside, bases, mode), lambda: error(inside[0], expected), TOLERANCE, "graph")
-
-    return {"step torch": torchs, **({"step triton": tritons} if run.by_plan else {})}
+def _steps(run: Run) -> Makers:
+    problem = Problem(run, run.setting.model.matrices)
+    return {"step torch": problem.by_torch, **({"step triton": problem.ours} if run.by_plan else {})}
 
 
-def _update_work(setting: Setting, d1: int, d2: int, count: int) -> dict[str, list[Work]]:
-    one = work(replace(setting, model=Model("", {(d1, d2): count}, {})))
-    return {"update torch": one[ATTACHED], "update triton": one[OURS]}
-
-
-def _updates(run: Run, shape: tuple[int, int], count: int) -> Makers:
-    setting, mode = replace(run.setting, model=Model("", {shape: count}, {})), run.setting.out_of_span
-    run = replace(run, setting=setting)
-    model = Linears(run)
+def _updates(run: Run) -> Makers:
+    setting, model = run.setting, Linears(run)
     made = makers(run, model)
 
     def torchs() -> Trial:
         (optimizer,) = made[ADAMW]()
         gradients, bases = [W.grad for W in model.parameters()], draw_bases(setting, setting.model.matrices, run.device)
+        mode = setting.out_of_span
         return run.trial(lambda: (two_products(gradients, bases, gradients, mode), optimizer.step()))
 
     def tritons() -> Trial:
@@ -119,7 +102,7 @@ def _stage(run: Run, stage: str, d1: int, d2: int) -> Makers:
 
         return run.trial(run_stage, lambda: error(_together(found[0]), expected), TOLERANCE)
 
-    return {f"{stage} {backend}": (lambda one=backend: of(one)) for backend in (BACKENDS if run.on_gpu else ["torch"])}
+    return {f"{stage} {backend}": partial(of, backend) for backend in (BACKENDS if run.on_gpu else ["torch"])}
 
 
 def _together(result: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.decompositions import matrix, spectrum
-from bench.run import Makers, Run, Target, Trial
+from bench.run import Makers, Run, Target, Trial, untested
 from gsr_kernels.backends import cuda
 from gsr_kernels.cli.floors import Work
 from gsr_kernels.linalg import randomized_svd, svd
@@ -36,8 +36,6 @@ SOLVED = ("randomized_svd, jacobi", "randomized_svd, without")
 
 
 def rows(run: Run) -> Iterator[dict]:
-    if not (run.dry or run.on_gpu):
-        raise RuntimeError("small_svd_gpu needs a CUDA device: `python -m bench.gpu build small_svd_gpu` on one")
     if run.on_gpu and (reason := cuda.refusal(torch.device("cuda", torch.cuda.current_device()))):
         raise RuntimeError(f"{reason}: `python -m bench.gpu build` builds it")
     jacobi, without = SOLVED
@@ -70,10 +68,9 @@ def makers(device: torch.device, k: int) -> Makers:
 
     def jacobi() -> Trial:
         compute, kept = implementation("small_svd", "cuda", A.device), {}
-        return Trial(lambda: kept.update(out=compute(A)), lambda: _defect(*kept["out"]), ORTHOGONAL, "eager")
+        return Trial(lambda: kept.update(out=compute(A)), lambda: _defect(*kept["out"]), ORTHOGONAL)
 
-    peers = {name: lambda peer=peer: Trial(lambda: peer(A), launch="eager") for name, peer in PEERS.items()}
-    return {"small_svd": jacobi, **peers}
+    return {"small_svd": jacobi, **untested({name: partial(peer, A) for name, peer in PEERS.items()})}
 
 
 def sketched(device: torch.device, shape: tuple[int, int], rank: int) -> Makers:
@@ -89,8 +86,7 @@ def sketched(device: torch.device, shape: tuple[int, int], rank: int) -> Makers:
 
         return solved
 
-    variants = dict(zip(SOLVED, map(by, ("jacobi", other))))
-    return {name: lambda each=each: Trial(each, launch="eager") for name, each in variants.items()}
+    return untested(dict(zip(SOLVED, map(by, ("jacobi", other)))))
 
 
 def driver(device: torch.device, size: int) -> str:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from tqdm import tqdm
 
 from bench.decompositions import (
     DRIVEN,
+    PEERS,
+    drivers,
     energy,
     exact_errors,
     labels,
     matrix,
     peer,
-    predicted,
     remainder,
+    sketches,
     spectrum,
     target,
 )
@@ -31,15 +34,18 @@ DRIVERS = {"cpu": ("gesdd", "polar"), "cuda": ("polar", "gesvdj")}
 
 
 def rows(run: Run) -> Iterator[dict]:
-    if run.dry:
-        yield from predicted(run, EXACT, RANDOMIZED)
-        return
-    jobs = [
-        (exact, shape, kind, condition) for shape in EXACT for kind in ("log", "linear") for condition in CONDITIONS
-    ]
-    jobs += [(randomized, shape, kind, rank) for shape in RANDOMIZED for kind in ("flat", "decaying") for rank in RANKS]
-    for measure, *of in tqdm(jobs, "matrices", leave=False, disable=None):
-        yield from measure(run.device, *of)
+    for shape in tqdm(EXACT, "exact", leave=False, disable=None):
+        if run.dry:
+            yield from drivers(run, shape, ())
+            continue
+        for kind, condition in product(("log", "linear"), CONDITIONS):
+            yield from exact(run.device, shape, kind, condition)
+    for shape, rank in tqdm(list(product(RANDOMIZED, RANKS)), "randomized", leave=False, disable=None):
+        if run.dry:
+            yield from sketches(run, shape, rank)
+            continue
+        for kind in ("flat", "decaying"):
+            yield from randomized(run.device, shape, kind, rank)
 
 
 def exact(device: torch.device, shape: tuple[int, int], kind: str, condition: float) -> Iterator[dict]:
@@ -51,7 +57,7 @@ def exact(device: torch.device, shape: tuple[int, int], kind: str, condition: fl
         errors = exact_errors(W, truth, *svd(W, driver))
         bounds = {"orthogonality": 1e-5, "residual": 5e-6, "sigma_error": 3 * of_torch}
         yield {
-            **_labels(device, shape, min(shape)),
+            **labels(shape, min(shape)),
             "variant": DRIVEN + driver,
             "spectrum": f"{kind} {condition:.0e}",
             **{name: float(f"{value:.2e}") for name, value in errors.items()},
@@ -65,8 +71,8 @@ def randomized(device: torch.device, shape: tuple[int, int], kind: str, rank: in
     S = spectrum(kind, min(shape)).to(device)
     W = matrix(*shape, S)
     p, q = defaults(rank, min(shape))
-    name, factors = peer(W, rank, p, q)
-    found = {"randomized_svd": randomized_svd(W, rank)[:3], name: factors}
+    name = PEERS[device.type]
+    found = {"randomized_svd": randomized_svd(W, rank)[:3], name: peer(W, rank)}
     errors = {variant: remainder(W, *factors) / S[rank].item() for variant, factors in found.items()}
     for variant, (_, sigma, _) in found.items():
         share = energy(sigma, S)
@@ -77,11 +83,7 @@ def randomized(device: torch.device, shape: tuple[int, int], kind: str, rank: in
         if kind == "decaying":
             said.append(target("lost energy", 1 - share, 0.01))
         yield {
-            "variant": variant, **_labels(device, shape, rank), "spectrum": f"{kind}, p = {p}, q = {q}",
+            "variant": variant, **labels(shape, rank), "spectrum": f"{kind}, p = {p}, q = {q}",
             "spectral_error": round(errors[variant], 4), "energy": round(share, 4),
             "verdict": "; ".join(said) if variant == "randomized_svd" else "",
         }  # fmt: skip
-
-
-def _labels(device: torch.device, shape: tuple[int, int], rank: int) -> dict[str, object]:
-    return {**labels(shape, rank), "threads": torch.get_num_threads() if device.type == "cpu" else ""}

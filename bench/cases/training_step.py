@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from bench.optimizers import ADAMW, MUON, OURS, makers, work
 from bench.run import DTYPES, Makers, Run, Target, Trial
 from gsr_kernels.cli.floors import Work
 
 # tokens of a step on a GPU and on a CPU; of one pass through the model, and of one of its sequences
-TOKENS = (4096, 16384, 65536), (128, 256)
+TOKENS = (4096, 16384), (128, 256)
 PASS, SEQUENCE = 4096, 2048
 
 
@@ -28,7 +28,7 @@ def rows(run: Run) -> Iterator[dict]:
     parameters += setting.model.config.get("hidden_size", 0) * setting.model.config.get("vocab_size", 0)
     for tokens in TOKENS[0 if large else 1]:
         passes = Work(6 * parameters * tokens, 3 * setting.gradient_bytes * parameters, setting.unit)
-        kernels = {name: [passes, *one] for name, one in work(setting).items() if name in (ADAMW, OURS, MUON)}
+        kernels = {name: [passes, *one] for name, one in work(setting, ADAMW, OURS, MUON).items()}
         labels = {**setting.labels, "tokens": tokens}
         target = {OURS: [Target(1.04 if setting.rank is None else 1.01, ADAMW)]} if tokens == 16384 else {}
         yield from run.compare(labels, kernels, lambda tokens=tokens: _variants(run, model, tokens), ADAMW, target)
@@ -50,19 +50,16 @@ def _variants(run: Run, model: nn.Module, tokens: int) -> Makers:
     made = makers(run, model)
 
     def of(name: str) -> Trial:
-        step = _step(model, batches, made[name]())
+        optimizers = made[name]()
+
+        def step() -> None:
+            for batch in batches:
+                (model(input_ids=batch, labels=batch).loss / len(batches)).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad()
+
         step()
         return Trial(step, launch="eager")
 
-    return {name: lambda name=name: of(name) for name in (ADAMW, OURS, MUON)}
-
-
-def _step(model: nn.Module, batches: list[Tensor], optimizers: list[Optimizer]) -> Callable[[], None]:
-    def step() -> None:
-        for batch in batches:
-            (model(input_ids=batch, labels=batch).loss / len(batches)).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad()
-
-    return step
+    return {name: partial(of, name) for name in (ADAMW, OURS, MUON)}

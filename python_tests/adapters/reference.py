@@ -8,14 +8,9 @@ An adapter is ``D = B A [.., d1, d2]`` with ``B [.., d1, r]`` (PEFT's lora_B, ti
 import torch
 from torch import Tensor
 
+from bench.cases.adapters_gpu import dense_loss as stability_loss
 
-def stability_loss(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor, alpha: Tensor | float, terms: str) -> Tensor:
-    """PS-LoRA's loss ``[..]`` of every module (equation 4): see ``stability.stability_loss``."""
-    D, P = B @ A, old_B @ old_A
-    scale = torch.as_tensor(alpha, dtype=D.dtype)[..., None, None]
-    agreement = torch.tanh(scale * D) * torch.tanh(scale * P)
-    entries = {"both": D.square() * (1 - agreement), "magnitude": D.square(), "sign": 1 - agreement}
-    return entries[terms].sum((-2, -1))
+__all__ = ["merged", "sign_shares", "stability_loss"]
 
 
 def merged(B: Tensor, A: Tensor, how: str, density: float = 1.0) -> Tensor:

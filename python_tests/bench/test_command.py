@@ -3,6 +3,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 from bench import runner
 from bench.cases import FIXED, OF_A_MODEL, SECONDS
@@ -78,9 +79,12 @@ def test_rows_take_the_place_of_those_before(bench, tiny):
     assert same[0] == same[1] and len(other) == 2 * len(first)
 
 
-def test_what_cannot_be_measured_here_is_said(bench, tiny):
-    with pytest.raises(SystemExit, match="failed"):
-        bench("--case", "svd_gpu")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.parametrize("case", [case for case in SECONDS if case.endswith("_gpu")])
+def test_what_cannot_be_measured_here_is_said(bench, case, capsys):
+    with pytest.raises(SystemExit, match="1 of the rows above failed"):
+        bench("--case", case)
+    assert f"{case}: FAILED: broken off, RuntimeError: it needs a CUDA device" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

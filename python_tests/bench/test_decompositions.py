@@ -56,18 +56,18 @@ def test_times_on_a_cpu(run, monkeypatch):
     assert len(rows) == 4 + 2 + len(ARRANGEMENTS) + 4 and all(row["p50_ms"] > 0 and row["ratio"] > 0 for row in rows)
 
 
-def test_the_parts_for_a_gpu_run(monkeypatch):
+def test_the_parts_for_a_gpu_run(run):
     """On a CPU, with the drivers that it has: everything but the device."""
     pytest.importorskip("sklearn")
-    monkeypatch.setattr(svd_gpu, "SIDES", {"polar": 64, "gesdd": 64, "float64": 16})
-    assert [row["variant"] for row in svd_gpu.drivers(CPU, 32)] == ["svd polar", "svd gesdd", "torch.linalg.svd"]
-    ours, other = svd_gpu.tall(CPU, (40, 20), 5)
+    found = [row["variant"] for row in svd_gpu.drivers(run, (32, 32), ["polar", "gesdd"])]
+    assert found == ["svd polar", "svd gesdd", "torch.linalg.svd"]
+    ours, other = svd_gpu.tall(run, (40, 20), 5)
     assert ours["variant"] == "randomized_svd" and other["variant"] == "sklearn randomized_svd"
     assert "error over it" in ours["verdict"] and ours["verdict"].count("target <=") == 2
-    ours, other = svd_gpu.kept(CPU, {(16, 12): 2, (24, 8): 1}, 10)
+    ours, other = svd_gpu.kept(run, {(16, 12): 2, (24, 8): 1}, 10)
     assert ours["variant"] == "load_bases" and "time over reading" in ours["verdict"] and other["p50_ms"] > 0
     for rank in (None, 4):
-        rows = list(svd_gpu.side_by_side(CPU, 8, rank))
+        rows = list(svd_gpu.arrangements(run, (8, 8, 8), rank))
         assert len(rows) == len(ARRANGEMENTS) and all(row["shape"] == "8x8x8" for row in rows)
         ours, alone, other = svd_gpu.whole(CPU, {(16, 16): 2, (24, 8): 1}, rank)
         assert ours["shape"] == "3 matrices" and "extrapolated" in other["variant"] and other["p50_ms"] > 0

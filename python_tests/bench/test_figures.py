@@ -17,7 +17,7 @@ def row(case, variant, ms, **others):
 
 ROWS = [
     *(row("optimizer_step", variant, ms) for variant, ms in (("GSRAdamW", 2.0), ("AdamW", 1.0), ("Muon", 9.0))),
-    row("optimizer_step", "GaLore", 1.0, failed="not measured: No module named 'galore_torch'", p50_ms=""),
+    row("optimizer_step", "OSF", 1.0, failed="not measured: No module named 'peft'", p50_ms=""),
     row("optimizer_step", "GSRAdamW", 3.0, rank="8"),
     *(row("transform", variant, ms) for variant, ms in (("GSR", 1.5), ("bare products", 1.0))),
     *(

@@ -15,7 +15,7 @@ WORK = {"ours": [Work(0, 43 * 10**8)], "theirs": [Work(0, 43 * 10**8)]}
 @pytest.fixture
 def compare(monkeypatch):
     """Rows of a comparison where each variant's run returns the milliseconds that it takes."""
-    monkeypatch.setattr(runs, "on_device", lambda variants, *_: {name: [one()] for name, one in variants.items()})
+    monkeypatch.setattr(runs, "timed", lambda variants, *_: {name: [one()] for name, one in variants.items()})
     monkeypatch.setattr(Run, "on_gpu", True)
 
     def compare(trials, targets=None, dry=False):
