@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -15,3 +16,8 @@ def some(names: Iterable[str]) -> str:
 def install(extra: str) -> str:
     """Return the command that installs the packages of an extra of pyproject.toml."""
     return f"pip install '.[{extra}]' in a checkout of gsr-kernels"
+
+
+def first_sentence(error: Exception) -> str:
+    """Return the first sentence of an error's message: of some the rest names hundreds of classes."""
+    return re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0][:200]

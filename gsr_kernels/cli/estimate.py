@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from gsr_kernels.cli import print_table
 from gsr_kernels.cli.floors import transform
-from gsr_kernels.messages import install
+from gsr_kernels.io.model_names import build
+from gsr_kernels.messages import first_sentence
 from gsr_kernels.optim.targets import find_targets
 from gsr_kernels.options import resolve_rank
 
@@ -120,46 +118,23 @@ def share(
 def model_kinds(folder: Path) -> tuple[list[Kind], int]:
     """Return the weights that attach() matches in a transformers model, and the number of its parameters.
 
-    Raises FileNotFoundError where folder holds no config.json; ValueError where transformers is not installed, knows no
-    such model or does not build it without memory, and where attach() matches none of its weights.
+    Raises ValueError where transformers cannot build the model from its config.json, or nothing is matched.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"MODEL_DIR: no config.json in {folder}; give the folder of a transformers model")
-    if find_spec("transformers") is None:
-        raise ValueError(f"estimate builds the model by transformers, which is not installed: {install('runner')}")
-    import transformers
-
     try:
-        return kinds_of(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    # models compute with their weights, or need other packages, in ways of their own
-    except Exception as error:
-        # some messages go on with the names of all classes
-        said = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0][:200]
+        return kinds_of(build(folder))
+    except (LookupError, ValueError) as error:
         raise ValueError(
-            f"MODEL_DIR: no weights from {folder} ({type(error).__name__}: {said}): "
-            "print(attach(model, optimizer, …)) of the loaded model says the bytes of its bases"
+            f"MODEL_DIR: no weights of {folder}: {first_sentence(error)}; print(attach(model, optimizer, …)) of a "
+            "loaded model says the bytes of its bases"
         ) from error
 
 
-def kinds_of(config: Any) -> tuple[list[Kind], int]:
-    """Return ``model_kinds`` of a transformers configuration: of the class that it names, or else of its model type."""
-    model = _without_memory(config)
+def kinds_of(model: nn.Module) -> tuple[list[Kind], int]:
+    """Return ``model_kinds`` of a model."""
     targets = find_targets(model, "all-linear", set(model.parameters()))
     shapes = Counter(target.parameter.shape for target in targets if target.reason is None)
     kinds = [Kind(count, shape[-2], shape[-1], math.prod(shape[:-2])) for shape, count in shapes.items()]
     return kinds, sum(parameter.numel() for parameter in model.parameters())
-
-
-def _without_memory(config: Any) -> nn.Module:
-    import transformers
-
-    named = getattr(transformers, (config.architectures or [""])[0], None)
-    # on the meta device a model has shapes and no memory
-    with torch.device("meta"):
-        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
-            return named(config)
-        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        return (transformers.AutoModelForCausalLM if causal else transformers.AutoModel).from_config(config)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gsr_kernels.io.model_checkpoint import FLOATS, Saved, saved_tensors
-from gsr_kernels.messages import install, some
+from gsr_kernels.messages import first_sentence, install, some
 from gsr_kernels.optim.targets import find_targets
 
 
@@ -45,7 +45,7 @@ def stored_parameters(directory: str | os.PathLike[str]) -> tuple[dict[str, Stor
     """
     saved = saved_tensors(directory)
     try:
-        model = _build(Path(directory))
+        model = build(Path(directory))
         return _named(model, saved), model
     except LookupError as error:
         print(f"{os.fspath(directory)}: {error.args[0]}. Its weights are named as in the files, not as in the model")
@@ -72,8 +72,8 @@ def stored_matrices(directory: str | os.PathLike[str], targets: str | None = Non
     return [replace(held[target.name], heads=target.heads) for target in found if target.reason is None]
 
 
-def _build(directory: Path) -> nn.Module:
-    """Return the model without values; LookupError, with the reason, where transformers cannot build it."""
+def build(directory: Path) -> nn.Module:
+    """Return the model of a directory without values; LookupError, with the reason, where transformers cannot."""
     if not (directory / "config.json").is_file():
         raise LookupError("it has no config.json")
     if find_spec("transformers") is None:
@@ -81,13 +81,24 @@ def _build(directory: Path) -> nn.Module:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        architecture = getattr(transformers, config.architectures[0])
-        with torch.device("meta"):
-            return architecture(config)
+        return build_config(transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False))
     # whatever the code of an architecture raises
     except Exception as error:
-        raise LookupError(f"transformers cannot build its model ({str(error).splitlines()[0]})") from error
+        reason = f"{type(error).__name__}: {first_sentence(error)}"
+        raise LookupError(f"transformers cannot build its model without values ({reason})") from error
+
+
+def build_config(config: Any) -> nn.Module:
+    """Return the model of a configuration without values: of the class that it names, or else of its model type."""
+    import transformers
+
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    # on the meta device a model has shapes and no memory
+    with torch.device("meta"):
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named(config)
+        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        return (transformers.AutoModelForCausalLM if causal else transformers.AutoModel).from_config(config)
 
 
 def _named(model: Any, saved: Mapping[str, Saved]) -> dict[str, Stored]:
