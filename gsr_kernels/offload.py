@@ -18,20 +18,20 @@ BASIS_DEVICES = (None, "cpu")
 
 
 def in_host_memory(basis: SpectralBasis) -> SpectralBasis:
-    """The basis in host memory; pinned, where it comes from a GPU, so that it can be brought back while others work."""
+    """Return the basis in host memory; pinned, where it comes from a GPU, so that others work while it comes back."""
 
-    def place(factor: Tensor) -> Tensor:
+    def hosted(factor: Tensor) -> Tensor:
         if not factor.is_cuda:
             return factor.cpu()
         return torch.empty_like(factor, device="cpu", pin_memory=True).copy_(factor)
 
-    return replace(basis, U=place(basis.U), S=place(basis.S), Vh=place(basis.Vh))
+    return replace(basis, U=hosted(basis.U), S=hosted(basis.S), Vh=hosted(basis.Vh))
 
 
 def visits(
     bases: Sequence[SpectralBasis], devices: Sequence[torch.device], group: int | None = None
 ) -> Iterator[tuple[slice, list[SpectralBasis]]]:
-    """The bases on their devices, a group at a time, with their places; the next group is on its way meanwhile.
+    """Yield the bases on their devices, a group at a time, and which they are; the next group is on its way meanwhile.
 
     A basis that is on its device already is given as it is, and counts for nothing in a group.
     """
@@ -60,7 +60,7 @@ class _Copies:
                 self.events[device] = stream.record_event()
 
     def arrived(self) -> list[SpectralBasis]:
-        """The bases, for use on the current stream."""
+        """Return the bases, for use on the current stream."""
         for device, event in self.events.items():
             torch.cuda.current_stream(device).wait_event(event)
         for basis in self.bases:
@@ -78,10 +78,10 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 def _groups(bases: Sequence[SpectralBasis], devices: Sequence[torch.device], most: int) -> Iterator[slice]:
     start, size = 0, 0
-    for place, (basis, device) in enumerate(zip(bases, devices)):
+    for index, (basis, device) in enumerate(zip(bases, devices)):
         coming = 0 if basis.U.device == device else basis.nbytes
-        if place > start and size + coming > most:
-            yield slice(start, place)
-            start, size = place, 0
+        if index > start and size + coming > most:
+            yield slice(start, index)
+            start, size = index, 0
         size += coming
     yield slice(start, len(bases))

@@ -24,7 +24,7 @@ class Weight:
     method: Method
     rank: int | None
     heads: Heads
-    # how it lies on the ranks
+    # how it is sharded
     scheme: Scheme
     # whether the basis stays in host memory
     offloaded: bool
@@ -47,7 +47,7 @@ class Weight:
         return not self.scheme.layout.shards_matrices
 
     def keep(self, basis: SpectralBasis) -> None:
-        """Takes a basis that lies on the weight's device."""
+        """Take a basis that is on the weight's device."""
         self.basis = in_host_memory(basis) if self.offloaded else basis
 
     def move(self, device: torch.device) -> None:
@@ -58,9 +58,13 @@ class Weight:
 
 
 def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
-    """The basis of a whole weight; ValueError, by its name, where it has none."""
+    """Return the basis of a whole weight; ValueError, by its name, where it has none."""
+    W = W.detach()
     try:
-        basis = decompose_by_method(weight, W.detach())
+        if weight.randomized:
+            basis = SpectralBasis.of(W, weight.rank, weight.heads, randomized=True)
+        else:
+            basis = weight.method.decompose(weight.name, W, weight.rank, weight.heads)
     except ValueError as error:
         raise ValueError(f"{weight.name}: {error}") from error
     if basis.fingerprint is None or weight.method.basis_kind:
@@ -68,14 +72,8 @@ def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
     return basis
 
 
-def decompose_by_method(weight: Weight, W: Tensor) -> SpectralBasis:
-    if weight.randomized:
-        return SpectralBasis.of(W, weight.rank, weight.heads, randomized=True)
-    return weight.method.decompose(weight.name, W, weight.rank, weight.heads)
-
-
 def origin(weight: Weight, parameter: Tensor) -> str:
-    """The fingerprint of a weight as its method decomposes it: what a stored basis must have to serve."""
+    """Return the fingerprint of a weight as its method decomposes it, which a stored basis of it must have."""
     return _of_kind(weight, fingerprint_of_shards(parameter, weight.scheme.layout))
 
 

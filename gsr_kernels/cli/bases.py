@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint, split_heads
 from gsr_kernels.cli import device_of, rank_of
@@ -15,7 +17,7 @@ from gsr_kernels.io.bases_file import load_bases, writing_bases
 from gsr_kernels.io.model_names import Stored, stored_matrices
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.cost import progress, svd_cost
-from gsr_kernels.linalg.side_by_side import Job, decompose_all, of_several
+from gsr_kernels.linalg.side_by_side import Job, decompose_all
 from gsr_kernels.options import resolve_rank
 
 # the side of the matrix that a dry run decomposes for its estimate
@@ -68,20 +70,11 @@ def _write(
     args: argparse.Namespace, planned: dict[str, SpectralBasis], kept: dict[str, SpectralBasis], missing: list[Stored]
 ) -> None:
     """Write basis by basis into the file."""
-
-    def of(indices: list[int]) -> list[SpectralBasis]:
-        one = missing[indices[0]]
-        weights, rank = [missing[i].read(args.device) for i in indices], planned[one.name].rank
-        try:
-            return of_several(weights, lambda W: SpectralBasis.of(W, rank, one.heads, args.precision, args.randomized))
-        except ValueError as error:
-            raise ValueError(f"{one.name}: {error}") from error
-
     jobs = [_job(one, planned[one.name], args) for one in missing]
     costs = [svd_cost(job.shape) for job in jobs]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     with writing_bases(args.out, planned | kept) as add, progress("singular bases", sum(costs)) as bar:
-        with closing(decompose_all(jobs, of)) as found:
+        with closing(decompose_all(jobs)) as found:
             for i, basis in found:
                 add(missing[i].name, basis)
                 bar.update(costs[i])
@@ -92,8 +85,16 @@ def _write(
 
 
 def _job(stored: Stored, basis: SpectralBasis, args: argparse.Namespace) -> Job:
-    alike = (stored.shape, stored.dtype, basis.rank) if len(basis.shape) == 2 else None
-    return Job(basis.shape, torch.device(args.device), basis.S.dtype, basis.rank if basis.randomized else None, alike)
+    def decompose(W: Tensor) -> SpectralBasis:
+        try:
+            return SpectralBasis.of(W, basis.rank, stored.heads, args.precision, args.randomized)
+        except ValueError as error:
+            raise ValueError(f"{stored.name}: {error}") from error
+
+    key = (stored.shape, stored.dtype, basis.rank) if len(basis.shape) == 2 else None
+    sketch = basis.rank if basis.randomized else None
+    read = partial(stored.read, args.device)
+    return Job(basis.shape, torch.device(args.device), read, decompose, basis.S.dtype, sketch, key)
 
 
 def _planned(weights: list[Stored], args: argparse.Namespace) -> dict[str, SpectralBasis]:

@@ -53,7 +53,7 @@ def retract(X: Tensor, D: Tensor) -> Tensor:
 
 
 def _scales(low: float) -> list[float]:
-    """The scale of every step that brings singular values in [low, 1] to 1."""
+    """Return the scale of every step that brings singular values in [low, 1] to 1."""
     scales = []
     while low < 1 - 1e-4:
         scale = min((3 / (1 + low + low * low)) ** 0.5, LARGEST_SCALE)

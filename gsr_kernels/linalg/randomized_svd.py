@@ -70,7 +70,7 @@ def randomized_svd(
     most = min(W.shape[-2:])
     if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= most:
         raise ValueError(f"rank must be an integer in [1, {most}] for W {tuple(W.shape)}, got {rank!r}")
-    # numpy's integers serve as well
+    # of numpy's integers, too
     rank = int(rank)
     p, q = defaults(rank, most)
     if sketch == "sparse":
@@ -136,7 +136,7 @@ def _sketched(W: Tensor, rank: int, width: int, q: int, seed: int, kind: str) ->
 
 
 def _error(W: Tensor, U: Tensor, S: Tensor, V: Tensor, beyond: Tensor) -> Tensor:
-    """‖W − U diag(S) Vᵀ‖ from below: a power method that starts with random vectors and those just ``beyond`` V."""
+    """Return ‖W − U diag(S) Vᵀ‖ from below, by a power method from random vectors and those just ``beyond`` V."""
     generator = torch.Generator(W.device).manual_seed(0)
     x = torch.randn(W.shape[-1], min(PROBES, *W.shape[-2:]), dtype=W.dtype, device=W.device, generator=generator)
     x = torch.cat([x.expand(*W.shape[:-2], -1, -1), beyond[..., :PROBES]], -1)[..., -x.shape[-1] :]

@@ -47,12 +47,15 @@ class Kind(NamedTuple):
 class Job:
     """One weight to decompose, ``shape [.., d1, d2]``, in ``dtype``.
 
-    ``sketch``: the rank, where it is found by a sketch. ``batch_key``: of one matrix, decomposed as
-    ``SpectralBasis.of`` does; those of equal keys may be a batch. None for all others, which are done one by one.
+    ``read`` returns it when its turn has come, ``decompose`` its basis, or raises ValueError. ``sketch``: the rank,
+    where it is found by a sketch. ``batch_key``: of one matrix, decomposed as ``SpectralBasis.of`` does; those of equal
+    keys may be a batch. None for all others, which are done one by one.
     """
 
     shape: tuple[int, ...]
     device: torch.device
+    read: Callable[[], Tensor]
+    decompose: Callable[[Tensor], SpectralBasis]
     dtype: torch.dtype = torch.float32
     sketch: int | None = None
     batch_key: Hashable = None
@@ -71,12 +74,8 @@ class Job:
         return svd_bytes(self.shape, self.dtype.itemsize)
 
 
-# the bases of the jobs of these indices, of equal keys if they are several; ValueError where one has none
-Decompose = Callable[[list[int]], list[SpectralBasis]]
-
-
 def decompose_all(
-    jobs: Sequence[Job], decompose: Decompose, arrangement: str | None = None
+    jobs: Sequence[Job], arrangement: str | None = None
 ) -> Generator[tuple[int, SpectralBasis], None, None]:
     """Yield each job's index and basis, as they come; of those of a kind the most costly first.
 
@@ -87,7 +86,7 @@ def decompose_all(
     alone. How many are at once does not change a bit of a basis. In a batch the bits depend on what else is in it:
     there is none where torch is to use deterministic algorithms alone.
 
-    An exception of ``decompose`` is raised when those that have begun are done; none begins after it. Who may leave
+    An exception of a job is raised when those that have begun are done; none begins after it. Who may leave
     early closes the generator, which waits for them as well.
     """
     kinds: dict[Kind | None, list[int]] = {}
@@ -98,17 +97,16 @@ def decompose_all(
         one_by_one = [[index] for index in indices]
         if how.isdigit() and how != "1":
             # what one meets first, a driver to be timed or a library to be loaded, it meets undisturbed
-            yield from _in_turn(jobs, one_by_one[:1], decompose)
-            yield from _at_once(jobs, indices[1:], decompose, int(how))
+            yield from _in_turn(jobs, one_by_one[:1])
+            yield from _at_once(jobs, indices[1:], int(how))
         else:
-            yield from _in_turn(jobs, _batches(jobs, indices) if how == "batch" else one_by_one, decompose)
+            yield from _in_turn(jobs, _batches(jobs, indices) if how == "batch" else one_by_one)
 
 
-def of_several(weights: Sequence[Tensor], of: Callable[[Tensor], SpectralBasis]) -> list[SpectralBasis]:
-    """Return the bases of weights of one shape and dtype, found by ``of``, as one batch where they are several."""
-    if len(weights) == 1:
-        return [of(weights[0])]
-    found = of(torch.stack([weight.detach() for weight in weights]))
+def _batch(jobs: Sequence[Job]) -> list[SpectralBasis]:
+    """Return the bases of several jobs of equal keys, decomposed as one batch."""
+    weights = [job.read().detach() for job in jobs]
+    found = jobs[0].decompose(torch.stack(weights))
     # copies: a part would keep the whole batch in memory
     parts = zip(*(factor.unbind() for factor in (found.U, found.S, found.Vh)))
     return [
@@ -121,17 +119,13 @@ def bases_of(
     weights: Sequence[Tensor], sketch: int | None = None, arrangement: str | None = None
 ) -> list[SpectralBasis]:
     """Return the bases of matrices, whole or, found by a sketch, of that rank where they have as much."""
-    jobs = [
-        Job(tuple(W.shape), W.device, torch.promote_types(W.dtype, torch.float32), sketch, (W.shape, W.dtype))
-        for W in weights
-    ]
 
-    def decompose(indices: list[int]) -> list[SpectralBasis]:
-        rank = sketch and min(sketch, *jobs[indices[0]].shape)
-        chosen = [weights[index] for index in indices]
-        return of_several(chosen, lambda W: SpectralBasis.of(W, rank, randomized=sketch is not None))
+    def job(W: Tensor) -> Job:
+        of = partial(SpectralBasis.of, rank=sketch and min(sketch, *W.shape), randomized=sketch is not None)
+        wide = torch.promote_types(W.dtype, torch.float32)
+        return Job(tuple(W.shape), W.device, lambda: W, of, wide, sketch, (W.shape, W.dtype))
 
-    found = dict(decompose_all(jobs, decompose, arrangement))
+    found = dict(decompose_all([job(W) for W in weights], arrangement))
     return [found[index] for index in range(len(weights))]
 
 
@@ -180,9 +174,7 @@ def _batches(jobs: Sequence[Job], indices: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _in_turn(
-    jobs: Sequence[Job], batches: Sequence[list[int]], decompose: Decompose
-) -> Iterator[tuple[int, SpectralBasis]]:
+def _in_turn(jobs: Sequence[Job], batches: Sequence[list[int]]) -> Iterator[tuple[int, SpectralBasis]]:
     """Decompose batch after batch; one that does not fit, or a weight of which has no basis, one by one.
 
     A weight without a basis then says so by its name.
@@ -190,15 +182,13 @@ def _in_turn(
     for indices in batches:
         if len(indices) > 1 and sum(jobs[index].nbytes for index in indices) <= _room(jobs[indices[0]].device):
             with suppress(torch.OutOfMemoryError, ValueError):
-                yield from zip(indices, decompose(indices))
+                yield from zip(indices, _batch([jobs[index] for index in indices]))
                 continue
         for index in indices:
-            yield index, decompose([index])[0]
+            yield index, jobs[index].decompose(jobs[index].read())
 
 
-def _at_once(
-    jobs: Sequence[Job], indices: Sequence[int], decompose: Decompose, workers: int
-) -> Iterator[tuple[int, SpectralBasis]]:
+def _at_once(jobs: Sequence[Job], indices: Sequence[int], workers: int) -> Iterator[tuple[int, SpectralBasis]]:
     """Decompose by so many threads; one begins beside others only where there is room."""
     if not indices:
         return
@@ -216,7 +206,7 @@ def _at_once(
                     if running and held > _room(device):
                         break
                     index = waiting.pop()
-                    running[pool.submit(_in_a_thread, decompose, index, caller)] = index
+                    running[pool.submit(_in_a_thread, jobs[index], caller)] = index
                 done = list(wait(running, return_when=FIRST_COMPLETED).done)
                 while done:
                     # nothing but the caller keeps a basis beside the next one
@@ -231,7 +221,7 @@ def _at_once(
             # free blocks belong to the streams that they were allocated for, which nobody else uses
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()
-    yield from _in_turn(jobs, [[index] for index in again], decompose)
+    yield from _in_turn(jobs, [[index] for index in again])
 
 
 @cache
@@ -249,10 +239,10 @@ def _on_a_stream(caller: torch.cuda.Stream | None, streams: Iterator[torch.cuda.
 
 
 @torch.no_grad()
-def _in_a_thread(decompose: Decompose, index: int, caller: torch.cuda.Stream | None) -> SpectralBasis | None:
+def _in_a_thread(job: Job, caller: torch.cuda.Stream | None) -> SpectralBasis | None:
     """Return the basis, or None where it does not fit: an exception would keep what its frames hold."""
     try:
-        (basis,) = decompose([index])
+        basis = job.decompose(job.read())
     except torch.OutOfMemoryError:
         return None
     finally:

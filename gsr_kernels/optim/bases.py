@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,15 +16,15 @@ from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.io.bases_file import before, load_bases
 from gsr_kernels.linalg.cost import progress, svd_cost
-from gsr_kernels.linalg.side_by_side import Job, decompose_all, of_several
+from gsr_kernels.linalg.side_by_side import Job, decompose_all
 from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import State
-from gsr_kernels.weight import Weight, decompose_by_method, decompose_one
+from gsr_kernels.weight import Weight, decompose_one
 
 
 @without_autocast()
 def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
-    """A new basis of every parameter, with the fingerprint of the weight that it came from.
+    """Return a new basis of every parameter, with the fingerprint of the weight that it came from.
 
     The most costly first, when the least is held beside its workspace, under a progress bar weighted by cost; on a GPU
     several at once (``side_by_side``). Weights that several ranks hold are dealt out among them.
@@ -38,18 +39,10 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
         bases.update(zip(shared, dealt))
     jobs = [_job(weights[place], parameters[place]) for place in alone]
 
-    def of(places: list[int]) -> list[SpectralBasis]:
-        one, *others = (alone[place] for place in places)
-        weight = weights[one]
-        if not others:
-            return [decompose_one(weight, parameters[one])]
-        alike = [parameters[place] for place in (one, *others)]
-        return of_several(alike, lambda W: decompose_by_method(weight, W))
-
     first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
     costs = [svd_cost(job.shape) for job in jobs]
     bar = progress("singular bases", sum(costs), shown=bool(alone) and first)
-    with bar, closing(decompose_all(jobs, of)) as found:
+    with bar, closing(decompose_all(jobs)) as found:
         for place, basis in found:
             bases[alone[place]] = basis
             bar.update(costs[place])
@@ -62,7 +55,8 @@ def _job(weight: Weight, W: Tensor) -> Job:
     plain = weight.randomized or type(weight.method).decompose is Method.decompose
     wide = torch.promote_types(W.dtype, torch.float32)
     sketch = weight.rank if weight.randomized else None
-    return Job(shape, W.device, wide, sketch, (shape, W.dtype, weight.rank) if plain and len(shape) == 2 else None)
+    key = (shape, W.dtype, weight.rank) if plain and len(shape) == 2 else None
+    return Job(shape, W.device, lambda: W, partial(decompose_one, weight), wide, sketch, key)
 
 
 def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:

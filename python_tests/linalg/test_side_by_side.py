@@ -20,7 +20,7 @@ from gsr_kernels import GSR, SpectralBasis, load_bases
 from gsr_kernels.__main__ import main
 from gsr_kernels.linalg import drivers, side_by_side
 from gsr_kernels.linalg.cost import svd_bytes
-from gsr_kernels.linalg.side_by_side import ARRANGEMENTS, TIMED, WORTH, Job, decompose_all, of_several
+from gsr_kernels.linalg.side_by_side import ARRANGEMENTS, TIMED, WORTH, Job, decompose_all
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 THREADED = [name for name in ARRANGEMENTS if name.isdigit() and name != "1"]
@@ -32,13 +32,19 @@ def weights():
     return [torch.randn(shape) for shape in SHAPES]
 
 
-def jobs_of(weights):
+def jobs_of(weights, of=SpectralBasis.of):
     """Equal ones may be a batch, and all matrices go by threads; a 3-D weight goes by itself."""
-    return [Job(W.shape, CPU, batch_key=W.shape if W.ndim == 2 else None) for W in weights]
+    return [Job(W.shape, CPU, lambda W=W: W, of, batch_key=W.shape if W.ndim == 2 else None) for W in weights]
 
 
-def of_these(weights):
-    return lambda places: of_several([weights[place] for place in places], SpectralBasis.of)
+def counted_jobs(of):
+    """Jobs that call ``of`` with the place of their weight."""
+    return [Job(W.shape, CPU, lambda W=W: W, lambda W, i=i: of(i), batch_key=W.shape) for i, W in enumerate(of.weights)]
+
+
+def described(shape, device=CPU, **settings):
+    """A job of which nothing but the description is asked."""
+    return Job(shape, device, lambda: torch.empty(shape), SpectralBasis.of, **settings)
 
 
 def same(one, other):
@@ -48,7 +54,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("arrangement", ["1", *THREADED])
 def test_the_bits_are_those_of_each_alone(weights, arrangement):
-    found = dict(decompose_all(jobs_of(weights), of_these(weights), arrangement))
+    found = dict(decompose_all(jobs_of(weights), arrangement))
     assert len(found) == len(weights)
     assert all(same(found[place], SpectralBasis.of(W)) for place, W in enumerate(weights))
 
@@ -56,12 +62,12 @@ def test_the_bits_are_those_of_each_alone(weights, arrangement):
 def test_a_batch_holds_what_is_alike(weights):
     asked = []
 
-    def of(places):
-        asked.append(places)
-        return of_these(weights)(places)
+    def of(W):
+        asked.append(tuple(W.shape))
+        return SpectralBasis.of(W)
 
-    found = dict(decompose_all(jobs_of(weights), of, "batch"))
-    assert sorted(map(sorted, asked)) == [[0, 3, 5, 7], [1], [2], [4], [6]]
+    found = dict(decompose_all(jobs_of(weights, of), "batch"))
+    assert sorted(asked) == sorted([(4, 24, 16), (40, 16), (16, 24), (3, 8, 12), (9, 1)])
     for place, W in enumerate(weights):
         alone, basis = SpectralBasis.of(W), found[place]
         assert basis.fingerprint == alone.fingerprint and basis.shape == W.shape
@@ -72,17 +78,18 @@ def test_a_batch_holds_what_is_alike(weights):
 
 
 def test_batches_are_bounded(weights, monkeypatch):
-    jobs, asked = [Job((8, 6), CPU, batch_key=0)] * 21, []
+    asked = []
 
-    def of(places):
-        asked.append(len(places))
-        return of_several([torch.randn(8, 6) for _ in places], SpectralBasis.of)
+    def of(W):
+        asked.append(W.shape[:-2].numel())
+        return SpectralBasis.of(W)
 
-    assert len(dict(decompose_all(jobs, of, "batch"))) == 21
+    jobs = jobs_of([torch.randn(8, 6)] * 21, of)
+    assert len(dict(decompose_all(jobs, "batch"))) == 21
     monkeypatch.setattr(side_by_side, "BATCH_BYTES", 3 * svd_bytes((8, 6)))
-    assert len(dict(decompose_all(jobs, of, "batch"))) == 21
+    assert len(dict(decompose_all(jobs, "batch"))) == 21
     monkeypatch.setattr(side_by_side, "_room", lambda device: svd_bytes((8, 6)))
-    assert len(dict(decompose_all(jobs, of, "batch"))) == 21
+    assert len(dict(decompose_all(jobs, "batch"))) == 21
     assert asked == [4] * 5 + [1] + [3] * 7 + [1] * 21
 
 
@@ -93,8 +100,7 @@ class Counted:
         self.weights, self.spoil = weights, spoil
         self.now, self.most, self.begun, self.lock = 0, 0, [], threading.Lock()
 
-    def __call__(self, places):
-        (place,) = places
+    def __call__(self, place):
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -103,7 +109,7 @@ class Counted:
             time.sleep(0.02)
             if self.spoil is not None:
                 self.spoil(self, place)
-            return [SpectralBasis.of(self.weights[place])]
+            return SpectralBasis.of(self.weights[place])
         finally:
             with self.lock:
                 self.now -= 1
@@ -127,7 +133,7 @@ def equal_weights(count=12):
 @pytest.mark.parametrize("arrangement", THREADED)
 def test_so_many_are_at_once(arrangement):
     of = Counted(equal_weights(), meeting(int(arrangement)))
-    assert len(dict(decompose_all(jobs_of(of.weights), of, arrangement))) == 12
+    assert len(dict(decompose_all(counted_jobs(of), arrangement))) == 12
     assert of.most == int(arrangement)
 
 
@@ -136,13 +142,13 @@ def test_what_they_hold_is_bounded(monkeypatch, room, most):
     asked = []
     monkeypatch.setattr(side_by_side, "_room", lambda device: asked.append(0) or room * svd_bytes((8, 6)))
     of = Counted(equal_weights(), meeting(most))
-    assert len(dict(decompose_all(jobs_of(of.weights), of, "4"))) == 12
+    assert len(dict(decompose_all(counted_jobs(of), "4"))) == 12
     # for each that begins beside another
     assert of.most == most and len(asked) >= 11 - 11 // most
 
 
 def test_float64_takes_twice_the_room():
-    one, other = (Job((8, 6), CPU, dtype) for dtype in (torch.float32, torch.float64))
+    one, other = (described((8, 6), dtype=dtype) for dtype in (torch.float32, torch.float64))
     assert other.nbytes == 2 * one.nbytes
 
 
@@ -150,7 +156,7 @@ def test_the_costly_ones_are_first():
     weights = [torch.randn(8, n) for n in (6, 30, 5, 20, 8)]
     for arrangement in ("1", "batch"):
         of = Counted(weights)
-        assert len(dict(decompose_all(jobs_of(weights), of, arrangement))) == 5
+        assert len(dict(decompose_all(counted_jobs(of), arrangement))) == 5
         # those of 8 directions, then those of fewer
         assert of.begun == [1, 3, 4, 0, 2]
 
@@ -162,7 +168,7 @@ def test_what_does_not_fit_beside_others_is_done_alone():
         assert place not in (3, 4) or counted.now == 1
 
     of = Counted(equal_weights(), spoil)
-    found = dict(decompose_all(jobs_of(of.weights), of, "4"))
+    found = dict(decompose_all(counted_jobs(of), "4"))
     assert sorted(found) == list(range(12)) and sorted(of.begun[-2:]) == [3, 4]
 
     def never(counted, place):
@@ -170,7 +176,7 @@ def test_what_does_not_fit_beside_others_is_done_alone():
 
     for arrangement in ("1", *THREADED):
         with pytest.raises(torch.OutOfMemoryError):
-            list(decompose_all(jobs_of(of.weights), Counted(of.weights, never), arrangement))
+            list(decompose_all(counted_jobs(Counted(of.weights, never)), arrangement))
 
 
 def test_nothing_is_held_of_what_did_not_fit():
@@ -188,7 +194,7 @@ def test_nothing_is_held_of_what_did_not_fit():
     gc.disable()
     try:
         of = Counted(equal_weights(), spoil)
-        assert len(dict(decompose_all(jobs_of(of.weights), of, "4"))) == 12 and len(workspaces) == 2
+        assert len(dict(decompose_all(counted_jobs(of), "4"))) == 12 and len(workspaces) == 2
     finally:
         gc.enable()
 
@@ -197,12 +203,12 @@ def test_nothing_is_held_of_what_did_not_fit():
 def test_no_basis_is_kept_that_was_handed_over(arrangement):
     weights, bases = equal_weights(), []
 
-    def of(places):
-        bases.append(SpectralBasis.of(weights[places[0]]))
-        return [bases.pop()]
+    def of(W):
+        bases.append(SpectralBasis.of(W))
+        return bases.pop()
 
     given = []
-    for _, basis in decompose_all(jobs_of(weights), of, arrangement):
+    for _, basis in decompose_all(jobs_of(weights, of), arrangement):
         assert all(before() is None for before in given)
         given.append(weakref.ref(basis.U))
         del basis
@@ -212,12 +218,12 @@ def test_no_basis_is_kept_that_was_handed_over(arrangement):
 def test_a_batch_that_does_not_fit_is_taken_apart():
     weights = equal_weights()
 
-    def of(places):
-        if len(places) > 1:
+    def of(W):
+        if W.ndim > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return of_these(weights)(places)
+        return SpectralBasis.of(W)
 
-    found = dict(decompose_all(jobs_of(weights), of, "batch"))
+    found = dict(decompose_all(jobs_of(weights, of), "batch"))
     assert all(same(found[place], SpectralBasis.of(W)) for place, W in enumerate(weights))
 
 
@@ -231,14 +237,14 @@ def test_one_that_fails_ends_the_others(arrangement, kind):
     of = Counted(equal_weights(40), spoil)
     before = threading.active_count()
     with pytest.raises(kind, match="of the third"):
-        list(decompose_all(jobs_of(of.weights), of, arrangement))
+        list(decompose_all(counted_jobs(of), arrangement))
     # those that had begun are done, and none has begun since
     assert of.now == 0 and len(of.begun) <= 3 + 2 * int(arrangement) and threading.active_count() == before
 
 
 def test_a_caller_who_leaves_ends_them():
     of = Counted(equal_weights(40))
-    found = decompose_all(jobs_of(of.weights), of, "4")
+    found = decompose_all(counted_jobs(of), "4")
     next(found), next(found)
     found.close()
     assert of.now == 0 and len(of.begun) < 12
@@ -256,7 +262,7 @@ def test_warnings_arrive(monkeypatch):
 
     monkeypatch.setattr(module, "_drive", spoilt)
     with pytest.warns(UserWarning, match="float64 takes over"):
-        assert len(dict(decompose_all(jobs_of(weights), of_these(weights), "4"))) == 12
+        assert len(dict(decompose_all(jobs_of(weights), "4"))) == 12
 
 
 @pytest.fixture
@@ -381,7 +387,10 @@ def test_the_fastest_is_timed_once_for_a_kind(monkeypatch, gpu):
         return 1.0 if arrangement == ("4" if kind.sketch is None else "batch") else 2.0
 
     monkeypatch.setattr(side_by_side, "_seconds", seconds)
-    exact, sketched = Job((900, 1700), GPU, batch_key=0).kind, Job((900, 1700), GPU, sketch=50, batch_key=0).kind
+    exact, sketched = (
+        described((900, 1700), GPU, batch_key=0).kind,
+        described((900, 1700), GPU, sketch=50, batch_key=0).kind,
+    )
     # a few are not worth a probe, nor is one made where there is no room for it, and LAPACK is not idle
     assert side_by_side.arranged(exact, MANY - 1) == "1"
     assert side_by_side.arranged(exact._replace(device=CPU), MANY) == "1"
@@ -401,25 +410,25 @@ def test_the_fastest_is_timed_once_for_a_kind(monkeypatch, gpu):
 
 def test_there_are_no_batches_where_bits_are_to_be_the_same(monkeypatch, gpu):
     monkeypatch.setattr(side_by_side, "_seconds", lambda kind, arrangement: -len(arrangement))
-    kind = Job((64, 64), GPU, batch_key=0).kind
+    kind = described((64, 64), GPU, batch_key=0).kind
     assert side_by_side.arranged(kind, MANY) == "batch"
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert side_by_side.arranged(kind, MANY) == "1"
 
 
 def test_jobs_of_a_kind_share_a_decision(monkeypatch):
-    kinds = {Job(shape, CPU, batch_key=0).kind for shape in ((1000, 2000), (513, 4096), (1024, 1024))}
+    kinds = {described(shape, CPU, batch_key=0).kind for shape in ((1000, 2000), (513, 4096), (1024, 1024))}
     (kind,) = kinds
     assert kind == (CPU, "1024", 1024, torch.float32, None)
-    assert Job((5000, 9000), CPU, batch_key=0).kind == kind._replace(key="2048", size=2048)
-    assert Job((1000, 2000), CPU, torch.float64, batch_key=0).kind == kind._replace(dtype=torch.float64)
-    assert Job((1000, 2000), CPU, sketch=200, batch_key=0).kind == kind._replace(sketch=256)
-    assert Job((3, 700, 600), CPU).kind is None
+    assert described((5000, 9000), CPU, batch_key=0).kind == kind._replace(key="2048", size=2048)
+    assert described((1000, 2000), CPU, dtype=torch.float64, batch_key=0).kind == kind._replace(dtype=torch.float64)
+    assert described((1000, 2000), CPU, sketch=200, batch_key=0).kind == kind._replace(sketch=256)
+    assert described((3, 700, 600), CPU).kind is None
     # one decision of the drivers each, whatever is rotated
     monkeypatch.setattr(drivers, "small_svd_limit", lambda device: 160)
-    sizes = {size: Job((size, size), GPU, batch_key=0).kind.key for size in (128, 129, 160, 161, 256)}
+    sizes = {size: described((size, size), GPU, batch_key=0).kind.key for size in (128, 129, 160, 161, 256)}
     assert list(sizes.values()) == ["128 with jacobi", "160 with jacobi", "160 with jacobi", "256", "256"]
-    assert Job((160, 160), GPU, torch.float64, batch_key=0).kind.key == "256"
+    assert described((160, 160), GPU, dtype=torch.float64, batch_key=0).kind.key == "256"
 
 
 @pytest.mark.parametrize("sketch", [None, 4])
@@ -438,7 +447,7 @@ def test_the_probe_runs_as_it_is_named(monkeypatch, arrangement, sketch):
         return of(W, *args, **settings)
 
     monkeypatch.setattr(SpectralBasis, "of", watched)
-    kind = Job((16, 16), CPU, sketch=sketch, batch_key=0).kind
+    kind = described((16, 16), CPU, sketch=sketch, batch_key=0).kind
     assert 0 < side_by_side._seconds(kind, arrangement) < math.inf
     assert batches == [TIMED] * 2 if arrangement == "batch" else [1] * 2 * TIMED
 
@@ -451,4 +460,4 @@ def test_an_arrangement_that_fails_its_probe_is_not_the_fastest(monkeypatch, arr
 
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(SpectralBasis, "of", fails)
-    assert side_by_side._seconds(Job((16, 16), CPU, batch_key=0).kind, arrangement) == math.inf
+    assert side_by_side._seconds(described((16, 16), CPU, batch_key=0).kind, arrangement) == math.inf
