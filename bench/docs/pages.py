@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 from gsr_kernels.io.atomic import replacing
 
@@ -16,11 +17,15 @@ IMAGES = DOCS / "images"
 # a writer is a module with write(), imported when it is called: one needs matplotlib, another scipy
 WRITERS = {
     "readme": "the tables of README.md, docs/performance.md, docs/sharded.md and docs/adapters",
-    "figures": "the pictures of the last GPU's rows",
+    "figures": "the README's picture of the last GPU's steps",
     "svd": "the tables and the figure of decompositions in docs/performance.md",
     "evidence": "the tables and figures of docs/evidence.md",
-    "resharding": "the picture of docs/sharded.md, whose losses are measured anew",
+    "resharding": "the picture of docs/sharded.md; its losses are measured where bench/results lacks them",
 }
+# of bench/results
+Row = dict[str, str]
+Rows = Sequence[Row]
+Each = TypeVar("Each")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,11 +33,8 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench docs", description="Write anew what the docs show.")
     said = "; ".join(f"{name}: {what}" for name, what in WRITERS.items())
     parser.add_argument("names", nargs="+", choices=WRITERS, metavar="NAME", help=said)
-    parser.add_argument("--language", type=Path, metavar="RESULTS", help="of evidence: other runs of its second part")
-    args = parser.parse_args(argv)
-    for name in args.names:
-        others = {"language": args.language} if name == "evidence" and args.language else {}
-        import_module(f"bench.docs.{name}").write(**others)
+    for name in parser.parse_args(argv).names:
+        import_module(f"bench.docs.{name}").write()
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:
@@ -54,3 +56,40 @@ def fill(page: Path, blocks: Mapping[str, str]) -> None:
     text = filled(page.read_text(encoding="utf-8"), blocks)
     with replacing(page) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def table(header: Sequence[object], rows: Iterable[Sequence[object]], align: str = "") -> str:
+    """Return a Markdown table; ``align`` has an "r" for each column of numbers to the right."""
+    marks = ["--:" if side == "r" else "---" for side in align.ljust(len(header))]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, marks, *rows))
+
+
+def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows by what they have in these columns."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return found
+
+
+def pivot(
+    rows: Iterable[Each],
+    line: Callable[[Each], tuple[str, ...]],
+    column: Callable[[Each], str],
+    cell: Callable[[Each], str],
+) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the lines of a table, where each row fills one cell; a line begins with its own names."""
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        lines.setdefault(line(row), {})[column(row)] = cell(row)
+    columns = list(dict.fromkeys(name for cells in lines.values() for name in cells))
+    return columns, [[*names, *(cells.get(name, "") for name in columns)] for names, cells in lines.items()]
+
+
+def measured(rows: Iterable[Row]) -> str:
+    """Return where and when rows were measured."""
+    said = []
+    for (device, torch, date, commit), of in grouped(rows, "device", "torch", "date", "commit").items():
+        threads = ", one thread" if all(row["threads"] == "1" for row in of) else ""
+        said.append(f"{device}{threads}, torch {torch}, {date}, commit {commit}")
+    return "; ".join(said)

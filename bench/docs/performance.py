@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from bench.docs.figures import PICTURES
-from bench.docs.pages import IMAGES
-from bench.models import Model, model
+from bench.docs.pages import Rows, measured, table
+from bench.models import model
 from bench.optimizers import muon_work
 from bench.results import read
 from bench.timing import H200
@@ -37,31 +36,30 @@ TARGETS = [
 Form = Callable[[int, int, int], list[Work]]
 
 
-def target_table(rows: Iterable[dict[str, str]]) -> str:
+def target_table(rows: Rows) -> str:
     """Return every target with the verdict of its row, if a GPU has one; the last where several have."""
     on_gpu = [row for row in rows if row["driver"] and row["model"] == "falcon3-1b"]
-    lines = ["| Falcon3-1B, full rank where no rank is given | target | measured |", "|---|---|---|"]
+    lines = []
     for what, target, case, variant, of in TARGETS:
         labels = {"case": case, "variant": variant, **of}
         found = [row for row in on_gpu if all(row[name] == value for name, value in labels.items())]
-        said = (found[-1]["verdict"] or found[-1]["failed"]) if found else "not yet"
-        lines.append(f"| {what} | {target} | {said} |")
-    devices = dict.fromkeys(f"{row['device']}, torch {row['torch']}, {row['date']}" for row in on_gpu)
-    return "\n".join([*lines, *(["", "; ".join(devices)] if devices else [])])
+        lines.append([what, target, (found[-1]["verdict"] or found[-1]["failed"]) if found else "not yet"])
+    shown = table(["Falcon3-1B, full rank where no rank is given", "target", "measured"], lines)
+    return "\n\n".join([shown, *([measured(on_gpu)] if on_gpu else [])])
 
 
 def floor_table() -> str:
     """Return the milliseconds of one optimizer step below which an H200 cannot go, form by form, and TFLOP of each."""
     models = {"Falcon3-1B": model("falcon3-1b"), "Llama-3-8B": model("llama3-8b")}
-    heads = [f"{name}, {len(one.matrices)} matrices, {_elements(one) / 1e9:.2f} B" for name, one in models.items()]
-    lines = [f"| one optimizer step, ms (TFLOP) | {' | '.join(heads)} |", "|---|--:|--:|"]
+    header, lines = ["one optimizer step, ms (TFLOP)"], []
+    for name, one in models.items():
+        elements = sum(d1 * d2 for d1, d2 in one.matrices)
+        header.append(f"{name}, {len(one.matrices)} matrices, {elements / 1e9:.2f} B")
     for title, form in FORMS.items():
-        cells = []
-        for one in models.values():
-            work = [kernel for d1, d2 in one.matrices for kernel in form(d1, d2, min(d1, d2))]
-            cells.append(f"{H200.floor(work):.1f} ({sum(kernel.flop for kernel in work) / 1e12:.2f})")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        works = [[kernel for d1, d2 in one.matrices for kernel in form(d1, d2, min(d1, d2))] for one in models.values()]
+        cells = [f"{H200.floor(work):.1f} ({sum(kernel.flop for kernel in work) / 1e12:.2f})" for work in works]
+        lines.append([title, *cells])
+    return table(header, lines, "lrr")
 
 
 def _fused(out_of_span: str, gradient: int, states: str, rank: int | None = None) -> Form:
@@ -78,10 +76,6 @@ def _apart(gradient: int, states: str) -> Form:
 
 def _adamw(gradient: int, states: str) -> Form:
     return lambda d1, d2, _: adamw(d1 * d2, gradient, states)
-
-
-def _elements(one: Model) -> int:
-    return sum(d1 * d2 for d1, d2 in one.matrices)
 
 
 FORMS: dict[str, Form] = {
@@ -102,26 +96,17 @@ FORMS: dict[str, Form] = {
 }
 
 
-def pictures() -> str:
-    """Return the pictures that were drawn from a GPU's rows."""
-    there = [name for name in PICTURES if (IMAGES / f"{name}.svg").exists()]
-    drawn = there if any(row["driver"] for row in read()) else []
-    return "\n\n".join(f"![{name}](images/{name}.svg)" for name in drawn) or "No GPU's rows, and no picture, yet."
-
-
 def steps_on_cpu() -> str:
     """Return one optimizer step of each, side by side on a CPU."""
     rows = [row for row in read() if row["case"] == "optimizer_step" and not row["driver"] and row["p50_ms"]]
     if not rows:
         return "Not measured yet: `python -m bench --case optimizer_step` on a quiet machine."
-    lines = ["| optimizer step | rank | threads | ms, median [p20, p80] | × AdamW |", "|---|---|--:|--:|--:|"]
+    lines = []
     for row in rows:
-        spread = f"{float(row['p50_ms']):.1f} [{float(row['p20_ms']):.1f}, {float(row['p80_ms']):.1f}]"
-        lines.append(f"| {row['variant']} | {row['rank']} | {row['threads']} | {spread} | {float(row['ratio']):.1f} |")
+        p20, p50, p80 = (f"{float(row[name]):.1f}" for name in ("p20_ms", "p50_ms", "p80_ms"))
+        lines.append(
+            [row["variant"], row["rank"], row["threads"], f"{p50} [{p20}, {p80}]", f"{float(row['ratio']):.1f}"]
+        )
+    shown = table(["optimizer step", "rank", "threads", "ms, median [p20, p80]", "× AdamW"], lines, "llrrr")
     where = rows[-1]
-    return "\n".join([*lines, "", f"{where['model']}, {where['shape']}, {where['dtype']}; {machine(where)}"])
-
-
-def machine(row: dict[str, str]) -> str:
-    """Return where a row was measured."""
-    return f"{row['device']}; torch {row['torch']}; {row['date']}, commit {row['commit']}."
+    return f"{shown}\n\n{where['model']}, {where['shape']}, {where['dtype']}; {measured(rows)}."

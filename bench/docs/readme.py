@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.docs import sharded
-from bench.docs.pages import DOCS, IMAGES, ROOT, fill
-from bench.docs.performance import floor_table, machine, pictures, steps_on_cpu, target_table
+from bench.docs.pages import DOCS, IMAGES, ROOT, fill, grouped, measured, table
+from bench.docs.performance import floor_table, steps_on_cpu, target_table
 from bench.results import RESULTS, read
 from gsr_kernels.continual.metrics import ResultMatrix
 from gsr_kernels.continual.plots import draw_forgetting
@@ -21,42 +22,41 @@ DEMO, COMPARED = RESULTS / "demo", RESULTS / "adapters"
 def cpu_table() -> str:
     """Return the transform against two bare products of its shapes and against the literal chain."""
     rows = [row for row in read() if row["case"] == "rescale_gradient_cpu"]
-    lines = [
-        "| shape, float32 | threads | two bare products | drop | keep | literal chain, drop | keep |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for shape, threads in dict.fromkeys((row["shape"], row["threads"]) for row in rows):
-        chosen = [row for row in rows if (row["shape"], row["threads"]) == (shape, threads)]
-        cells = {(row["variant"], row["out_of_span"]): row for row in chosen}
+    lines = []
+    for (shape, threads), of in grouped(rows, "shape", "threads").items():
+        cells = {(row["variant"], row["out_of_span"]): row for row in of}
         bare = cells["two_products", ""]
         others = [cells[variant, mode] for variant in ("rescale_gradient", "reference") for mode in ("drop", "keep")]
         times = [f"{float(bare['p50_ms']):.1f} ms"] + [f"{float(row['ratio']):.2f} ×" for row in others]
-        lines.append(f"| {shape.replace('x', ' × ')} | {threads} | {' | '.join(times)} |")
-    return "\n".join([*lines, "", machine(rows[0])])
+        lines.append([shape.replace("x", " × "), threads, *times])
+    header = ["shape, float32", "threads", "two bare products", "drop", "keep", "literal chain, drop", "keep"]
+    return f"{table(header, lines, 'lrrrrrr')}\n\n{measured(rows)}."
 
 
-def demo() -> Results:
-    """Return what one run of ``make demo`` measured; its folder is copied to bench/results/demo."""
-    measured = json.loads((DEMO / "results.json").read_text())
-    matrices = measured["matrices"]
-    return Results(
-        measured["score"],
-        {title: [ResultMatrix.from_json(json.dumps(each)) for each in of] for title, of in matrices.items()},
-    )
+def results(folder: Path) -> Results:
+    """Return what a run of the command measured; its folder was copied to bench/results."""
+    found = json.loads((folder / "results.json").read_text())
+    matrices = {
+        title: [ResultMatrix.from_json(json.dumps(each)) for each in of] for title, of in found["matrices"].items()
+    }
+    return Results(found["score"], matrices)
+
+
+def against_baseline(title: str, matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
+    """Return a method's verdict, its first sentence."""
+    return verdict(title, matrices[title], matrices[BASELINE]).split(". Seed by seed")[0]
 
 
 def demo_conditions() -> str:
     """Return the caption of the figure."""
     config = json.loads((DEMO / "config.json").read_text())
     settings = config["settings"]
-    matrices = demo().matrices
-    said = verdict("GSR", matrices["GSR"], matrices["SeqFT"])
     return (
         f"*`make demo`: a Llama of {settings['demo']['layers']} layers and width {settings['demo']['width']}, with "
         f"bytes for tokens, pretrained here, learns {len(config['tasks'])} tasks in turn; points of each "
         f"task's score lost since its best, mean of {settings['seeds']} seeds; AdamW at {settings['lr']:g} for both, "
         f"ρ = {settings['rho']:g}; {config['seconds']:.0f} s on {config['threads']} cores, torch "
-        f"{config['versions']['torch']}. {said.split('. Seed by seed')[0]}: "
+        f"{config['versions']['torch']}. {against_baseline('GSR', results(DEMO).matrices)}: "
         "[the whole table](bench/results/demo/table.txt), [the evidence](docs/evidence.md) on a pretrained encoder.*"
     )
 
@@ -71,31 +71,24 @@ def step_on_gpu() -> str:
 def stability() -> str:
     """Return PS-LoRA's loss and gradients beside the dense form, on a CPU."""
     rows = [row for row in read() if row["case"] == "stability_cpu"]
-    lines = [
-        "| modules, float32, rank 8, one thread | from the factors | dense | dense, P kept | extra memory | dense |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for shape in dict.fromkeys(row["shape"] for row in rows):
-        ours, *dense = [row for row in rows if row["shape"] == shape]
+    lines = []
+    for (shape,), (ours, *dense) in grouped(rows, "shape").items():
         times = [f"{float(ours['p50_ms']):.0f} ms", *(f"{float(row['ratio']):.2f} ×" for row in dense)]
         memory = [f"{float(row['extra_mib']):.1f} MiB" for row in (ours, dense[0])]
-        lines.append(f"| {shape.replace(' x ', 'x').replace('x', ' × ')} | {' | '.join([*times, *memory])} |")
-    where = rows[0]
-    said = f"{where['device']}, one thread; torch {where['torch']}; {where['date']}, commit {where['commit']}."
-    return "\n".join([*lines, "", said])
+        lines.append([shape.replace(" x ", "x").replace("x", " × "), *times, *memory])
+    what = "modules, float32, rank 8, one thread"
+    header = [what, "from the factors", "dense", "dense, P kept", "extra memory", "dense"]
+    return f"{table(header, lines, 'lrrrrr')}\n\n{measured(rows)}."
 
 
 def compared() -> str:
     """Return what each method came to at the end of the demo's tasks, mean ± deviation over the seeds."""
-    measured = json.loads((COMPARED / "results.json").read_text())["matrices"]
-    matrices = {title: [ResultMatrix.from_json(json.dumps(one)) for one in each] for title, each in measured.items()}
-    lines = [f"| | {' | '.join(FIGURES)} | against {BASELINE} |", "|---|--:|--:|--:|---|"]
+    matrices, lines = results(COMPARED).matrices, []
     for title, each in matrices.items():
         cells = [over([value(matrix) for matrix in each]) for value, _ in FIGURES.values()]
-        said = "" if title == BASELINE else verdict(title, each, matrices[BASELINE])
-        sentence = said.split(". Seed by seed")[0].partition(": ")[2]
-        lines.append(f"| {title} | {' | '.join(cells)} | {sentence} |")
-    return "\n".join(lines)
+        said = "" if title == BASELINE else against_baseline(title, matrices).partition(": ")[2]
+        lines.append([title, *cells, said])
+    return table(["", *FIGURES, f"against {BASELINE}"], lines, "lrrrl")
 
 
 TABLES = {
@@ -103,7 +96,6 @@ TABLES = {
     DOCS / "performance.md": {
         "floors": floor_table,
         "targets": lambda: target_table(read()),
-        "pictures": pictures,
         "cpu_steps": steps_on_cpu,
     },
     DOCS / "sharded.md": {"sharded": sharded.table},
@@ -119,6 +111,6 @@ def blocks(page: Path) -> dict[str, str]:
 
 def write() -> None:
     """Draw the README's figure and write the tables of every page."""
-    draw_forgetting(demo(), IMAGES / "forgetting.png")
+    draw_forgetting(results(DEMO), IMAGES / "forgetting.png")
     for page in TABLES:
         fill(page, blocks(page))

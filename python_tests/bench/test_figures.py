@@ -1,8 +1,7 @@
 """The pictures, drawn from rows that are made up, into a folder that goes."""
 
-import pytest
-
-from bench.docs.figures import PICTURES, draw
+from bench.docs import figures
+from bench.docs.figures import draw_step
 from bench.results import COLUMNS
 
 BLANK = dict.fromkeys(COLUMNS, "")
@@ -19,31 +18,31 @@ ROWS = [
     *(row("optimizer_step", variant, ms) for variant, ms in (("GSRAdamW", 2.0), ("AdamW", 1.0), ("Muon", 9.0))),
     row("optimizer_step", "OSF", 1.0, failed="not measured: No module named 'peft'", p50_ms=""),
     row("optimizer_step", "GSRAdamW", 3.0, rank="8"),
-    *(row("transform", variant, ms) for variant, ms in (("GSR", 1.5), ("bare products", 1.0))),
-    *(
-        row("training_step", variant, ms, tokens=str(tokens), ratio=str(ratio))
-        for tokens in (128, 256)
-        for variant, ms, ratio in (("AdamW", 10.0, 1.0), ("GSRAdamW", 11.0, 1.1), ("Muon", 12.0, 1.2))
-    ),
-    *({**BLANK, "case": "ceilings", "variant": name, "rate": "1.5"} for name in ("fp32", "memory")),
+    row("transform", "GSR", 1.5),
 ]
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_drawn_from_its_cases_alone(tmp_path, name):
-    cases, _ = PICTURES[name]
-    others = [case for case in ("ceilings", "optimizer_step", "transform", "training_step") if case not in cases]
-    assert tmp_path / f"{name}.svg" in draw([one for one in ROWS if one["case"] not in others], tmp_path)
-    without = [one for one in ROWS if one["case"] != cases[-1]]
-    assert tmp_path / f"{name}.svg" not in draw(without, tmp_path)
+def test_a_picture_is_drawn_from_its_case_alone(tmp_path):
+    draw_step(ROWS, tmp_path / "step.svg")
+    drawn = (tmp_path / "step.svg").read_text()
+    assert all(f"{name} (eager)" in drawn for name in ("GSRAdamW", "AdamW", "Muon")) and "GaLore" not in drawn
+    assert "rank full" in drawn and "no device" in drawn and drawn.count("GSRAdamW") == 1
 
 
 def test_the_same_rows_are_the_same_bytes(tmp_path):
-    first = {path.name: path.read_bytes() for path in draw(ROWS, tmp_path)}
-    again = {path.name: path.read_bytes() for path in draw(ROWS, tmp_path)}
-    assert first == again and set(first) == {f"{name}.{suffix}" for name in PICTURES for suffix in ("svg", "png")}
-    assert first["step.png"].startswith(b"\x89PNG")
+    for suffix in ("svg", "png"):
+        draw_step(ROWS, tmp_path / f"step.{suffix}")
+        first = (tmp_path / f"step.{suffix}").read_bytes()
+        draw_step(ROWS, tmp_path / f"step.{suffix}")
+        assert (tmp_path / f"step.{suffix}").read_bytes() == first
+    assert first.startswith(b"\x89PNG")
 
 
-def test_nothing_is_drawn_from_nothing(tmp_path):
-    assert draw([], tmp_path) == [] and not list(tmp_path.iterdir())
+def test_nothing_is_drawn_without_a_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "STEP", tmp_path / "step.png")
+    monkeypatch.setattr(figures, "read", lambda: ROWS)
+    figures.write()
+    assert not list(tmp_path.iterdir()) and "no GPU" in capsys.readouterr().out
+    monkeypatch.setattr(figures, "read", lambda: [{**one, "driver": "1.0"} for one in ROWS])
+    figures.write()
+    assert (tmp_path / "step.png").exists()
