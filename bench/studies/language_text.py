@@ -33,11 +33,19 @@ class Text:
     training: dict[str, str]
     held_out: dict[str, list[str]]
 
-    def told(self) -> dict[str, int]:
-        """Return, by language, the characters kept apart that are in lines that stand in the training text."""
+    def described(self) -> dict[str, dict[str, int]]:
+        """Return, by language, the characters learned, those and the pages kept apart, and the share told.
+
+        Told are the characters kept apart in lines that stand in the training text.
+        """
         known = {line for text in self.training.values() for line in _lines(text, LINE)}
-        lines = {language: _lines("\n".join(pages), LINE) for language, pages in self.held_out.items()}
-        return {language: sum(len(line) for line in found if line in known) for language, found in lines.items()}
+        found = {}
+        for language, learned in self.training.items():
+            pages = self.held_out.get(language, [])
+            told = sum(len(line) for line in _lines("\n".join(pages), LINE) if line in known)
+            counts = {"held out": sum(map(len, pages)), "pages": len(pages), "told": told}
+            found[language] = {"learned": len(learned), **counts}
+        return found
 
 
 def gather(quota: int, held_out: int, manuals: Path = MANUALS) -> Text:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A mean with the ends of its two-sided interval (Student's t)."""
 
     mean: float
@@ -20,8 +18,7 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A method against a baseline, paired by seed.
 
     `difference` is the mean of the paired differences with its 95 % interval, `p` that of the exact sign-flip test,
@@ -40,7 +37,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     if len(values) < 2:
         raise ValueError(f"an interval needs at least two values, not {len(values)}")
     mean = float(np.mean(values))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * _standard_error(values)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -73,11 +70,12 @@ def detectable(differences: Sequence[float], power: float = 0.8) -> float:
     def seen(shift: float) -> float:
         return float(stats.nct.sf(threshold, n - 1, shift) + stats.nct.cdf(-threshold, n - 1, shift))
 
+    # by halves: where the shift is large nct is NaN, which scipy's own solvers do not take
     low, high = 0.0, 20.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if seen(middle) < power else (low, middle)
-    return high * _standard_error(differences)
+    return high * float(stats.sem(differences))
 
 
 def compare(values: Sequence[float], baseline: Sequence[float], margin: float) -> Comparison:
@@ -85,7 +83,3 @@ def compare(values: Sequence[float], baseline: Sequence[float], margin: float) -
     d = [a - b for a, b in zip(values, baseline, strict=True)]
     narrow = interval(d, 0.9)
     return Comparison(interval(d), sign_flip(d), detectable(d), -margin < narrow.low and narrow.high < margin)
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))

@@ -1,22 +1,177 @@
-"""The part that both studies' tables share: metrics of runs, and methods compared seed by seed, in Markdown."""
+"""The tables of docs/evidence.md, from the finished runs of a study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import json
+import statistics
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 
+from bench.docs.pages import table
 from bench.studies import queue, stats
 from bench.studies.stats import Interval
+from bench.studies.study import BASELINE, KEPT, Study
 from gsr_kernels.continual.metrics import ResultMatrix
+from gsr_kernels.continual.report import learned
 
-BASELINE = "seqft"
 MARGIN = 0.02
-# the metrics of one run by their names: AP (mean of the last row), BWT (backward transfer), LA (learning accuracy)
+# the metrics of one run by their names, as shares, and those of several by seed
 Metrics = dict[str, float]
+Seeds = dict[int, Metrics]
+
+
+class Tables:
+    """Finished runs of a study, in a folder, and what they come to.
+
+    Raises FileNotFoundError where there is no run.
+    """
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study, self.folder, self.records = study, folder, queue.read(folder)
+        if not self.records:
+            run = f"python -m bench.studies {study.name} run"
+            raise FileNotFoundError(f"{folder} holds no finished run: {run}")
+        self.rates = {method: queue.rate(study, self.records, method) for method in study.methods}
+        self.titles = {method: each.title for method, each in study.methods.items()}
+        self.names = ["AP", "BWT", study.learning, *([KEPT] if study.retained else [])]
+
+    def blocks(self) -> dict[str, str]:
+        """Return the tables that the study shows, by their marks."""
+        made = {
+            "text": self.text,
+            "gate": self.gate,
+            "outcome": self.outcome,
+            "rates": self.tuning,
+            "matrices": self.matrices,
+        }
+        for name in self.names:
+            made[f"{name} against SeqFT"] = partial(self.against_baseline, name)
+            made[f"{name} against each other"] = partial(self.against_each_other, name)
+            made[f"{name} at one rate"] = partial(self.at_one_rate, name)
+        return {f"{self.study.name} {mark}": made[mark]() for mark in self.study.shown}
+
+    def metrics(self, record: dict) -> Metrics:
+        """Return the metrics of one run; KEPT is what is left of the score on the retained text."""
+        found = matrix(record)
+        metrics = {"AP": found.ap(), "BWT": found.bwt(), self.study.learning: learned(found)}
+        if self.study.retained:
+            metrics[KEPT] = record["known"][-1] / record["known"][0]
+        return metrics
+
+    def fresh_runs(self, method: str, lr: float | None = None) -> list[dict]:
+        """Return the runs of a method on fresh seeds at a rate, by default the chosen one."""
+        wanted = method, self.rates[method] if lr is None else lr
+        return [r for r in self.records if r["seed"] != queue.TUNING_SEED and (r["method"], r["lr"]) == wanted]
+
+    def fresh(self, method: str, lr: float | None = None) -> Seeds:
+        """Return their metrics."""
+        return {run["seed"]: self.metrics(run) for run in self.fresh_runs(method, lr)}
+
+    def compared(self) -> list[str]:
+        """Return the methods with at least two fresh seeds."""
+        return [method for method in self.titles if len(self.fresh_runs(method)) > 1]
+
+    def tuned(self) -> dict[str, list[tuple[dict, Metrics]]]:
+        """Return the tuning runs of each method that has some, with their metrics, from the lowest rate."""
+        found = {method: queue.tuning(self.records, method) for method in self.titles}
+        return {method: [(run, self.metrics(run)) for run in runs] for method, runs in found.items() if runs}
+
+    def differences(self) -> dict[str, list[float]]:
+        """Return each method's AP minus the baseline's, seed by seed, in points, by its title."""
+        others = [method for method in self.compared() if method != BASELINE]
+        pairs = {self.titles[method]: paired(self.fresh(method), self.fresh(BASELINE), "AP") for method in others}
+        return {title: [100 * (a - b) for a, b in zip(*values)] for title, values in pairs.items()}
+
+    def text(self) -> str:
+        """Return how much text of each language was learned and held out."""
+        found = json.loads((self.folder / queue.CONDITIONS).read_text(encoding="utf-8"))["text"]
+        total = sum(each["learned"] for each in found.values())
+        rows = [
+            [language, each["learned"], f"{each['learned'] / total:.1%}", each["held out"], each["pages"], each["told"]]
+            for language, each in found.items()
+        ]
+        held_out = ["characters held out", "pages held out", "in lines that are learned"]
+        return table(["", "characters learned", "share", *held_out], rows)
+
+    def gate(self) -> str:
+        """Return what each task gains when it is learned alone, over an answer that was not learned."""
+        least, rows = self.study.least_gain, []
+        alone = [record for record in self.records if record["method"] == "perft"]
+        # the first study's runs were held against the commonest label
+        without = "majority" if "majority" in alone[0] else "before"
+        for record in alone:
+            for i, task in enumerate(record["tasks"]):
+                before, score = record[without][i], record["matrix"][i][i]
+                verdict = [] if least is None else ["yes" if score - before >= least else "no"]
+                rows.append([task, *map(points, (before, score, score - before)), *verdict])
+        header = ["task", "commonest label" if without == "majority" else without, "learned alone", "gain"]
+        return table([*header, *([] if least is None else [f"gain ≥ {100 * least:.0f}"])], rows)
+
+    def outcome(self) -> str:
+        """Return each method's rate, its seeds, and the mean of each metric with its interval.
+
+        Above them stand the scores of the model before any task, where they were taken.
+        """
+        rows = []
+        untouched = [statistics.fmean(run["before"]) for run in self.fresh_runs(BASELINE) if "before" in run]
+        if untouched:
+            kept = [points(1)] if self.study.retained else []
+            rows.append(["before any task", "", len(untouched), spread(stats.interval(untouched)), "", "", *kept])
+        for method in self.compared():
+            seeds = self.fresh(method).values()
+            cells = [spread(stats.interval([seed[name] for seed in seeds])) for name in self.names]
+            rows.append([self.titles[method], f"{self.rates[method]:g}", len(seeds), *cells])
+        return table(["method", "lr", "seeds", *(f"{name} ↑" for name in self.names)], rows)
+
+    def against_baseline(self, name: str) -> str:
+        """Return every method against the baseline."""
+        others = [method for method in self.compared() if method != BASELINE]
+        return comparisons(name, [(self.titles[method], self.fresh(method), self.fresh(BASELINE)) for method in others])
+
+    def against_each_other(self, name: str) -> str:
+        """Return the study's own pairs."""
+        return comparisons(name, [(question, *map(self.fresh, pair)) for question, *pair in self.study.pairs])
+
+    def at_one_rate(self, name: str) -> str:
+        """Return dense methods against the baseline at their rate, where that is not its own."""
+        pairs = []
+        for method in self.compared():
+            lr = self.rates[method]
+            if not self.study.methods[method].adapts and lr != self.rates[BASELINE]:
+                pairs.append((f"{self.titles[method]}, {lr:g}", self.fresh(method), self.fresh(BASELINE, lr)))
+        return comparisons(name, pairs)
+
+    def tuning(self) -> str:
+        """Return every tuning run, the chosen rate marked.
+
+        Where rows of their own chose it there is their mean score, and the rate whose AP was best (oracle) is marked.
+        """
+        rows, tuned = [], self.tuned()
+        apart = any(queue.tuned_by(run) != run["matrix"][-1] for runs in tuned.values() for run, _ in runs)
+        for method, runs in tuned.items():
+            best = max(metrics["AP"] for _, metrics in runs)
+            for run, metrics in runs:
+                chosen, oracle = run["lr"] == self.rates[method], apart and metrics["AP"] == best
+                first = [points(statistics.fmean(queue.tuned_by(run)))] if apart else []
+                cells = [*first, *(points(metrics[name]) for name in self.names)]
+                marks = ", ".join(["chosen"] * chosen + ["oracle"] * oracle)
+                rows.append([self.titles[method], f"{run['lr']:g}", *cells, marks])
+        return table(["method", "lr", *(["validation, first two"] if apart else []), *self.names, ""], rows)
+
+    def matrices(self) -> str:
+        """Return the whole result matrix of each method's first fresh run that has one."""
+        shown = []
+        for method in self.compared():
+            run = next(run for run in self.fresh_runs(method) if not any(None in row for row in run["matrix"]))
+            rows = [[after, *map(points, row)] for after, row in zip(run["tasks"], run["matrix"], strict=True)]
+            title = f"{self.titles[method]}, seed {run['seed']}: F.Ra {points(matrix(run).fra())}"
+            shown.append(f"{title}\n\n" + table(["after", *run["tasks"]], rows))
+        return "\n\n".join(shown)
 
 
 def matrix(record: dict) -> ResultMatrix:
-    """Return the result matrix of one run."""
+    """Return the result matrix of one run, in shares."""
     found = ResultMatrix(record["tasks"])
     for after, row in zip(record["tasks"], record["matrix"], strict=True):
         scored = zip(record["tasks"], row, strict=True)
@@ -24,93 +179,22 @@ def matrix(record: dict) -> ResultMatrix:
     return found
 
 
-def scores(record: dict) -> Metrics:
-    """Return the metrics of one run that a_i(i) and a_T(i) suffice for."""
-    found = matrix(record)
-    return {"AP": found.ap(), "BWT": found.bwt(), "LA": record["plasticity"]}
+def paired(a: Seeds, b: Seeds, name: str) -> tuple[list[float], list[float]]:
+    """Return a metric on the seeds that both have."""
+    shared = sorted(a.keys() & b.keys())
+    return [a[seed][name] for seed in shared], [b[seed][name] for seed in shared]
 
 
-@dataclass(frozen=True)
-class Study:
-    """The finished runs of a study.
-
-    ``titles``: its methods in the order of the tables; ``scores``: the metrics of a record; ``rate``: the chosen rate
-    of a method; ``fresh_run``: whether a record is one of the fresh seeds.
-    """
-
-    records: list[dict]
-    titles: Mapping[str, str]
-    scores: Callable[[dict], Metrics]
-    rate: Callable[[list[dict], str], float | None]
-    fresh_run: Callable[[dict], bool]
-
-    def fresh(self, method: str, lr: float | None = None) -> dict[int, Metrics]:
-        """Return the metrics of a method's fresh seeds at a rate, by default the chosen one, by seed."""
-        wanted = method, self.rate(self.records, method) if lr is None else lr
-        return {
-            r["seed"]: self.scores(r) for r in self.records if self.fresh_run(r) and (r["method"], r["lr"]) == wanted
-        }
-
-    def compared(self) -> list[str]:
-        """Return the methods with at least two fresh seeds."""
-        return [method for method in self.titles if len(self.fresh(method)) > 1]
-
-    def tuned(self) -> dict[str, list[tuple[dict, Metrics]]]:
-        """Return the tuning runs of each method that has some, with their metrics, from the lowest rate."""
-        found = {method: queue.tuning(self.records, method) for method in self.titles}
-        return {method: [(run, self.scores(run)) for run in runs] for method, runs in found.items() if runs}
-
-    def outcome(self, keys: Iterable[str]) -> list[list]:
-        """Return a row for each method: its rate, its seeds, and the mean of each metric with its interval."""
-        rows = []
-        for method in self.compared():
-            seeds = self.fresh(method).values()
-            cells = [spread(stats.interval([seed[key] for seed in seeds])) for key in keys]
-            rows.append([self.titles[method], f"{self.rate(self.records, method):g}", len(seeds), *cells])
-        return rows
-
-    def against_baseline(self, key: str, name: str | None = None) -> str:
-        """Return the table of every method against the baseline."""
-        pairs = [(self.titles[method], method, BASELINE) for method in self.compared() if method != BASELINE]
-        return comparisons(self.fresh, pairs, key, name)
-
-    def differences(self) -> dict[str, list[float]]:
-        """Return each method's AP minus the baseline's, seed by seed, in points, by its title."""
-        baseline, found = self.fresh(BASELINE), {}
-        for method in self.compared():
-            seeds = self.fresh(method)
-            if method != BASELINE:
-                shared = sorted(seeds.keys() & baseline.keys())
-                found[self.titles[method]] = [100 * (seeds[seed]["AP"] - baseline[seed]["AP"]) for seed in shared]
-        return found
-
-
-def comparisons(
-    seeds_of: Callable[[str], dict[int, Metrics]],
-    pairs: Iterable[tuple[str, str, str]],
-    key: str,
-    name: str | None = None,
-) -> str:
-    """Return the table of paired comparisons.
-
-    Args:
-        seeds_of: the metrics of a method, by seed.
-        pairs: of each comparison a title, a method and what it is compared with.
-        key: the metric.
-        name: its name in the table, where that is another.
-    """
-    found = {}
-    for title, method, other in pairs:
-        a, b = seeds_of(method), seeds_of(other)
-        shared = sorted(a.keys() & b.keys())
-        if len(shared) > 1:
-            found[title] = stats.compare([a[s][key] for s in shared], [b[s][key] for s in shared], MARGIN), len(shared)
-    adjusted = stats.holm({title: comparison.p for title, (comparison, _) in found.items()})
+def comparisons(name: str, pairs: Iterable[tuple[str, Seeds, Seeds]]) -> str:
+    """Return the table of paired comparisons of a metric: of each a title and the two that are compared."""
+    found = {title: paired(a, b, name) for title, a, b in pairs}
+    judged = {title: stats.compare(*values, MARGIN) for title, values in found.items() if len(values[0]) > 1}
+    adjusted = stats.holm({title: comparison.p for title, comparison in judged.items()})
     rows = []
-    for title, (c, seeds) in found.items():
+    for title, c in judged.items():
         cells = [spread(c.difference), f"{c.p:.3f}", f"{adjusted[title]:.3f}", points(c.detectable)]
-        rows.append([title, seeds, *cells, "yes" if c.equivalent else "no"])
-    header = [f"difference in {name or key}", "p", "p, Holm", "detectable", f"within ±{100 * MARGIN:.0f}"]
+        rows.append([title, len(found[title][0]), *cells, "yes" if c.equivalent else "no"])
+    header = [f"difference in {name}", "p", "p, Holm", "detectable", f"within ±{100 * MARGIN:.0f}"]
     return table(["", "seeds", *header], rows)
 
 
@@ -123,9 +207,3 @@ def points(value: float) -> str:
 def spread(found: Interval) -> str:
     """Return a mean and its interval, in points."""
     return f"{points(found.mean)} [{points(found.low)}, {points(found.high)}]"
-
-
-def table(header: list[str], rows: list[list]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

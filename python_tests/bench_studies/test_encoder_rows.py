@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from bench.studies import encoder_rows
-from bench.studies.encoder_rows import DIGITS, Source
+from bench.studies import encoder
+from bench.studies.encoder import DIGITS, SOURCES, digest
 
-LABELS = ["bad", "good", "odd"]
-SOURCES = {"amazon": Source("SC/amazon"), "dbpedia-a": Source("TC/dbpedia", 0, 2)}
+LABELS = list("abcdefghi")
+TASKS = ("amazon", "dbpedia-a")
 
 
 def rows(folder, count, rng):
@@ -26,47 +26,58 @@ def write(data, folder, train, test):
 @pytest.fixture
 def data(tmp_path):
     rng = random.Random(0)
-    for source in SOURCES.values():
-        found = rows(source.folder, 1500, rng)
+    for folder in ("SC/amazon", "TC/dbpedia"):
+        found = rows(folder, 1500, rng)
         # the last test row is also in train
-        write(tmp_path / "data", source.folder, found[:1400], [*found[1400:], found[0]])
+        write(tmp_path / "data", folder, found[:1400], [*found[1400:], found[0]])
     return tmp_path / "data"
 
 
 @pytest.fixture
 def manifest(data, tmp_path):
+    listed = {}
+    for task in TASKS:
+        folder, of_task = SOURCES[task]
+        train, test = (json.loads((data / folder / f"{split}.json").read_text()) for split in ("train", "test"))
+        pools = [{digest(f"{r['label']}\n{r['sentence']}")[:DIGITS] for r in each if r["label"] in LABELS[of_task]}
+                 for each in (train, test)]  # fmt: skip
+        learned = sorted(pools[0] - pools[1])
+        splits = {"train": learned[:896], "validation": learned[-400:], "test": sorted(pools[1] - pools[0])}
+        listed[task] = {
+            split: {"sha256": digest("\n".join(names)), "rows": "".join(names)} for split, names in splits.items()
+        }
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps(encoder_rows.sample(data, SOURCES)))
+    path.write_text(json.dumps(listed))
     return path
 
 
 def test_splits_are_disjoint_and_of_the_stated_size(data, manifest):
-    task = encoder_rows.load(data, ("amazon",), manifest, SOURCES)["amazon"]
-    assert (len(task.train), len(task.validation), len(task.test)) == (896, 400, 100)
-    assert len({row.name for row in (*task.train, *task.validation, *task.test)}) == 1396
+    found = encoder.rows(data, "amazon", manifest)
+    assert {split: len(each) for split, each in found.items()} == {"train": 896, "validation": 400, "test": 100}
+    assert len({row["prompt"] for each in found.values() for row in each}) == 1396
 
 
 def test_a_split_folder_yields_its_own_labels(data, manifest):
-    task = encoder_rows.load(data, ("dbpedia-a",), manifest, SOURCES)["dbpedia-a"]
-    assert task.labels == ("bad", "good")
-    assert {row.label for row in (*task.train, *task.validation, *task.test)} == {"bad", "good"}
+    found = [row for each in encoder.rows(data, "dbpedia-a", manifest).values() for row in each]
+    assert {tuple(row["options"]) for row in found} == {tuple("abcdefg")}
+    assert {row["completion"] for row in found} == set("abcdefg")
 
 
 def test_order_and_file_of_the_rows_do_not_matter(data, manifest, tmp_path):
     other = tmp_path / "other"
-    for source in SOURCES.values():
-        pool = [row for s in ("train", "test") for row in json.loads((data / source.folder / f"{s}.json").read_text())]
+    for folder in ("SC/amazon", "TC/dbpedia"):
+        pool = [row for s in ("train", "test") for row in json.loads((data / folder / f"{s}.json").read_text())]
         random.Random(1).shuffle(pool)
-        write(other, source.folder, pool[:200], pool[200:] + rows("more", 300, random.Random(2)))
-    names = tuple(SOURCES)
-    assert encoder_rows.load(other, names, manifest, SOURCES) == encoder_rows.load(data, names, manifest, SOURCES)
+        write(other, folder, pool[:200], pool[200:] + rows("more", 300, random.Random(2)))
+    for task in TASKS:
+        assert encoder.rows(other, task, manifest) == encoder.rows(data, task, manifest)
 
 
 def test_a_missing_row_is_counted(data, manifest):
     path = data / "SC/amazon/train.json"
     path.write_text(json.dumps(json.loads(path.read_text())[:-100]))
     with pytest.raises(ValueError, match=r"lacks \d+ of the 896 rows of amazon/train"):
-        encoder_rows.load(data, ("amazon",), manifest, SOURCES)
+        encoder.rows(data, "amazon", manifest)
 
 
 def test_an_altered_manifest_is_refused(data, manifest):
@@ -74,25 +85,40 @@ def test_an_altered_manifest_is_refused(data, manifest):
     content["amazon"]["test"]["rows"] = content["amazon"]["test"]["rows"][DIGITS:]
     manifest.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="amazon/test does not match its sha256"):
-        encoder_rows.load(data, ("amazon",), manifest, SOURCES)
+        encoder.rows(data, "amazon", manifest)
 
 
-def test_unknown_task_and_missing_data(data, manifest, tmp_path):
-    with pytest.raises(ValueError, match="'imdb' is not in"):
-        encoder_rows.load(data, ("imdb",), manifest, SOURCES)
+def test_missing_data(manifest, tmp_path):
     with pytest.raises(FileNotFoundError, match="--data"):
-        encoder_rows.load(tmp_path / "nowhere", ("amazon",), manifest, SOURCES)
+        encoder.rows(tmp_path / "nowhere", "amazon", manifest)
 
 
 def test_the_committed_manifest_is_whole():
-    listed = json.loads(encoder_rows.MANIFEST.read_text())
-    assert set(listed) == set(encoder_rows.SOURCES)
+    listed = json.loads(encoder.MANIFEST.read_text())
+    assert set(listed) == set(SOURCES)
     for splits in listed.values():
         names = {
             split: [entry["rows"][i : i + DIGITS] for i in range(0, len(entry["rows"]), DIGITS)]
             for split, entry in splits.items()
         }
-        assert {split: encoder_rows._digest(found) for split, found in names.items()} == {
+        assert {split: digest("\n".join(found)) for split, found in names.items()} == {
             split: entry["sha256"] for split, entry in splits.items()
         }
         assert len(set().union(*names.values())) == sum(map(len, names.values()))
+
+
+def test_a_prepared_folder_is_what_the_runner_reads(data, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder, "MANIFEST", manifest)
+    monkeypatch.setattr(encoder, "SOURCES", {task: SOURCES[task] for task in TASKS})
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(encoder, "encoder", lambda: tmp_path / "model")
+    recipe, conditions = encoder.prepare(tmp_path / "work", data)
+    assert conditions["rows"]["amazon"] == {"train": 896, "validation": 400, "test": 100}
+    assert recipe["head_lr"] == "1e-3" and not set(encoder.BY_RUN) & recipe.keys()
+    from gsr_kernels.continual.readers import read
+
+    for part, scored in (("tune", 400), ("study", 100)):
+        (amazon, topics) = read(tmp_path / "work" / part, ",".join(TASKS)).sources
+        assert (len(amazon.train), len(amazon.test)) == (896, scored) and amazon.scored_by == "accuracy"
+        # 20 steps of 16
+        assert len(topics.train) == 320

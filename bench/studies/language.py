@@ -1,0 +1,75 @@
+"""The second study: a small causal language model, pretrained here, learns tasks of writing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.studies.language_model import pretrain
+from bench.studies.language_text import MANUALS, gather
+from bench.studies.study import KEPT, Method, Study
+from gsr_kernels.continual import library
+from gsr_kernels.continual.examples import split
+from gsr_kernels.continual.methods import TITLES
+
+# of each task what it is scored by
+METRICS = {"docs": "edit", "code": "edit", "names": "edit", "arithmetic": "edit", "dates": "edit"}
+# rows of a task; one in so many is for choosing rates alone
+ROWS, TUNING_SHARE = 4000, 4
+HELD_OUT = "held-out"
+# characters of a language that are learned at most, and about those that are held out
+QUOTA, HELD_OUT_CHARACTERS = 700_000, 1500
+RECIPE = {
+    "steps": 60, "batch": 16, "test_rows": 96, "eval_batch": 96, "new_tokens": 32, "max_tokens": 96, "metric": METRICS,
+}  # fmt: skip
+
+
+def prepare(work: Path, manuals: Path = MANUALS) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the held-out text, the model that was pretrained on the rest, and the rows of every task; see ``Study``."""
+    found = gather(QUOTA, HELD_OUT_CHARACTERS, manuals)
+    held_out = [page for pages in found.held_out.values() for page in pages]
+    (work / f"{HELD_OUT}.txt").write_text("\n\n".join(held_out), encoding="utf-8")
+    model = pretrain(list(found.training.values()), work / "model")
+    counts = {name: write_rows(work, name) for name in METRICS}
+    return RECIPE, {"text": found.described(), "model": model, "rows": counts}
+
+
+def write_rows(work: Path, name: str) -> dict[str, int]:
+    """Write the rows of a task, those for choosing rates apart, and return how many there are of each."""
+    rows = split(library.rows(name), 0)[0][:ROWS]
+    apart = set(rows[::TUNING_SHARE])
+    counts = {}
+    for part in ("tune", "study"):
+        kept = [row for row in rows if (row in apart) == (part == "tune")]
+        lines = [json.dumps({"prompt": f"{row[0].decode()}\n", "completion": row[1].decode()}) for row in kept]
+        (work / part).mkdir(exist_ok=True)
+        (work / part / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        counts[part] = len(kept)
+    return counts
+
+
+COMPARED = ("seqft", "gsr", "gsr-full", "psp", "osf", "sr", "seqlora", "o-lora", "ps-lora")
+STUDY = Study(
+    name="language",
+    about="pretrain a language model, tune it on tasks of writing",
+    prepare=prepare,
+    methods={name: Method(TITLES[name], name) for name in COMPARED},
+    orders={"forth": tuple(METRICS), "back": tuple(METRICS)[::-1], "alone": tuple(METRICS)},
+    grid=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    learning="learning score",
+    shown=(
+        *("text", "gate", "outcome", "rates"),
+        *(f"{name} against SeqFT" for name in ("AP", "BWT", "learning score", KEPT)),
+        *(f"{name} against each other" for name in ("AP", KEPT)),
+        *(f"{name} at one rate" for name in ("AP", "learning score", KEPT)),
+    ),
+    pairs=(
+        ("soft weights on all directions, or a hard cut? GSR-full against PSP", "gsr-full", "psp"),
+        ("all of N rescaled, or its diagonal alone? GSR-full against GSR", "gsr-full", "gsr"),
+        ("which hard cut? OSF against PSP", "osf", "psp"),
+        ("does keeping adapters orthogonal act? O-LoRA against SeqLoRA", "o-lora", "seqlora"),
+        ("does keeping their signs act? PS-LoRA against SeqLoRA", "ps-lora", "seqlora"),
+    ),
+    retained=HELD_OUT,
+)
