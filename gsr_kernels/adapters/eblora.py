@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from gsr_kernels.adapters.factors import Factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
-from gsr_kernels.io.atomic import replacing
 from gsr_kernels.io.bases_file import aligned
 from gsr_kernels.linalg import svd
 from gsr_kernels.linalg.polar import away, polar_factor
-from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
+from gsr_kernels.methods.base import part
+from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod, mean_over_batches
 
 # a singular value below this share of the gradient's norm is rounding
 ROUNDING = 1e-5
-# in a file: what is protected, and what will be when the task ends
-HELD, NEXT = "held.", "next."
 
 
 class EBLoRA(ModelMethod):
@@ -72,31 +66,13 @@ class EBLoRA(ModelMethod):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return F, and what it will be at the end of a task that has begun."""
-        kinds = {HELD: self.protected, NEXT: self.grown}
-        return {kind + name: F.contiguous() for kind, each in kinds.items() for name, F in each.items()}
+        kinds = {"held": self.protected, "next": self.grown}
+        return {f"{kind}.{name}": F.contiguous() for kind, each in kinds.items() for name, F in each.items()}
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from ``state_dict()``."""
-        self.protected = {key.removeprefix(HELD): F for key, F in saved.items() if key.startswith(HELD)}
-        self.grown = {key.removeprefix(NEXT): F for key, F in saved.items() if key.startswith(NEXT)}
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to one safetensors file, whole or not at all."""
-        with replacing(path) as partial:
-            save_file(self.state_dict(), partial, {"energy": repr(self.energy)})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> EBLoRA:
-        """Go on from a file that ``save`` wrote; FileNotFoundError or ValueError where there is none."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"protected inputs: no file {os.fspath(path)}; save() writes one")
-        try:
-            with safe_open(path, framework="pt") as file:
-                eblora = cls(float((file.metadata() or {})["energy"]))
-            eblora.load_state_dict({key: aligned(F) for key, F in load_file(path).items()})
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"protected inputs: {os.fspath(path)} is truncated or damaged ({error})") from error
-        return eblora
+        own = {key: aligned(F) for key, F in saved.items()}
+        self.protected, self.grown = part(own, "held"), part(own, "next")
 
     def __repr__(self) -> str:
         return f"EBLoRA(energy={self.energy:g}, protecting inputs of {len(self.protected)} modules)"
@@ -141,14 +117,8 @@ class _BoundEBLoRA(BoundMethod):
                     f"r = {one.rank} does not fit into {one.name}, {G.shape[0]} x {G.shape[1]}, beside {F.shape[1]} "
                     "protected directions: take a smaller r or less energy"
                 )
-            U, sigma, Vh = svd(away(away(G.mT, F), F))
-            # what is left of a gradient of less than r directions points anywhere
-            count = int((sigma > ROUNDING * torch.linalg.matrix_norm(G)).sum())
-            U, sigma, Vh = _free(U[:, :count], F), sigma[:count], Vh[:count]
-            start = _filled(U[:, : one.rank], F, one.rank), _filled(Vh[: one.rank].mT, G.new_zeros(len(G), 0), one.rank)
-            more = U[:, : _missing(self._method.energy, G, sigma, F, one.rank)]
             # the signs of singular vectors are arbitrary, and replicas must agree
-            A, Q, more = map(_of_first_rank, (*start, more))
+            A, Q, more = map(_of_first_rank, _directions(G, F, one.rank, self._method.energy))
             starts[one.name] = A.to(one.A.dtype), Q.to(one.B.dtype)
             grown[one.name] = torch.cat([F, more], 1)
         optimizer.start({name: Q for name, (_, Q) in starts.items()})
@@ -161,6 +131,16 @@ class _BoundEBLoRA(BoundMethod):
         """Let F hold ``energy`` of the task's gradient from now on. Without ``start_task()`` nothing happens."""
         self._method.protected.update(self._method.grown)
         self._method.grown = {}
+
+
+def _directions(G: Tensor, F: Tensor, rank: int, energy: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Aᵀ and Q to begin with, and what F lacks, from the top singular pairs of ``(I − F Fᵀ) Gᵀ``."""
+    U, sigma, Vh = svd(away(away(G.mT, F), F))
+    # what is left of a gradient of less than r directions points anywhere
+    count = int((sigma > ROUNDING * torch.linalg.matrix_norm(G)).sum())
+    U, sigma, Vh = _free(U[:, :count], F), sigma[:count], Vh[:count]
+    A, Q = _filled(U[:, :rank], F, rank), _filled(Vh[:rank].mT, G.new_zeros(len(G), 0), rank)
+    return A, Q, U[:, : _missing(energy, G, sigma, F, rank)]
 
 
 def _missing(energy: float, G: Tensor, sigma: Tensor, F: Tensor, rank: int) -> int:
@@ -207,37 +187,14 @@ def _filled(X: Tensor, F: Tensor, count: int) -> Tensor:
 def average_gradients(
     model: nn.Module, factors: list[Factors], batches: Iterable[Any], loss: Loss
 ) -> dict[str, Tensor]:
-    """Return the mean over batches of the gradient ``[d_out, d_in]`` of each frozen weight, in float32 or better.
-
-    In the processes of a default group it is the mean over the batches of all, some of which may have none.
-
-    Raises ValueError where batches is empty, or a gradient is not finite: on every rank.
-    """
-    weights: list[Any] = [one.layer.get_base_layer().weight for one in factors]
-    required = [weight.requires_grad for weight in weights]
-    totals = {one.name: torch.zeros_like(one.weight, dtype=torch.promote_types(one.weight.dtype, torch.float32))
-              for one in factors}  # fmt: skip
-    count = 0
+    """Return the mean gradient ``[d_out, d_in]`` of each frozen weight; see ``mean_over_batches``."""
+    weights: dict[str, Any] = {one.name: one.layer.get_base_layer().weight for one in factors}
+    required = {name: weight.requires_grad for name, weight in weights.items()}
     try:
-        for weight in weights:
+        for weight in weights.values():
             weight.requires_grad_()
-        for batch in tqdm(batches, "mean gradients", unit="batch", leave=False, disable=None):
-            gradients = torch.autograd.grad(loss(model, batch), weights, allow_unused=True)
-            for one, gradient in zip(factors, gradients):
-                if gradient is not None:
-                    totals[one.name] += gradient.mT if one.transposed else gradient
-            count += 1
+        means = mean_over_batches(model, weights, batches, loss)
     finally:
-        for weight, before in zip(weights, required):
-            weight.requires_grad_(before)
-    if dist.is_initialized():
-        counted = torch.tensor(count, device=next(iter(totals.values())).device)
-        for total in (counted, *totals.values()):
-            dist.all_reduce(total)
-        count = int(counted)
-    if not count:
-        raise ValueError("batches is empty: give some of the task that is to be learned")
-    for name, total in totals.items():
-        if not total.isfinite().all():
-            raise ValueError(f"the gradient of {name} holds NaN or Inf: the task cannot begin")
-    return {name: total / count for name, total in totals.items()}
+        for name, before in required.items():
+            weights[name].requires_grad_(before)
+    return {one.name: means[one.name].mT if one.transposed else means[one.name] for one in factors}

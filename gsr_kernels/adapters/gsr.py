@@ -166,7 +166,9 @@ class _OfBase(_OfSpectrum):
             self._inner[one.name] = output.detach()
 
         def hear(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self._begin(one)
+            # not where activation checkpointing runs the module again: what another use of it summed is of this pass
+            if torch._C._current_graph_task_id() == -1:
+                self._begin(one)
             inner = self._inner.pop(one.name, None)
             if output.requires_grad and inner is not None:
                 x = args[0].detach()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +15,11 @@ State = dict[str, Tensor]
 
 # how a weight is split: None whole, h its rows into h heads, (h, 1) its columns
 Heads = int | tuple[int, int] | None
+
+
+def part(state: Mapping[str, Tensor], key: str) -> State:
+    """Return the entries ``key.…`` of a flat state, without the key."""
+    return {name.removeprefix(f"{key}."): one for name, one in state.items() if name.startswith(f"{key}.")}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.methods.base import Heads, Method, State
+from gsr_kernels.methods.base import Heads, Method, State, part
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Chain(Method):
         """Let the one that corrects do so."""
         for index, method in enumerate(self.methods):
             if method.constrains:
-                method.constrain(W, basis, _own(state, index))
+                method.constrain(W, basis, part(state, str(index)))
 
     def transform(
         self,
@@ -77,7 +77,7 @@ class Chain(Method):
     ) -> list[Tensor]:
         flags: list[Tensor] = []
         for index, method in enumerate(self.methods):
-            own = [_own(state, index) for state in states]
+            own = [part(state, str(index)) for state in states]
             found = method.transform(gradients, weights, bases, own, scale)
             flags = [old & new for old, new in zip(flags, found)] if flags else found
         return flags
@@ -85,11 +85,6 @@ class Chain(Method):
     @property
     def _leading(self) -> Method:
         return next((method for method in self.methods if method.uses_basis), self.methods[0])
-
-
-def _own(state: State, index: int) -> State:
-    prefix = f"{index}."
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _names(methods: Sequence[Method]) -> str:

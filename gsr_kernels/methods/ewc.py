@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
-from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
+from gsr_kernels.methods.base import part
+from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod, mean_over_batches, wide
 
 
 class EWC(ModelMethod):
@@ -47,15 +47,12 @@ class EWC(ModelMethod):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return F and θ* of each parameter."""
-        return {
-            f"{kind}.{name}": tensor for kind in ("fisher", "anchors") for name, tensor in getattr(self, kind).items()
-        }
+        kinds = {"fisher": self.fisher, "anchors": self.anchors}
+        return {f"{kind}.{name}": tensor for kind, kept in kinds.items() for name, tensor in kept.items()}
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from ``state_dict()``."""
-        for kind in ("fisher", "anchors"):
-            prefix = f"{kind}."
-            setattr(self, kind, {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
+        self.fisher, self.anchors = part(saved, "fisher"), part(saved, "anchors")
 
     def __repr__(self) -> str:
         return f"EWC(lam={self.lam:g})"
@@ -80,7 +77,7 @@ class _BoundEWC(BoundMethod):
         scale, method = getattr(optimizer, "grad_scale", None), self._method
         for name, parameter in self._trained().items():
             if parameter.grad is not None and name in method.fisher:
-                pull = method.lam * method.fisher[name] * (_wide(parameter) - method.anchors[name])
+                pull = method.lam * method.fisher[name] * (wide(parameter) - method.anchors[name])
                 parameter.grad += pull if scale is None else pull * scale
 
     def finish_task(self, batches: Iterable[Any] | None, loss: Loss | None) -> None:
@@ -88,21 +85,9 @@ class _BoundEWC(BoundMethod):
         if batches is None or loss is None:
             raise ValueError("EWC: finish_task() needs batches of the task that was learned, and its loss")
         parameters = self._trained()
-        fisher = {name: torch.zeros_like(_wide(value)) for name, value in parameters.items()}
-        count = 0
-        for batch in tqdm(batches, "Fisher diagonal", unit="batch", leave=False, disable=None):
-            gradients = torch.autograd.grad(loss(self._model, batch), list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(parameters, gradients):
-                if gradient is not None:
-                    fisher[name] += _wide(gradient).square()
-            count += 1
-        if not count:
-            raise ValueError("batches is empty: give some of the task that was learned")
-        for name, total in fisher.items():
-            if not total.isfinite().all():
-                raise ValueError(f"the gradient of {name} holds NaN or Inf: the task cannot be consolidated")
-        for name, total in fisher.items():
-            self._merge(name, total / count, _wide(parameters[name].detach()))
+        fisher = mean_over_batches(self._model, parameters, batches, loss, torch.square)
+        for name, mean in fisher.items():
+            self._merge(name, mean, wide(parameters[name].detach()))
 
     def _merge(self, name: str, fisher: Tensor, anchor: Tensor) -> None:
         kept = self._method
@@ -114,7 +99,3 @@ class _BoundEWC(BoundMethod):
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self._model.named_parameters() if value.requires_grad}
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
 
 # the loss of a model on a batch
 Loss = Callable[[Any, Any], Tensor]
@@ -73,3 +76,74 @@ class BoundMethod:
     def scalars(self) -> dict[str, float]:
         """Return a few numbers for a logger, by name; waits for the device."""
         return {}
+
+
+def mean_over_batches(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    batches: Iterable[Any],
+    loss: Loss,
+    of: Callable[[Tensor], Tensor] = torch.positive,
+) -> dict[str, Tensor]:
+    """Return the mean over batches of ``of(gradient)`` of each parameter, in float32 or better.
+
+    In the processes of a default group it is the mean over the batches of all, some of which may have none.
+
+    Raises ValueError where batches is empty or a gradient is not finite, on every rank, and where a parameter has no
+    gradient since its layer runs without them.
+    """
+    totals = {name: torch.zeros_like(wide(one), requires_grad=False) for name, one in parameters.items()}
+    silent: set[str] = set()
+    hooks = _watch_silent(model, parameters, silent)
+    count = 0
+    try:
+        for batch in tqdm(batches, "gradients", unit="batch", leave=False, disable=None):
+            value = loss(model, batch)
+            # without any gradient autograd would speak of "element 0 of tensors"
+            found = [None] * len(parameters) if silent and not value.requires_grad else _gradients(value, parameters)
+            for name, gradient in zip(parameters, found):
+                if gradient is not None:
+                    totals[name] += of(wide(gradient))
+                elif name in silent:
+                    raise ValueError(
+                        f"{name} gets no gradient: its layer runs under torch.no_grad(), as activation checkpointing "
+                        "with use_reentrant=True does; pass use_reentrant=False"
+                    )
+            count += 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if dist.is_available() and dist.is_initialized():
+        counted = torch.tensor(count, device=next(iter(totals.values())).device)
+        for total in (counted, *totals.values()):
+            dist.all_reduce(total)
+        count = int(counted)
+    if not count:
+        raise ValueError("batches is empty: give some of the task")
+    for name, total in totals.items():
+        if not total.isfinite().all():
+            raise ValueError(f"the gradient of {name} holds NaN or Inf: the task cannot be used")
+    return {name: total / count for name, total in totals.items()}
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 or better."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+
+
+def _watch_silent(model: nn.Module, parameters: Mapping[str, Tensor], silent: set[str]) -> list[RemovableHandle]:
+    """Collect the parameters whose module runs without gradients."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+
+    def before(module: nn.Module, args: Any) -> None:
+        if not torch.is_grad_enabled():
+            silent.update(names[id(one)] for one in module.parameters(recurse=False) if id(one) in names)
+
+    holding = [
+        module for module in model.modules() if any(id(one) in names for one in module.parameters(recurse=False))
+    ]
+    return [module.register_forward_pre_hook(before) for module in holding]

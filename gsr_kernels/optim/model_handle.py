@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from gsr_kernels.methods.base import part
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
 from gsr_kernels.optim.step import act_on_gradients, is_rehearsal
 from gsr_kernels.optim.supported import innermost
@@ -71,8 +72,9 @@ class ModelHandle:
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from ``state_dict()`` of the same methods."""
         for index, method in enumerate(self.methods):
-            prefix = f"{index}."
-            method.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
+            method.load_state_dict(part(saved, str(index)))
+            # the optimizer may hold some of it
+            self._bound[index].prepare(self._optimizer)
 
     def remove(self) -> None:
         """Take the methods off model and optimizer."""

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from gsr_kernels import attach
@@ -244,23 +245,42 @@ def test_a_checkpoint_resumes_bitwise_and_peft_holds_all(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(*runs))
 
 
-def test_the_file_of_protected_inputs(tmp_path):
+def test_the_state_holds_what_is_protected_and_what_will_be():
     eblora = EBLoRA(0.9)
     for _ in range(2):
         model = make_model(r=1)
         _, handle = begin(eblora, model, draw(1), loss)
-        eblora.save(tmp_path / "F.safetensors")
-        loaded = EBLoRA.load(tmp_path / "F.safetensors")
+        optimizer, loaded = RiemannianAdamW(find_factors(model)), EBLoRA(0.9)
+        resumed = attach(model, optimizer, loaded)
+        resumed.load_state_dict(handle.state_dict())
         assert loaded.protected.keys() == eblora.protected.keys()
-        for each in (handle, attach(model, RiemannianAdamW(find_factors(model)), loaded)):
+        # the optimizer keeps away from it at once
+        assert sum(F.abs().sum() for F in optimizer._protected) == sum(
+            F.abs().sum() for F in handle._optimizer._protected
+        )
+        for each in (handle, resumed):
             each.finish_task()
-    assert loaded.energy == 0.9 and loaded.protected and loaded.protected.keys() == eblora.protected.keys()
+    assert loaded.protected and loaded.protected.keys() == eblora.protected.keys()
     assert all(torch.equal(F, eblora.protected[name]) for name, F in loaded.protected.items())
-    with pytest.raises(FileNotFoundError, match="no file"):
-        EBLoRA.load(tmp_path / "none")
-    (tmp_path / "F.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match="truncated or damaged"):
-        EBLoRA.load(tmp_path / "F.safetensors")
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_under_activation_checkpointing(reentrant):
+    model, batches = make_model(), draw(2)
+    factors = find_factors(model, "default")
+    truth = average_gradients(model, factors, batches, loss)
+
+    def checkpointed(model, batch):
+        y = checkpoint(model, batch[0].clone().requires_grad_(), use_reentrant=reentrant)
+        return (y - batch[1]).square().mean()
+
+    if reentrant:
+        with pytest.raises(ValueError, match=r"base_model.model.0 gets no gradient: .* pass use_reentrant=False"):
+            average_gradients(model, factors, batches, checkpointed)
+    else:
+        found = average_gradients(model, factors, batches, checkpointed)
+        assert all(torch.equal(found[name], G) for name, G in truth.items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_bad_input_is_named_and_changes_nothing():

@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gsr_kernels import attach, reference
 from gsr_kernels.adapters.factors import find_factors
@@ -199,3 +200,26 @@ def test_a_step_that_was_skipped_and_zeroed_in_place_leaves_no_sum_behind():
     optimizer.step()
     for one, right in zip(factors, expected):
         assert error(one.B.grad, right[0]) < 1e-10 and error(one.A.grad, right[1]) < 1e-10
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("spectrum", get_args(Spectrum))
+def test_a_module_that_runs_twice_under_activation_checkpointing(spectrum, reentrant):
+    found = []
+    for around in (lambda body, x: body(x), lambda body, x: checkpoint(body, x, use_reentrant=reentrant)):
+        torch.manual_seed(0)
+        model = with_adapters("third", base=nn.Sequential(nn.Linear(6, 6), nn.Tanh()), target_modules=["0"])
+        gradients, _ = after_step(Around(model, around), AdapterGSR(0.7, spectrum), draw().requires_grad_(), parts=2)
+        found.append([factor for pair in gradients for factor in pair])
+    assert all(error(other, one) < 1e-12 for one, other in zip(*found))
+
+
+class Around(nn.Module):
+    """A PEFT model that runs twice, each time by way of ``around``."""
+
+    def __init__(self, model, around):
+        super().__init__()
+        self.model, self.around = model, around
+
+    def forward(self, x):
+        return self.around(self.model, self.around(self.model, x))

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from gsr_kernels.__main__ import main
-from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.continual.folder import claimed
 from gsr_kernels.continual.learn import arguments
@@ -24,6 +23,7 @@ from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.strategies.adapters import PROTECTED
 from gsr_kernels.continual.task_sequence import TaskSequence
 from gsr_kernels.continual.trainer import TaskTrainer, Watch
+from gsr_kernels.methods.base import part
 from python_tests.continual.tiny import WORDS, save_model, save_tasks, tiny_kind
 
 QUICK = ["--batch", "8", "--micro-batch", "4", "--steps", "6", "--lr", "1e-3", "--save-every", "2", "--test-rows", "4"]
@@ -197,7 +197,7 @@ def test_eblora_leaves_a_whole_model_and_the_inputs_that_it_protects(models, dat
     arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--method", "eblora"]
     assert main([*arguments, "--keep-models", "--adapter-lr", "3e-3", "--out", str(out)]) == 0
     folders = [out / "work/seed-0/eblora/models" / name for name in ("first", "second", "third")]
-    protected = [EBLoRA.load(folder / PROTECTED).protected for folder in folders]
+    protected = [part(load_file(folder / PROTECTED), "held") for folder in folders]
     for before, after in pairwise(protected):
         for name, F in before.items():
             assert after[name].shape[1] > F.shape[1] and torch.equal(after[name][:, : F.shape[1]], F)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gsr_kernels import attach
 from gsr_kernels.methods import EWC
@@ -109,3 +110,15 @@ def test_refuses_bad_input_and_keeps_what_it_had():
     with pytest.raises(ValueError, match=r"the gradient of 0.weight holds NaN"):
         handle.finish_task([(torch.full((1, 5), torch.nan, dtype=torch.float64), torch.tensor([0]))], loss)
     assert not ewc.fisher and not ewc.anchors
+
+
+def test_a_parameter_without_a_gradient_under_reentrant_checkpointing_is_named():
+    model = make_model()
+    handle = attach(model, torch.optim.SGD(model.parameters()), EWC(lam=1.0))
+
+    def checkpointed(model, batch):
+        hidden = checkpoint(model[:2], batch[0].clone().requires_grad_(), use_reentrant=True)
+        return nn.functional.cross_entropy(model[2](hidden), batch[1])
+
+    with pytest.raises(ValueError, match=r"0\.weight gets no gradient: .* pass use_reentrant=False"):
+        handle.finish_task(rows(2, 0), checkpointed)

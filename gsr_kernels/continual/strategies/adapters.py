@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from gsr_kernels.adapters.eblora import EBLoRA
@@ -99,7 +100,9 @@ class Balanced(Adapted):
         """See Strategy.open."""
         self.model = load(self._kind, folder or self._start, self._settings.dtype, self._seed)
         self._handle: Any = None
-        self._eblora = EBLoRA() if folder is None else EBLoRA.load(folder / PROTECTED)
+        self._eblora = EBLoRA()
+        if folder is not None:
+            self._eblora.load_state_dict(load_file(folder / PROTECTED))
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Strategy.prepare: the adapter begins with the gradient of rows that the Trainer's seed chooses.
@@ -135,7 +138,7 @@ class Balanced(Adapted):
         def write() -> None:
             model.save_pretrained(folder)
             self._kind.tokenizer.save_pretrained(folder)
-            self._eblora.save(folder / PROTECTED)
+            save_file(self._eblora.state_dict(), folder / PROTECTED)
 
         on_rank0(write)
 
