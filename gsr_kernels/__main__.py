@@ -9,17 +9,14 @@ from importlib import import_module
 
 import gsr_kernels
 
-# a command is a module with add_arguments(parser) and run(args), imported when it is called
+# a command is a module of cli with add_arguments(parser) and run(args), imported when it is called
 COMMANDS = {
-    "bases": ("gsr_kernels.cli.bases", "the singular bases of a model, from its safetensors, ahead of training"),
-    "inspect": ("gsr_kernels.cli.inspect", "spectra, effective ranks and condition numbers of a model's weights"),
-    "continual": ("gsr_kernels.cli.continual", "learn tasks one after another and see what is forgotten"),
-    "estimate": ("gsr_kernels.cli.estimate", "what the method costs on a model, from its config.json"),
-    "bench": (
-        "gsr_kernels.cli.bench",
-        "time on this machine, beside the floor and what one might use instead",
-    ),
-    "info": ("gsr_kernels.cli.info", "versions, the GPU, what was built, and which backend computes each operator"),
+    "bases": "the singular bases of a model, from its safetensors, ahead of training",
+    "inspect": "spectra, effective ranks and condition numbers of a model's weights",
+    "continual": "learn tasks one after another and see what is forgotten",
+    "estimate": "what the method costs on a model, from its config.json",
+    "bench": "time on this machine, beside the floor and what one might use instead",
+    "info": "versions, the GPU, what was built, and which backend computes each operator",
 }
 
 
@@ -29,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gsr-kernels", description=gsr_kernels.__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {gsr_kernels.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (module, about) in COMMANDS.items():
+    for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         if argv[:1] == [name]:
-            chosen = import_module(module)
+            chosen = import_module(f"gsr_kernels.cli.{name}")
             chosen.add_arguments(command)
             command.set_defaults(run=chosen.run, arguments=argv)
     args = parser.parse_args(argv)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
+from gsr_kernels.checks import is_integer
 from gsr_kernels.linalg import randomized_svd, svd
 
 # dtypes that can be decomposed, in float32 or better
@@ -89,7 +88,7 @@ class SpectralBasis:
             raise ValueError("weight holds NaN or Inf: it has no singular basis; restore it from a checkpoint")
         matrix, head_dim = split_heads(weight.detach(), heads)
         most = min(matrix.shape[-2:])
-        if rank is not None and not (_whole(rank) and 1 <= rank <= most):
+        if rank is not None and not (is_integer(rank) and 1 <= rank <= most):
             raise ValueError(f"rank must lie in [1, {most}] for a weight {_shape(matrix)}, got {rank}")
 
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -153,7 +152,7 @@ def split_heads(matrix: Tensor, heads: int | tuple[int, int] | None) -> tuple[Te
     if heads is None:
         return matrix, None
     count, dim = heads if isinstance(heads, tuple) and len(heads) == 2 else (heads, 0)
-    if not _whole(count) or dim not in (0, 1) or count < 1 or matrix.shape[dim - 2] % count:
+    if not is_integer(count) or dim not in (0, 1) or count < 1 or matrix.shape[dim - 2] % count:
         raise ValueError(f"heads must be h or (h, 0 or 1), h a divisor of that side of {_shape(matrix)}, got {heads}")
     parts = matrix.unflatten(dim - 2, (count, -1))
     return (parts if dim == 0 else parts.movedim(-2, -3)), dim
@@ -204,10 +203,6 @@ def storage_dtype(precision: str | None, wide: torch.dtype, device: torch.device
     if precision not in STORAGE:
         raise ValueError(f"precision must be one of {', '.join(STORAGE)}, got {precision!r}")
     return STORAGE[precision]
-
-
-def _whole(number: object) -> TypeGuard[int]:
-    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _shape(tensor: Tensor) -> str:

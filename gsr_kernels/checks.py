@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any, Literal, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,11 @@ def check_rho(rho: float) -> float:
     if not isinstance(rho, Real) or isinstance(rho, bool) or not (math.isfinite(rho) and 0 <= rho <= 1):
         raise ValueError(f"rho must be a finite number in [0, 1], got {rho!r}")
     return float(rho)
+
+
+def is_integer(number: object) -> TypeGuard[int]:
+    """Return whether a number is an integer, numpy's included, and no bool."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def check_choice(name: str, value: object, kind: Any) -> None:

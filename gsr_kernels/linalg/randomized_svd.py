@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
-from typing import NamedTuple
+from numbers import Real
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +11,12 @@ from torch import Tensor
 from gsr_kernels.backends.dispatch import backend_for
 from gsr_kernels.backends.torch.products import full_precision, product
 from gsr_kernels.backends.torch.sketch import SPARSITY, sketch
+from gsr_kernels.checks import check_choice, is_integer
 from gsr_kernels.linalg.cholesky_qr import normalized, orthonormal
 from gsr_kernels.linalg.scaling import finite_and_scaled, unscaled
 from gsr_kernels.linalg.svd import svd
 
-SKETCHES = ("gaussian", "sparse")
+Sketch = Literal["gaussian", "sparse"]
 
 # vectors and rounds of the power method that estimates the error
 PROBES, ROUNDS = 16, 2
@@ -39,7 +40,7 @@ def randomized_svd(
     seed: int = 0,
     *,
     tolerance: float | None = None,
-    sketch: str = "gaussian",
+    sketch: Sketch = "gaussian",
 ) -> RandomizedSVD:
     """Return the ``rank`` largest singular triplets of ``W [.., m, n]``, in float32 or, where W is float64, in float64.
 
@@ -68,7 +69,7 @@ def randomized_svd(
     """
     W, exponent = finite_and_scaled(W)
     most = min(W.shape[-2:])
-    if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= most:
+    if not is_integer(rank) or not 1 <= rank <= most:
         raise ValueError(f"rank must be an integer in [1, {most}] for W {tuple(W.shape)}, got {rank!r}")
     # of numpy's integers, too
     rank = int(rank)
@@ -77,13 +78,12 @@ def randomized_svd(
         p = max(p, SPARSITY - rank)
     p, q = p if oversampling is None else oversampling, q if power_iterations is None else power_iterations
     for name, value in (("oversampling", p), ("power_iterations", q), ("seed", seed)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < 1 << 63:
+        if not is_integer(value) or not 0 <= value < 1 << 63:
             raise ValueError(f"{name} must be an integer in [0, 2^63), got {value!r}")
     p, q, seed = int(p), int(q), int(seed)
     if tolerance is not None and not (isinstance(tolerance, Real) and tolerance > 0):
         raise ValueError(f"tolerance must be None or positive, got {tolerance!r}")
-    if sketch not in SKETCHES:
-        raise ValueError(f"sketch must be one of {', '.join(SKETCHES)}, got {sketch!r}")
+    check_choice("sketch", sketch, Sketch)
     if sketch == "sparse" and rank + p < min(SPARSITY, most):
         raise ValueError(
             f"sketch 'sparse' has an entry in {SPARSITY} columns, and rank + oversampling are {rank + p}: "
@@ -92,7 +92,11 @@ def randomized_svd(
     with full_precision(W.device), torch.no_grad():
         while True:
             width = min(rank + p, most)
-            U, S, V = _exact(W, rank) if width == most else _sketched(W, rank, width, q, seed, sketch)
+            if width == most:
+                U, S, Vh = svd(W)
+                U, V = U[..., :rank], Vh.mT
+            else:
+                U, S, V = _sketched(W, rank, width, q, seed, sketch)
             error = _error(W, U, S[..., :rank], V[..., :rank], V[..., rank:])
             # what the sketch itself has beyond the rank: at most σ of the best possible remainder
             beyond = S[..., rank] if rank < width else torch.zeros_like(error)
@@ -113,11 +117,6 @@ def defaults(rank: int, most: int) -> tuple[int, int]:
     q = 2 for k = n/16 comes to 1.05 (docs/performance.md).
     """
     return rank, 2 if 4 * rank >= most else 4
-
-
-def _exact(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    U, S, Vh = svd(W)
-    return U[..., :rank], S, Vh.mT
 
 
 def _sketched(W: Tensor, rank: int, width: int, q: int, seed: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:

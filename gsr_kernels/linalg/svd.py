@@ -187,11 +187,14 @@ def _sound(W: Tensor, result: SVD) -> Tensor:
     """
     U, S, Vh = result
     W, P, Q = (W, U, Vh.mT) if W.shape[-2] >= W.shape[-1] else (W.mT, Vh.mT, U)
-    x = _vectors(W).expand(len(W), -1, -1)
+    generator = torch.Generator(W.device).manual_seed(0)
+    x = torch.randn(W.shape[-1], PROBES, dtype=W.dtype, device=W.device, generator=generator).expand(len(W), -1, -1)
     y = Q @ x
     WQx, QQx = W @ y, Q.mT @ y
     PSQQx, Px = (P @ torch.cat([S.unsqueeze(-1) * QQx, x], -1)).split(PROBES, -1)
-    tolerance = _tolerance(W)
+    # several times what rounding leaves, a fraction of what a product in TF32 or one lost direction does: LAPACK's
+    # residuals of a few entries in float64 reach 32 roundings
+    tolerance = max(100.0, 10 * S.shape[-1] ** 0.5) * torch.finfo(W.dtype).eps
     defect = tolerance * (PROBES * S.shape[-1]) ** 0.5
     orthonormal = (_norm(QQx - x) < defect) & (_norm(_summed(P, Px) - x) < defect)
     descending = (S.diff() <= 0).all(-1) & (S[..., -1] >= 0)
@@ -205,14 +208,3 @@ def _summed(A: Tensor, B: Tensor) -> Tensor:
 
 def _norm(A: Tensor) -> Tensor:
     return torch.linalg.vector_norm(A, dim=(-2, -1))
-
-
-def _tolerance(W: Tensor) -> float:
-    """Return several times what rounding leaves, a fraction of what a product in TF32 or one lost direction does."""
-    # LAPACK's residuals of a few entries in float64 reach 32 roundings
-    return max(100.0, 10 * min(W.shape[-2:]) ** 0.5) * torch.finfo(W.dtype).eps
-
-
-def _vectors(W: Tensor) -> Tensor:
-    generator = torch.Generator(W.device).manual_seed(0)
-    return torch.randn(W.shape[-1], PROBES, dtype=W.dtype, device=W.device, generator=generator)
