@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -105,7 +106,7 @@ class Target:
 Makers = Mapping[str, Callable[[], Trial]]
 
 
-def untested(variants: Mapping[str, Callable[[], object]]) -> Makers:
+def untested(variants: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], Trial]]:
     """Return variants that are timed as they are."""
     return {name: partial(Trial, one) for name, one in variants.items()}
 
@@ -154,37 +155,35 @@ class Run:
             to: the variant whose time the others' ``ratio`` is over.
             peak: also measure the memory that each variant holds at its peak.
         """
-        if self.dry:
-            for name, kernels in work.items():
-                if kernels:
-                    yield {**labels, "variant": name, **self._floor(kernels)}
-            return
-        found, failed = self._measured(make, peak)
-        times = {name: one for name, one in found.items() if "p50_ms" in one}
+        found = {} if self.dry else self._measured(make, peak)
+        times = {name: one["p50_ms"] for name, one in found.items() if "p50_ms" in one}
         for name, kernels in work.items():
             row = {**labels, "variant": name, **self._floor(kernels), **found.get(name, {})}
-            if name in failed:
-                yield {**row, "failed": failed[name]}
-            elif name in times:
-                chosen = (targets or {}).get(name, ()) if self.by_plan else ()
-                yield {**row, **self._judged(name, times, to), "verdict": self._verdict(row, times, chosen)}
+            if name in times:
+                if to in times:
+                    row |= {"ratio": round(times[name] / times[to], 3), "ratio_to": to}
+                row["verdict"] = self._verdict(row, times, (targets or {}).get(name, ()) if self.by_plan else ())
+            if name in found or (self.dry and kernels):
+                yield row
 
-    def _measured(self, make: Callable[[], Makers], peak: bool) -> tuple[dict[str, dict], dict[str, str]]:
-        """Return times, launch and error of the variants that are right, and why the others are of no use."""
-        trials, found, failed = _tested(make())
+    def _measured(self, make: Callable[[], Makers], peak: bool) -> dict[str, dict[str, Any]]:
+        """Return error, launch and times of the variants that are right, and why the others are of no use."""
+        tested = {name: _tested(maker) for name, maker in make().items()}
+        found = {name: one for name, (one, _) in tested.items()}
+        trials = {name: trial for name, (_, trial) in tested.items() if trial}
         if trials:
             runs = {name: one.run for name, one in trials.items()}
             for name, taken in timed(runs, self.device, self.seconds, self.least).items():
                 launch = trials[name].launch or ("eager" if self.on_gpu else "")
-                found[name] = {**found.get(name, {}), "launch": launch, **percentiles(taken)}
+                found[name] |= {"launch": launch, **percentiles(taken)}
                 if peak:
                     found[name]["extra_mib"] = round(peak_extra_bytes(runs[name], self.device) / 2**20, 3)
             del runs
         # optimizers and their hooks refer to each other: what they hold would stand beside the next comparison
-        del trials
+        del tested, trials
         if self.on_gpu:
             collect()
-        return found, failed
+        return found
 
     def _floor(self, kernels: Sequence[Work]) -> dict[str, object]:
         if not kernels:
@@ -192,18 +191,13 @@ class Run:
         flop, moved = sum(one.flop for one in kernels), sum(one.bytes for one in kernels)
         return {"flop": flop, "bytes": moved, "floor_ms": float(f"{self.rates.floor(kernels):.4g}")}
 
-    def _judged(self, name: str, times: Mapping[str, Mapping[str, float]], to: str) -> dict[str, object]:
-        if to not in times:
-            return {}
-        return {"ratio": round(times[name]["p50_ms"] / times[to]["p50_ms"], 3), "ratio_to": to}
-
-    def _verdict(self, row: Mapping, times: Mapping[str, Mapping[str, float]], targets: Sequence[Target]) -> str:
+    def _verdict(self, row: Mapping, times: Mapping[str, float], targets: Sequence[Target]) -> str:
         said = []
         for target in targets:
             if target.to and target.to not in times:
                 said.append(f"{target.to} was not measured")
                 continue
-            over = times[target.to]["p50_ms"] if target.to else row["floor_ms"]
+            over = times[target.to] if target.to else row["floor_ms"]
             if target.memory:
                 over = max(over, row["bytes"] / self.rates.bandwidth * 1e-9)
             said.append(target.verdict(row["p50_ms"] / over))
@@ -218,21 +212,18 @@ def collect() -> None:
     torch.cuda.empty_cache()
 
 
-def _tested(makers: Makers) -> tuple[dict[str, Trial], dict[str, dict[str, float]], dict[str, str]]:
-    """Return the variants that are right, their errors, and why the others are of no use."""
-    trials, errors, failed = {}, {}, {}
-    for name, maker in makers.items():
-        try:
-            trial = maker()
-            if trial.error is not None:
-                trial.run()
-                errors[name] = {"rel_error": float(f"{trial.error():.2e}")}
-                if not errors[name]["rel_error"] <= trial.tolerance:
-                    failed[name] = f"its error is over {trial.tolerance:.0e}"
-                    continue
-            trials[name] = trial
-        except ModuleNotFoundError as reason:
-            failed[name] = f"{ABSENT}: {reason}"
-        except Exception as reason:
-            failed[name] = f"{type(reason).__name__}: {reason}".splitlines()[0][:200]
-    return trials, errors, failed
+def _tested(maker: Callable[[], Trial]) -> tuple[dict[str, Any], Trial | None]:
+    """Return a variant's error and the variant, or why it is of no use."""
+    found: dict[str, Any] = {}
+    try:
+        trial = maker()
+        if trial.error is not None:
+            trial.run()
+            found["rel_error"] = float(f"{trial.error():.2e}")
+            if not found["rel_error"] <= trial.tolerance:
+                return {**found, "failed": f"its error is over {trial.tolerance:.0e}"}, None
+        return found, trial
+    except ModuleNotFoundError as reason:
+        return {**found, "failed": f"{ABSENT}: {reason}"}, None
+    except Exception as reason:
+        return {**found, "failed": f"{type(reason).__name__}: {reason}".splitlines()[0][:200]}, None

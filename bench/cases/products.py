@@ -1,16 +1,19 @@
-"""Grouped Triton without an epilogue against cuBLAS, shape by shape: what the tiles alone reach."""
+"""Grouped Triton and CUTLASS without an epilogue against cuBLAS, shape by shape: what the tiles alone reach."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import product
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.run import Makers, Run, Trial
+from bench.gpu import candidates
+from bench.run import Makers, Run, Target, Trial, untested
 from bench.transforms import error
 from gsr_kernels.backends.triton.configurations import options
 from gsr_kernels.backends.triton.product import TYPES
@@ -19,11 +22,12 @@ from gsr_kernels.backends.triton.tiles import dot, load_tile, load_transposed, s
 from gsr_kernels.cli.floors import Work
 
 bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-# shapes of weights of Falcon3-1B and Llama-3-8B, and how many of them are taken at once
-SHAPES = {(2048, 2048): 8, (1024, 2048): 16, (8192, 2048): 4, (2048, 8192): 4, (4096, 14336): 1}
+# shapes of weights, and how many of them are taken at once
+FALCON3_1B = {(2048, 2048): 8, (1024, 2048): 16, (8192, 2048): 4, (2048, 8192): 4}
+LLAMA3_8B = {(4096, 14336): 1}
 # (left, right) operands; where they differ the left one is rounded in registers
 PAIRS = [(fp16, fp16), (bf16, bf16), (bf16, fp16), (fp32, fp16)]
-CUBLAS = "torch.bmm"
+CUBLAS, CUTLASS, SHIPPED = "torch.bmm", "CUTLASS", "triton 128x128x64"
 # BM, BN, BK, warps, stages, registers, blocks on a multiprocessor
 TILES = {
     "128x128x64": (128, 128, 64, 8, 3, 128, 2),
@@ -38,13 +42,10 @@ LAYOUTS = ("NN", "NT", "TN")
 def rows(run: Run) -> Iterator[dict]:
     # a turn takes milliseconds
     run = replace(run, seconds=min(run.seconds, 0.1))
-    for shape, count in SHAPES.items():
-        for size in products(*shape):
-            for pair in PAIRS:
-                for layout in LAYOUTS:
-                    # what is rounded is the gradient of the first product, which is not taken as N N
-                    if pair[0] == pair[1] or layout != "NN":
-                        yield from _rows(run, *size, count, *pair, layout)
+    for (shape, count), pair, layout in product({**FALCON3_1B, **LLAMA3_8B}.items(), PAIRS, LAYOUTS):
+        # what is rounded is the gradient of the first product, which is not taken as N N
+        for size in products(*shape) if pair[0] == pair[1] or layout != "NN" else ():
+            yield from _rows(run, count, size, pair, layout)
 
 
 def products(d1: int, d2: int) -> list[tuple[int, int, int]]:
@@ -54,42 +55,39 @@ def products(d1: int, d2: int) -> list[tuple[int, int, int]]:
 
 
 def _rows(
-    run: Run, m: int, n: int, d: int, count: int, first: torch.dtype, dtype: torch.dtype, layout: str
+    run: Run, count: int, size: tuple[int, int, int], pair: tuple[torch.dtype, torch.dtype], layout: str
 ) -> Iterator[dict]:
-    labels = {
-        "shape": f"{count}x {m}x{n}x{d}",
-        "dtype": f"{first} x {dtype}".replace("torch.", ""),
-        "layout": layout,
-    }
-    moved = count * (m * d * first.itemsize + (d * n + m * n) * dtype.itemsize)
-    work = [Work(2 * count * m * n * d, moved)]
-    variants = dict.fromkeys((CUBLAS, *(f"triton {name}" for name in TILES)), work)
-    yield from run.compare(labels, variants, lambda: _makers(run, m, n, d, count, first, dtype, layout), CUBLAS)
+    (m, n, d), (first, dtype) = size, pair
+    turned = [side == "T" for side in layout]
+    by_cutlass = pair == (bf16, bf16) and layout == "NT"
 
+    def drawn(rows: int, columns: int, transposed: bool, dtype: torch.dtype) -> Tensor:
+        shape = (columns, rows) if transposed else (rows, columns)
+        return torch.randn(count, *shape, device=run.device).to(dtype)
 
-def _makers(
-    run: Run, m: int, n: int, d: int, count: int, first: torch.dtype, dtype: torch.dtype, layout: str
-) -> Makers:
-    left = _draw(count, m, d, layout[0] == "T", first, run.device)
-    right = _draw(count, d, n, layout[1] == "T", dtype, run.device)
-    out = torch.empty(count, m, n, device=run.device, dtype=dtype)
-    a, b = left.mT if layout[0] == "T" else left, right.mT if layout[1] == "T" else right
-    # cuBLAS takes one dtype: what Triton rounds in registers is first written out in the other
-    makers: dict[str, Callable[[], Trial]] = {CUBLAS: lambda: Trial(lambda: torch.bmm(a.to(dtype), b, out=out))}
-    if not run.on_gpu:
+    def make() -> Makers:
+        left, right = drawn(m, d, turned[0], first), drawn(d, n, turned[1], dtype)
+        out = torch.empty(count, m, n, device=run.device, dtype=dtype)
+        a, b = left.mT if turned[0] else left, right.mT if turned[1] else right
+        # cuBLAS takes one dtype: what Triton rounds in registers is first written out in the other
+        makers = untested({CUBLAS: lambda: torch.bmm(a.to(dtype), b, out=out)})
+        if not run.on_gpu:
+            return makers
+        truth = torch.bmm(a.to(dtype), b).double()
+
+        def tested(launch: Callable[[], object]) -> Trial:
+            out.fill_(torch.nan)
+            return Trial(launch, lambda: error(out, truth), 1e-2)
+
+        makers |= {f"triton {name}": partial(tested, by_triton(left, right, out, layout, name)) for name in TILES}
+        if by_cutlass and not candidates.obstacle() and candidates.has("first_product"):
+            makers[CUTLASS] = partial(tested, partial(torch.ops.gsr_candidates.first_product, left, right, out))
         return makers
-    truth = torch.bmm(a.to(dtype), b).double()
 
-    def grouped(name: str) -> Trial:
-        out.fill_(torch.nan)
-        return Trial(Grouped(left, right, out, layout, name), lambda: error(out, truth), 1e-2)
-
-    return makers | {f"triton {name}": lambda name=name: grouped(name) for name in TILES}
-
-
-def _draw(count: int, rows: int, columns: int, transposed: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    shape = (columns, rows) if transposed else (rows, columns)
-    return torch.randn(count, *shape, device=device).to(dtype)
+    work = [Work(2 * count * m * n * d, count * (m * d * first.itemsize + (d * n + m * n) * dtype.itemsize))]
+    variants = dict.fromkeys((CUBLAS, *(f"triton {name}" for name in TILES), *[CUTLASS] * by_cutlass), work)
+    labels = {"shape": f"{count}x {m}x{n}x{d}", "dtype": f"{first} x {dtype}".replace("torch.", ""), "layout": layout}
+    yield from run.compare(labels, variants, make, CUBLAS, {CUTLASS: [Target(0.95, SHIPPED)]})
 
 
 @triton.jit
@@ -120,26 +118,18 @@ def grouped(
         store_tile(p_out + matrix * rows * columns, columns, row, column, rows, columns, accumulator, BM, BN)
 
 
-class Grouped:
-    """The product as a call without arguments, tables made beforehand.
+def by_triton(left: Tensor, right: Tensor, out: Tensor, layout: str, tile: str) -> Callable[[], object]:
+    """Return the launch, tables made beforehand.
 
     left ``[L, rows, depth]``, right ``[L, depth, columns]``, transposed in memory as ``layout`` says.
     """
-
-    def __init__(self, left: Tensor, right: Tensor, out: Tensor, layout: str, tile: str) -> None:
-        self.operands, self.depth = (left, right, out), left.shape[1 if layout[0] == "T" else 2]
-        BM, BN, BK, warps, stages, registers, resident = TILES[tile]
-        self.constants = {"DTYPE": TYPES[right.dtype], "LEFT_T": layout[0] == "T", "RIGHT_T": layout[1] == "T",
-                          "BM": BM, "BN": BN, "BK": BK}  # fmt: skip
-        self.options = options(warps, stages, registers)
-        _, rows, columns = out.shape
-        table = tile_table(range(len(out)), [(rows, columns)] * len(out), BM, BN)
-        self.tiles = torch.from_numpy(table).to(out.device)
-        multiprocessors = torch.cuda.get_device_properties(out.device).multi_processor_count
-        self.grid = (min(len(table), resident * multiprocessors),)
-
-    def __call__(self) -> None:
-        _, rows, columns = self.operands[2].shape
-        grouped[self.grid](
-            *self.operands, self.tiles, len(self.tiles), rows, columns, self.depth, **self.constants, **self.options
-        )
+    count, rows, columns = out.shape
+    BM, BN, BK, warps, stages, registers, resident = TILES[tile]
+    table = torch.from_numpy(tile_table(range(count), [(rows, columns)] * count, BM, BN)).to(out.device)
+    multiprocessors = torch.cuda.get_device_properties(out.device).multi_processor_count
+    grid = (min(len(table), resident * multiprocessors),)
+    depth = left.shape[1 if layout[0] == "T" else 2]
+    return lambda: grouped[grid](
+        left, right, out, table, len(table), rows, columns, depth, DTYPE=TYPES[right.dtype], LEFT_T=layout[0] == "T",
+        RIGHT_T=layout[1] == "T", BM=BM, BN=BN, BK=BK, **options(warps, stages, registers),
+    )  # fmt: skip

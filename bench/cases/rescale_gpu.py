@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from bench.run import RHO, Makers, Run, Target, Trial
+from bench.run import RHO, Run, Target, Trial
 from gsr_kernels import reference
 from gsr_kernels.backends.triton import fields
 from gsr_kernels.backends.triton.configurations import BLOCK, device_properties, options
@@ -37,9 +38,14 @@ def rows(run: Run) -> Iterator[dict]:
     # partial sums and S in, g and δ out
     sizes = [(min(shape), -(-min(shape) // TILE)) for shape in shapes]
     work = [Work(20 * sum(k for k, _ in sizes), 4 * sum(k * (parts + 3) for k, parts in sizes), "fp32")]
+
+    def trial(of: Callable[[Drawn], Callable[[], object]]) -> Trial:
+        drawn = Drawn(sizes, run.device)
+        return run.trial(of(drawn), drawn.error, TOLERANCE)
+
+    makers = {TRITON: partial(trial, by_triton), CANDIDATE: partial(trial, by_candidate)}
     targets = {CANDIDATE: [Target(0.95, TRITON)]}
-    variants = dict.fromkeys((TRITON, CANDIDATE), work)
-    yield from run.compare(labels, variants, lambda: makers(run, sizes), TRITON, targets)
+    yield from run.compare(labels, dict.fromkeys(makers, work), lambda: makers, TRITON, targets)
 
 
 @dataclass
@@ -71,16 +77,6 @@ class Drawn:
                 distance += (found - true).square().sum().item()
                 norm += true.square().sum().item()
         return (distance / norm) ** 0.5 if self.finite.all() else torch.nan
-
-
-def makers(run: Run, sizes: list[tuple[int, int]]) -> Makers:
-    """Return both variants, each with partial sums of its own."""
-
-    def trial(of: Callable[[Drawn], Callable[[], object]]) -> Trial:
-        drawn = Drawn(sizes, run.device)
-        return run.trial(of(drawn), drawn.error, TOLERANCE)
-
-    return {TRITON: lambda: trial(by_triton), CANDIDATE: lambda: trial(by_candidate)}
 
 
 def by_triton(drawn: Drawn) -> Callable[[], object]:

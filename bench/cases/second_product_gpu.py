@@ -1,32 +1,27 @@
-"""Products by CUTLASS beside grouped Triton and cuBLAS: the second with AdamW behind it, and the first.
+"""The second product with AdamW behind it by CUTLASS, beside grouped Triton and cuBLAS.
 
 G, W and moments are float32, bases bf16; nothing of it runs without a GPU. Equal matrices are one launch for each. Of
-CUTLASS's second product all is counted that Triton's does: where the product is square it scales U. What both need
-folded before, and what they multiply, is as the plan's launches leave it. A tall matrix's first product, Gᵀ U, is not
-covered.
+CUTLASS all is counted that Triton's does: where the product is square it scales U. What both need folded before, and
+what they multiply, is as the plan's launches leave it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from bench.cases.products import FALCON3_1B
 from bench.models import Model
 from bench.run import RHO, Makers, Run, Setting, Target, Trial
 from bench.transforms import draw, error, truth
-from gsr_kernels.cli.floors import STATES, Work, transform
+from gsr_kernels.cli.floors import STATES, Work
 
 bf16 = torch.bfloat16
-# weights of Falcon3-1B, and how many of them are taken at once
-SHAPES = {(2048, 2048): 8, (1024, 2048): 16, (8192, 2048): 4, (2048, 8192): 4}
 TRITON, CUTLASS, BARE = "triton", "CUTLASS", "torch.bmm, bare"
-FIRST = {name: f"first product, {name}" for name in (TRITON, CUTLASS, BARE)}
 # CUTLASS is worth its place if it beats Triton by 5 %
-SECOND_TARGETS = {CUTLASS: [Target(0.95, TRITON)]}
-FIRST_TARGETS = {FIRST[TRITON]: [Target(1.11, FIRST[BARE])], FIRST[CUTLASS]: [Target(0.95, FIRST[TRITON])]}
+TARGETS = {CUTLASS: [Target(0.95, TRITON)]}
 GROUP = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 # what operands and results of 16 bits leave of float64
 TOLERANCE = 3e-2
@@ -37,29 +32,14 @@ def rows(run: Run) -> Iterator[dict]:
         from bench.gpu.candidates import require
 
         require("first_product")
-    for shape, count in SHAPES.items():
-        yield from second(run, shape, count)
-        if shape[0] <= shape[1]:
-            yield from first(run, *shape, count)
-
-
-def second(run: Run, shape: tuple[int, int], count: int) -> Iterator[dict]:
-    (d1, d2), k = shape, min(shape)
-    setting = Setting(Model("candidates", {shape: count}, {}), None, "bf16", "fp32")
-    *_, last = transform(d1, d2, k, "drop", 2, 4, end=STATES["fp32"])
-    work = dict.fromkeys((TRITON, CUTLASS), [last] * count)
-    work[BARE] = [Work(last.flop, 2 * (d1 * d2 + k * (d1 + d2)))] * count
-    labels = {"shape": f"{count}x {d1}x{d2}", "dtype": "float32 x bfloat16"}
-    yield from run.compare(labels, work, lambda: Second(run, setting).makers(), BARE, SECOND_TARGETS)
-
-
-def first(run: Run, short: int, long: int, count: int) -> Iterator[dict]:
-    labels = {"shape": f"{count}x {short}x{short}x{long}", "dtype": "bfloat16", "layout": "NT"}
-    work = [Work(2 * short * short * long, 2 * (2 * short * long + short * short))] * count
-    variants = dict.fromkeys(FIRST.values(), work)
-    yield from run.compare(
-        labels, variants, partial(first_products, run, count, short, long), FIRST[BARE], FIRST_TARGETS
-    )
+    for shape, count in FALCON3_1B.items():
+        (d1, d2), k = shape, min(shape)
+        setting = Setting(Model("candidates", {shape: count}, {}), None, "bf16", "fp32")
+        *_, last = setting.transform(d1, d2, STATES["fp32"])
+        work = dict.fromkeys((TRITON, CUTLASS), [last] * count)
+        work[BARE] = [Work(last.flop, 2 * (d1 * d2 + k * (d1 + d2)))] * count
+        labels = {"shape": f"{count}x {d1}x{d2}", "dtype": "float32 x bfloat16"}
+        yield from run.compare(labels, work, lambda setting=setting: Second(run, setting).makers(), BARE, TARGETS)
 
 
 class Second:
@@ -156,24 +136,3 @@ class Second:
         fold()
         right, out = right.mT if transposed else right, torch.empty_like(self.G, dtype=bf16)
         return self.run.trial(lambda: torch.bmm(left, right, out=out))
-
-
-def first_products(run: Run, count: int, short: int, long: int) -> Makers:
-    """Return G V in bf16, stored as it is: the speed of the main loops."""
-    from bench.cases.products import Grouped
-
-    left, right = (torch.randn(count, short, long, device=run.device).to(bf16) for _ in range(2))
-    out = torch.empty(count, short, short, device=run.device, dtype=bf16)
-    expected = torch.stack([one.double() @ other.double().mT for one, other in zip(left, right)])
-
-    def trial(of: Callable[[], object]) -> Trial:
-        ready = run.trial(of, lambda: error(out, expected), TOLERANCE)
-        out.fill_(torch.nan)
-        return ready
-
-    makers = {
-        TRITON: lambda: trial(Grouped(left, right, out, "NT", "128x128x64")),
-        CUTLASS: lambda: trial(lambda: torch.ops.gsr_candidates.first_product(left, right, out)),
-        BARE: lambda: trial(lambda: torch.bmm(left, right.mT, out=out)),
-    }
-    return {FIRST[name]: maker for name, maker in makers.items()}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from bench.run import RHO, Makers, Run, Setting, Target, Trial
 from bench.transforms import Problem, bare, literal, literal_work
-from gsr_kernels.cli.floors import Work, transform
+from gsr_kernels.cli.floors import Work
 
 OURS, BARE, TORCH = "GSR", "bare products", "two products, torch"
 # what the literal form multiplies in
@@ -32,13 +33,13 @@ def work(setting: Setting) -> dict[str, list[Work]]:
     """Return the kernels of each variant, over all matrices."""
     found: dict[str, list[Work]] = {name: [] for name in (OURS, BARE, TORCH, *LITERAL)}
     for d1, d2 in setting.model.matrices:
-        k, mode, size = setting.directions(d1, d2), setting.out_of_span, setting.basis_bytes
         found[OURS] += setting.transform(d1, d2)
         found[TORCH] += setting.transform(d1, d2)
-        found[BARE] += transform(d1, d2, k, mode, size, size, setting.unit)
+        found[BARE] += replace(setting, gradient=setting.precision).transform(d1, d2)
         for name, dtype in LITERAL.items():
             unit = "16-bit" if dtype.itemsize == 2 else name.split()[1]
-            found[name] += literal_work(d1, d2, k, mode, dtype.itemsize, unit)
+            k = setting.directions(d1, d2)
+            found[name] += literal_work(d1, d2, k, setting.out_of_span, dtype.itemsize, unit)
     return found
 
 

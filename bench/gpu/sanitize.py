@@ -5,7 +5,8 @@ csrc/candidates that are built.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import product
 
 import torch
 
@@ -47,41 +48,34 @@ def main(argv: Sequence[str]) -> int:
 
 
 def steps_and_stages() -> None:
-    """Run every form of the step, aligned and not, and every stage."""
-    for precision in PRECISIONS:
-        kept = [
-            SpectralBasis.of(torch.randn(shape), rank, heads, precision).to("cuda") for shape, rank, heads in WEIGHTS
-        ]
-        for mode in ("drop", "keep"):
-            # a truncated basis that drops the rest is cuBLAS's
-            bases = [basis for basis in kept if mode == "keep" or basis.full_rank]
-            for dtype in GRADIENTS:
-                step(bases, dtype, mode)
-    for dtype in GRADIENTS:
-        for shape, _, _ in WEIGHTS:
-            stages(shape, dtype)
+    """Run every form of the step, and every stage."""
+    for precision, mode, dtype in product(PRECISIONS, ("drop", "keep"), GRADIENTS):
+        kept = [SpectralBasis.of(torch.randn(shape), rank, heads, precision) for shape, rank, heads in WEIGHTS]
+        # a truncated basis that drops the rest is cuBLAS's
+        step([basis.to("cuda") for basis in kept if mode == "keep" or basis.full_rank], dtype, mode)
+    for dtype, (shape, _, _) in product(GRADIENTS, WEIGHTS):
+        stages(shape, dtype)
 
 
 def step(bases: list[SpectralBasis], dtype: torch.dtype, mode: str) -> None:
-    """Run a step on gradients as allocated, one element further, and with NaN in them."""
-    plan = Plan(bases, [dtype] * len(bases), 0.5, [mode] * len(bases))
+    """Run a step on gradients as allocated, one element further, and with NaN in them.
+
+    Then the same with AdamW: as torch keeps it, with wide moments, and under a wide master.
+    """
+    given = bases, [dtype] * len(bases), 0.5, [mode] * len(bases)
     gradients = [torch.randn(basis.weight_shape).to("cuda", dtype) for basis in bases]
     shifted = [torch.empty(G.numel() + 1, dtype=dtype, device="cuda")[1:].view(G.shape).copy_(G) for G in gradients]
     wrong = [G.clone().index_fill_(-1, torch.zeros(1, dtype=torch.int64, device="cuda"), torch.nan) for G in gradients]
+    plan = Plan(*given)
     for one in (gradients, shifted, wrong):
         plan.run(one)
-    update(bases, dtype, mode, (gradients, shifted, wrong))
-
-
-def update(bases: list[SpectralBasis], dtype: torch.dtype, mode: str, steps: Iterable[list[torch.Tensor]]) -> None:
-    """Run the same with AdamW: as torch keeps it, with wide moments, and under a wide master."""
     settings = Settings(1, torch.device("cuda"))
     settings.set([{"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}], None, None)
     for kept in UPDATES[dtype]:
         moments = [moments_of(basis.weight_shape, kept) for basis in bases]
-        plan = Plan(bases, [dtype] * len(bases), 0.5, [mode] * len(bases), updates=[kept] * len(bases))
-        for gradients in steps:
-            plan.update(gradients, moments, settings)
+        plan = Plan(*given, updates=[kept] * len(bases))
+        for one in (gradients, shifted, wrong):
+            plan.update(one, moments, settings)
 
 
 def moments_of(shape: torch.Size, kept: Update) -> Moments:

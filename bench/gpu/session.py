@@ -87,7 +87,7 @@ EXTENSION = {
 CANDIDATES = {
     "build_candidates": Part(["-m", "bench.gpu", "candidates"], 240),
     "parity": Part([*PYTEST, f"{TESTS}/test_candidates.py"], 90),
-    "comparison": Part(["-m", "bench", "--case", "rescale_gpu", "second_product_gpu"], 120),
+    "comparison": Part(["-m", "bench", "--case", "rescale_gpu", "second_product_gpu", "products"], 170),
 }
 ALL = PARTS | DECOMPOSITIONS | EXTENSION | CANDIDATES
 
