@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.run import Makers, Run, untested
+from bench.run import Makers, Run, judged, untested
 from gsr_kernels.backends.torch.sketch import omega
 from gsr_kernels.cli.floors import Work
 from gsr_kernels.linalg import randomized_svd, svd
@@ -47,15 +47,19 @@ def matrix(m: int, n: int, S: Tensor, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def exact_errors(W: Tensor, truth: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> dict[str, float]:
-    """Return residual (Frobenius, relative), orthogonality (largest entry of QᵀQ − I), largest relative error of σ."""
+    """Return residual (Frobenius, relative), orthogonality (see ``defect``), largest relative error of σ."""
     rebuilt = (U.double() * S.double()) @ Vh.double()
-    identity = torch.eye(len(S), dtype=torch.float64, device=W.device)
-    defects = [(Q.mT @ Q - identity).abs().max().item() for Q in (U.double(), Vh.mT.double())]
     return {
         "residual": (torch.linalg.norm(W - rebuilt) / torch.linalg.norm(W.double())).item(),
-        "orthogonality": max(defects),
+        "orthogonality": defect(U, Vh),
         "sigma_error": ((S - truth) / truth).abs().max().item(),
     }
+
+
+def defect(U: Tensor, Vh: Tensor) -> float:
+    """Return the largest entry of UᵀU − I and V Vᵀ − I."""
+    identity = torch.eye(U.shape[-1], dtype=torch.float64, device=U.device)
+    return max((Q.mT @ Q - identity).abs().max().item() for Q in (U.double(), Vh.mT.double()))
 
 
 def labels(shape: Sequence[int], rank: int) -> dict[str, object]:
@@ -64,8 +68,8 @@ def labels(shape: Sequence[int], rank: int) -> dict[str, object]:
 
 
 def target(name: str, value: float, bound: float) -> str:
-    """Say in a few words whether it is met."""
-    return f"{name} {value:.4g}, target <= {bound:.4g}: {'met' if value <= bound else 'missed'}"
+    """Name a value and say whether it is met."""
+    return judged(f"{name} {value:.4g}", value, bound)
 
 
 def peer(W: Tensor, rank: int) -> tuple[Tensor, ...]:

@@ -97,10 +97,15 @@ class Target:
 
     def verdict(self, ratio: float) -> str:
         """Say in one line whether it is met."""
-        met = ratio >= self.bound if self.at_least else ratio <= self.bound
-        short = self.bound / ratio if self.at_least else ratio / self.bound
-        outcome = "met" if met else f"missed by {short - 1:.1%}"
-        return f"{ratio:.2f} x {self.to or 'floor'}, target {'>=' if self.at_least else '<='} {self.bound}: {outcome}"
+        return judged(f"{ratio:.2f} x {self.to or 'floor'}", ratio, self.bound, self.at_least)
+
+
+def judged(said: str, value: float, bound: float, at_least: bool = False) -> str:
+    """Add to what is said of a value its bound, and whether it is met."""
+    met = value >= bound if at_least else value <= bound
+    short = bound / value if at_least else value / bound
+    outcome = "met" if met else f"missed by {short - 1:.1%}"
+    return f"{said}, target {'>=' if at_least else '<='} {bound:.4g}: {outcome}"
 
 
 Makers = Mapping[str, Callable[[], Trial]]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -75,19 +74,16 @@ def fused() -> Entered:
     return step(net, gsr_kernels.GSRAdamW(net, lr=1e-3, method=gsr_kernels.GSR(rho=0.5)))
 
 
-def sharded(rank: int, store: str) -> Entered:
-    """The first of two gloo processes, each with half the rows of both weights."""
+def sharded() -> Entered:
+    """Half the rows of both weights, on each of two gloo processes."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     net = model()
     fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     gsr_kernels.attach(net, optimizer, rho=0.5)
-    found = step(net, optimizer)
-    dist.destroy_process_group()
-    return found
+    return step(net, optimizer)
 
 
 ROADS: dict[str, Callable[[], Entered]] = {
@@ -95,39 +91,33 @@ ROADS: dict[str, Callable[[], Entered]] = {
     "GSRAdamW": fused,
     "attach, GPU path": attached,
     "GSRAdamW, GPU path": fused,
+    "sharded": sharded,
 }
 
 
-def on_gpu_path() -> None:
-    """Let the kernels take weights on a CPU, where Triton's interpreter runs them."""
-    dispatch.has_kernels = lambda device: True
+def travel(rank: int, name: str, store: str, names: bool) -> None:
+    """Take one road in a process of its own: Triton's interpreter is chosen when it is imported."""
+    if name.endswith("GPU path"):
+        # the kernels take weights on a CPU, where the interpreter runs them
+        dispatch.has_kernels = lambda device: True
+    if name == "sharded":
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    found = ROADS[name]()
+    if name == "sharded":
+        dist.destroy_process_group()
+    if rank == 0:
+        report(name, found, names)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.step_road", description=__doc__)
     parser.add_argument("--list", action="store_true", help="name the functions")
-    # one road in a process of its own: Triton's interpreter is chosen when it is imported
-    parser.add_argument("--road", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.road:
-        name, *where = args.road
-        if name.endswith("GPU path"):
-            on_gpu_path()
-        found = sharded(int(where[0]), where[1]) if name == "sharded" else ROADS[name]()
-        if where[:1] != ["1"]:
-            report(name, found, args.list)
-        return
-    for name in ROADS:
-        interpreted = {"TRITON_INTERPRET": "1"} if name.endswith("GPU path") else {}
-        start(args.list, name, **interpreted).wait()
     with tempfile.TemporaryDirectory() as folder:
-        for process in [start(args.list, "sharded", rank, f"{folder}/store") for rank in "01"]:
-            process.wait()
-
-
-def start(names: bool, *road: str, **environment: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "bench.step_road", *["--list"] * names, "--road", *road]
-    return subprocess.Popen(command, env={**os.environ, **environment})
+        for name in ROADS:
+            os.environ["TRITON_INTERPRET"] = str(int(name.endswith("GPU path")))
+            processes = 2 if name == "sharded" else 1
+            torch.multiprocessing.spawn(travel, (name, f"{folder}/store", args.list), processes)
 
 
 def report(name: str, found: Entered, names: bool) -> None:

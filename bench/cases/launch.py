@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from bench.optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
-from bench.run import Run
+from bench.run import Run, judged
 from bench.timing import captured, percentiles, synchronized
 
 TIMES = 20
@@ -29,8 +29,7 @@ def rows(run: Run) -> Iterator[dict]:
 
 def _row(run: Run, name: str, launch: str, times: list[float]) -> dict:
     found = percentiles(times)
-    over = found["p50_ms"] / ALLOWED
-    said = "" if not run.on_gpu else f"target <= {ALLOWED} ms: {'met' if over <= 1 else f'missed by {over - 1:.0%}'}"
+    said = judged(f"{found['p50_ms']:.4g} ms", found["p50_ms"], ALLOWED) if run.on_gpu else ""
     return {**run.setting.labels, "variant": name, "launch": launch, **found, "verdict": said}
 
 

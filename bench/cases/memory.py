@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from bench.optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
-from bench.run import Run, collect
+from bench.run import Run, collect, judged
 from bench.timing import peak_extra_bytes
 from gsr_kernels.cli.estimate import Kind, cost
 from gsr_kernels.optim import Handle
@@ -33,7 +33,8 @@ def rows(run: Run) -> Iterator[dict]:
         row = {**setting.labels, "variant": name, "extra_mib": round(extra / 2**20, 1)}
         if bases:
             row |= {"bases_mib": round(bases / 2**20, 1), **predicted}
-            row["verdict"] = _verdict(extra / 2**20, bases / formula)
+            said = judged("MiB beyond the bases", extra / 2**20, ALLOWED)
+            row["verdict"] = f"{said}; bases {bases / formula:.3f} x their formula"
         yield row
 
 
@@ -52,8 +53,3 @@ def _held(run: Run, make: Callable[[], list[Optimizer]]) -> tuple[int, int]:
         states = sum(one.nbytes for state in optimizer.state.values() for one in state.values())
         extra += torch.cuda.memory_allocated() - before - states - bases
     return extra, bases
-
-
-def _verdict(extra: float, bases: float) -> str:
-    beside = "met" if extra <= ALLOWED else f"missed by {extra / ALLOWED - 1:.0%}"
-    return f"beyond the bases <= {ALLOWED} MiB: {beside}; bases {bases:.3f} x their formula"

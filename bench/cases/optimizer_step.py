@@ -21,13 +21,13 @@ from bench.optimizers import (
 from bench.run import Makers, Run, Target, Trial
 from bench.transforms import draw_bases, in_place
 
-EAGER, APART = "GSRAdamW, eager", "GSR, then AdamW"
+APART = "GSR, then AdamW"
 
 
 def rows(run: Run) -> Iterator[dict]:
     half = run.setting.gradient != "fp32"
     of = work(run.setting, ADAMW, OURS, MASTER, ATTACHED, MUON, OSF)
-    kernels = {ADAMW: of[ADAMW], OURS: of[OURS], EAGER: of[OURS], MASTER: of[MASTER], APART: of[ATTACHED], **of}
+    kernels = {ADAMW: of[ADAMW], OURS: of[OURS], MASTER: of[MASTER], APART: of[ATTACHED], **of}
     if not half:
         del kernels[MASTER]
     over_adamw = Target(1.4 if half else 1.2, ADAMW)
@@ -64,12 +64,10 @@ def _variants(run: Run, names: Iterable[str]) -> Makers:
     variants = {
         ADAMW: plain,
         OURS: lambda: tested(OURS, captured=True),
-        EAGER: lambda: tested(OURS, captured=False),
         MASTER: lambda: tested(MASTER, captured=True),
         APART: apart,
         ATTACHED: lambda: tested(ATTACHED, captured=False),
         MUON: muon,
         OSF: lambda: Trial(osf(list(model.parameters())), launch="eager"),
     }
-    # without a graph the first is eager too
-    return {name: variants[name] for name in names if run.on_gpu or name != EAGER}
+    return {name: variants[name] for name in names}

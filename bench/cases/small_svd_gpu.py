@@ -1,21 +1,18 @@
-"""126 small decompositions at once, and what a randomized SVD gains by them: the CUDA extension beside cuSOLVER."""
+"""126 small decompositions at once: the CUDA extension beside cuSOLVER."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from bench.decompositions import matrix, spectrum
+from bench.decompositions import defect, matrix, spectrum
 from bench.run import Makers, Run, Target, Trial, untested
 from gsr_kernels.backends import cuda
 from gsr_kernels.cli.floors import Work
-from gsr_kernels.linalg import randomized_svd, svd
-from gsr_kernels.linalg.drivers import chain
 from gsr_kernels.ops import implementation
 
 # as many as Falcon3-1B has matrices
@@ -30,21 +27,11 @@ PEERS = {
 SWEEPS, TURNED = 14, 8.5
 # of the largest entry of QᵀQ − I
 ORTHOGONAL = 5e-6
-# (shape, rank) whose sketch, twice as wide as the rank, comes down to a small problem
-SKETCHED = (((2048, 2048), 128), ((8192, 2048), 64))
-SOLVED = ("randomized_svd, jacobi", "randomized_svd, without")
 
 
 def rows(run: Run) -> Iterator[dict]:
     if run.on_gpu and (reason := cuda.refusal(torch.device("cuda", torch.cuda.current_device()))):
         raise RuntimeError(f"{reason}: `python -m bench.gpu build` builds it")
-    jacobi, without = SOLVED
-    for shape, rank in SKETCHED:
-        labels = {"shape": "x".join(map(str, shape)), "dtype": "float32", "rank": rank}
-        if run.on_gpu:
-            labels["auto"] = driver(run.device, 2 * rank)
-        make = partial(sketched, run.device, shape, rank)
-        yield from run.compare(labels, dict.fromkeys(SOLVED, ()), make, without, {jacobi: [Target(1.0, without)]})
     # cuSOLVER may take seconds a turn
     few = replace(run, least=2)
     for k in SIDES:
@@ -73,31 +60,6 @@ def makers(device: torch.device, k: int) -> Makers:
     return {"small_svd": jacobi, **untested({name: partial(peer, A) for name, peer in PEERS.items()})}
 
 
-def sketched(device: torch.device, shape: tuple[int, int], rank: int) -> Makers:
-    """Return the same sketch, its small problem decomposed by jacobi or by the fastest other driver."""
-    W = torch.randn(shape, device=device)
-    with patch("gsr_kernels.linalg.drivers.small_svd_limit", lambda device: 0):
-        other = driver(device, 2 * rank)
-
-    def by(name: str) -> Callable[[], object]:
-        def solved() -> object:
-            with patch("gsr_kernels.linalg.drivers.fastest", lambda *_: name):
-                return randomized_svd(W, rank)
-
-        return solved
-
-    return untested(dict(zip(SOLVED, map(by, ("jacobi", other)))))
-
-
-def driver(device: torch.device, size: int) -> str:
-    """Return the driver that svd begins with for matrices of a size."""
-    svd(torch.randn(size, size, device=device))
-    # which has been decided by now, so that no clock is read
-    return chain(device, size, None, lambda driver, size: torch.nan)[0]
-
-
 def _defect(U: Tensor, S: Tensor, Vh: Tensor, sweeps: Tensor) -> float:
     """Return the largest defect, NaN where one did not converge."""
-    identity = torch.eye(U.shape[-1], dtype=torch.float64, device=U.device)
-    worst = max((Q.mT @ Q - identity).abs().max().item() for Q in (U.double(), Vh.mT.double()))
-    return worst if (sweeps > 0).all() else torch.nan
+    return defect(U, Vh) if (sweeps > 0).all() else torch.nan

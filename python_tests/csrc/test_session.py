@@ -15,7 +15,6 @@ from bench.run import Run, Setting
 from bench.timing import H200
 from gsr_kernels import ops
 from gsr_kernels.backends import cuda
-from gsr_kernels.linalg import drivers
 
 OTHERS = session.EXTENSION, session.CANDIDATES
 
@@ -91,15 +90,6 @@ def test_the_case_predicts():
     rows = list(small_svd_gpu.rows(Run(Setting(model("small")), H200, dry=True)))
     floors = {row["shape"]: row["floor_ms"] for row in rows if row["variant"] == "small_svd"}
     assert list(floors) == ["126 x 64x64", "126 x 128x128", "126 x 256x256"] and floors["126 x 256x256"] > 1
-
-
-def test_the_sketches_are_solved_by_one_driver_each(monkeypatch):
-    cpu = torch.device("cpu")
-    assert small_svd_gpu.driver(cpu, 8) == "gesdd"
-    monkeypatch.setattr(small_svd_gpu, "driver", lambda device, size: f"the fastest at {size}")
-    monkeypatch.setattr(small_svd_gpu, "randomized_svd", lambda W, rank: drivers.fastest(cpu, 2 * rank, (), None))
-    trials = small_svd_gpu.sketched(cpu, (40, 30), 4)
-    assert [trials[name]().run() for name in small_svd_gpu.SOLVED] == ["jacobi", "the fastest at 8"]
 
 
 def test_the_case_proves_what_it_times(monkeypatch):
