@@ -43,18 +43,6 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     sanitizer: str = ""
 
-    @classmethod
-    def case(cls, case: str, *arguments: str, seconds: int | None = None) -> Part:
-        """Return the part of a case of bench/cases."""
-        return cls(["-m", "bench", "--case", case, *arguments], seconds or SECONDS[case])
-
-    @classmethod
-    def sanitized(cls, tool: str, seconds: int, *arguments: str) -> Part:
-        """Return the small problems under a tool of compute-sanitizer."""
-        # memory as it was asked for: inside a block of torch's own cache an access out of bounds goes unseen
-        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        return cls(["-m", "bench.gpu", "sanitize", *arguments], seconds, environment, tool)
-
     @property
     def words(self) -> list[str]:
         """Return the whole command."""
@@ -62,27 +50,39 @@ class Part:
         return [*tool, sys.executable, *self.command]
 
 
+def case(name: str, *arguments: str, seconds: int | None = None) -> Part:
+    """Return the part of a case of bench/cases."""
+    return Part(["-m", "bench", "--case", name, *arguments], seconds or SECONDS[name])
+
+
+def sanitized(tool: str, seconds: int, *arguments: str) -> Part:
+    """Return the small problems under a tool of compute-sanitizer."""
+    # memory as it was asked for: inside a block of torch's own cache an access out of bounds goes unseen
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return Part(["-m", "bench.gpu", "sanitize", *arguments], seconds, environment, tool)
+
+
 BOTH = ["--gradient", "fp32", "bf16"]
 PARTS = {
     "tests": Part([*PYTEST, TESTS], 80),
-    "optimizer_step": Part.case("optimizer_step", *BOTH, "--rank", "full", "256"),
-    "transform": Part.case("transform", *BOTH),
-    "training_step": Part.case("training_step", "--rank", "full", "256", seconds=55),
-    "memory": Part.case("memory"),
-    "launch": Part.case("launch"),
-    "shapes": Part.case("shapes", *BOTH),
-    "products": Part.case("products"),
-    "other ranks and bases": Part.case("transform", "--rank", "256", "64", "--precision", "fp16", "bf16", seconds=25),
+    "optimizer_step": case("optimizer_step", *BOTH, "--rank", "full", "256"),
+    "transform": case("transform", *BOTH),
+    "training_step": case("training_step", "--rank", "full", "256", seconds=55),
+    "memory": case("memory"),
+    "launch": case("launch"),
+    "shapes": case("shapes", *BOTH),
+    "products": case("products"),
+    "other ranks and bases": case("transform", "--rank", "256", "64", "--precision", "fp16", "bf16", seconds=25),
     "decide": Part(["-m", "bench.gpu", "decisions"], 5),
-    "memcheck": Part.sanitized("memcheck", 40),
+    "memcheck": sanitized("memcheck", 40),
 }
 # for other sessions, by name: decompositions and adapters, the CUDA extension, the candidates
-DECOMPOSITIONS = {name: Part.case(name) for name in ("svd_gpu", "svd_accuracy", "adapters_gpu")}
+DECOMPOSITIONS = {name: case(name) for name in ("svd_gpu", "svd_accuracy", "adapters_gpu")}
 EXTENSION = {
     "build": Part(["setup.py", "build_ext", "--inplace"], 150, {"GSR_KERNELS_CUDA": "1"}),
     "small_svd_tests": Part([*PYTEST, f"{TESTS}/test_small_svd.py"], 120),
-    "small_svd_gpu": Part.case("small_svd_gpu", seconds=120),
-    **{f"csrc_{tool}": Part.sanitized(tool, 60, "--csrc") for tool in ("memcheck", "racecheck", "synccheck")},
+    "small_svd_gpu": case("small_svd_gpu", seconds=120),
+    **{f"csrc_{tool}": sanitized(tool, 60, "--csrc") for tool in ("memcheck", "racecheck", "synccheck")},
 }
 CANDIDATES = {
     "build_candidates": Part(["-m", "bench.gpu", "candidates"], 240),
