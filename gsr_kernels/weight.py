@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsr_kernels.basis import SpectralBasis, fingerprint
 from gsr_kernels.distributed.schemes import Scheme
@@ -17,9 +17,10 @@ from gsr_kernels.offload import in_host_memory
 
 @dataclass(eq=False)
 class Weight:
-    """One matrix under a method; ``place`` finds it in the optimizer's groups, since wrappers swap parameters."""
+    """One matrix under a method, and its group and index in the optimizer's ``param_groups``."""
 
     name: str
+    parameter: nn.Parameter
     place: tuple[int, int]
     method: Method
     rank: int | None

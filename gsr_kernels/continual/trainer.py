@@ -44,9 +44,9 @@ class TaskTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """The Trainer's own, with the head in groups of its own, decayed or not as they were."""
+        fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        # called again from within where a method is attached: the inner call makes the groups
-        if self.head_lr is not None and self.optimizer_cls_and_kwargs is None:
+        if self.head_lr is not None and fresh:
             model = self.accelerator.unwrap_model(self.model)
             encoder = set(model.base_model.parameters())
             for group in list(optimizer.param_groups):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gsr_kernels.distributed.agreement import equal_on_all_ranks
 from gsr_kernels.distributed.layout import Layout, local, sharded_dim, split_factor
 from gsr_kernels.distributed.schemes import LongSide
 from gsr_kernels.messages import some
@@ -26,16 +27,42 @@ def read_layouts(model: object, parameters: Mapping[str, Tensor]) -> dict[str, L
 
     Raises ValueError, by the parameter's name, for placements that are not supported.
     """
-    replicas: tuple = ()
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        from torch.distributed.device_mesh import DeviceMesh
-        from torch.distributed.tensor import Replicate
-
-        replicas = (DeviceMesh.from_group(model.process_group, model.device_type), (Replicate(),))
+    replicas = _replicas(model)
     return {
         name: _read(name, parameter) if hasattr(parameter, "placements") else Layout(parameter.shape, *replicas)
         for name, parameter in parameters.items()
     }
+
+
+def check_same_parameters(model: nn.Module | Mapping[str, nn.Parameter], held: set[Tensor]) -> None:
+    """Raise ValueError, on all ranks, where their optimizers hold different parameters of a model that they share."""
+    replicas = _replicas(model)
+    meshes: dict[tuple[int, ...], tuple[Layout, list[str]]] = {}
+    for name, parameter in model.items() if isinstance(model, Mapping) else model.named_parameters():
+        mesh = getattr(parameter, "device_mesh", replicas[0] if replicas else None)
+        if mesh is not None:
+            layout = Layout(parameter.shape, mesh)
+            names = meshes.setdefault(tuple(sorted(layout.ranks)), (layout, []))[1]
+            names += [name] * (parameter in held)
+    # in one order on all ranks, since groups may overlap
+    for ranks in sorted(meshes):
+        layout, names = meshes[ranks]
+        if not equal_on_all_ranks(names, [layout]):
+            raise ValueError(
+                f"optimizer: the ranks {list(ranks)} hold different parameters in theirs, this one {len(names)} "
+                f"({some(names)}), as inside ZeroRedundancyOptimizer: give attach() the outer optimizer, or shard by "
+                "fully_shard"
+            )
+
+
+def _replicas(model: object) -> tuple[Any, ...]:
+    """Return the mesh of DDP's replicas and its placement; empty for other models."""
+    if not isinstance(model, nn.parallel.DistributedDataParallel):
+        return ()
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Replicate
+
+    return DeviceMesh.from_group(model.process_group, model.device_type), (Replicate(),)
 
 
 def _read(name: str, parameter: Tensor) -> Layout:

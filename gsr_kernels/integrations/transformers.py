@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from gsr_kernels.optim import Handle, ModelHandle, attach
 from gsr_kernels.optim.model_handle import model_methods
 from gsr_kernels.optim.state import KEY
+from gsr_kernels.optim.supported import innermost
 
 
 def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCallback:
@@ -24,8 +25,9 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
     under FSDP2 each keeps its shards. Give ``bases=PATH`` to resume from a checkpoint. Every ``logging_steps`` the log
     has ``handle.scalars()``: of GSR gsr/outside_span, gsr/on_diagonal, gsr/norm_ratio and gsr/skipped_nonfinite.
 
-    Methods on a whole model, as those on adapters, are taken off when training ends, and also act on an optimizer that
-    was given as ``optimizers=``.
+    A second ``train()`` from the start is another task: the bases are then those of the weights as they are. Methods on
+    a whole model, as those on adapters, are taken off when training ends, and also act on an optimizer that was given
+    as ``optimizers=``.
 
     Args:
         trainer: before ``train()``. For methods on single weights without an optimizer of its own: to one given as
@@ -48,43 +50,30 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
         )
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise TypeError("trainer: FSDP1 flattens the weights, which then have no singular basis. Set fsdp_version: 2")
-    if model_methods(method):
-        callback = MethodCallback(trainer, method, settings)
-    else:
-        callback = _attach_when_trained(trainer, method, settings)
+    callback = MethodCallback(trainer, method, settings)
+    if not model_methods(method):
+        if trainer.optimizer is not None:
+            raise ValueError(
+                "trainer has its optimizer already: call gsr_kernels.attach(model, optimizer, ...) on that one"
+            )
+        steps = trainer.args.logging_steps
+        model: Any = trainer.model
+        # where weights are sharded no gradient is whole
+        sharded = trainer.is_fsdp_enabled or any(hasattr(parameter, "placements") for parameter in model.parameters())
+        every = 0 if sharded else int(steps) if steps >= 1 else 1
+        kind = ShardedMethodCallback if sharded else MethodCallback
+        callback = kind(trainer, method, {"record_every": every, **settings})
+        create = trainer.create_optimizer
+
+        def create_and_watch(*args: Any, **kwargs: Any) -> Optimizer:
+            # also where a subclass makes its own
+            optimizer = create(*args, **kwargs)
+            callback.watch(optimizer)
+            return optimizer
+
+        trainer.create_optimizer = create_and_watch  # type: ignore[method-assign]
     # first, so that the reporters that come after it see what it adds
     trainer.callback_handler.callbacks.insert(0, callback)
-    return callback
-
-
-def _attach_when_trained(trainer: Trainer, method: Any, settings: dict[str, Any]) -> MethodCallback:
-    """Have the trainer make an optimizer that tells the callback what a checkpoint holds of the method."""
-    if trainer.optimizer is not None:
-        raise ValueError(
-            "trainer has its optimizer already: call gsr_kernels.attach(model, optimizer, ...) on that one"
-        )
-    steps = trainer.args.logging_steps
-    model: Any = trainer.model
-    # where weights are sharded no gradient is whole
-    sharded = trainer.is_fsdp_enabled or any(hasattr(parameter, "placements") for parameter in model.parameters())
-    every = 0 if sharded else int(steps) if steps >= 1 else 1
-    kind = ShardedMethodCallback if sharded else MethodCallback
-    callback = kind(trainer, method, {"record_every": every, **settings})
-    own = trainer.optimizer_cls_and_kwargs
-
-    def create(model: nn.Module) -> Optimizer:
-        trainer.optimizer_cls_and_kwargs = own
-        try:
-            optimizer = trainer.create_optimizer(model)
-        finally:
-            # a Trainer with model_init makes another optimizer for every train()
-            trainer.optimizer_cls_and_kwargs = factory
-        optimizer.register_load_state_dict_pre_hook(callback.remember)
-        return optimizer
-
-    # whatever is no optimizer class is called twice: for the factory, and for the optimizer
-    factory: Any = (lambda: create, {})
-    trainer.optimizer_cls_and_kwargs = factory
     return callback
 
 
@@ -99,10 +88,16 @@ class MethodCallback(TrainerCallback):
         self.handle: Handle | ModelHandle | None = None
         self._method, self._settings = method, settings
         self._loaded: Any = None
+        self._watching: RemovableHandle | None = None
 
-    def remember(self, optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    def watch(self, optimizer: Optimizer) -> None:
         """Keep what a checkpoint of the optimizer holds, until there is a handle for it."""
-        self._loaded = saved.get(KEY)
+        if self._watching is not None:
+            self._watching.remove()
+        self._loaded = None
+        self._watching = innermost(optimizer).register_load_state_dict_pre_hook(
+            lambda _, saved: setattr(self, "_loaded", saved.get(KEY))
+        )
 
     def resumed(self, state: TrainerState) -> Any:
         """Return the handle's state in the checkpoint that was loaded, if one was."""
@@ -111,18 +106,24 @@ class MethodCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Attach to an optimizer that has no handle yet."""
+        """Attach to an optimizer that has no handle yet; another training from the start is another task."""
         # a training that failed has not ended
-        self.on_train_end(args, state, control)
+        self._take_off()
         optimizer = kwargs["optimizer"]
         model: Any = self.trainer.model
         if model_methods(self._method):
             self.handle = attach(model, optimizer, self._method, **self._settings)
-        elif Handle.of(optimizer) is None:
-            self.handle = attach(self.trainer.model_wrapped, optimizer, self._method, **self._settings)
-            saved = self.resumed(state)
-            if saved is not None:
-                self.handle.load_state_dict(saved)
+            return
+        handle, saved = Handle.of(optimizer), self.resumed(state)
+        if handle is None:
+            handle = self.handle = attach(self.trainer.model_wrapped, optimizer, self._method, **self._settings)
+        elif handle is not self.handle:
+            # attached by hand
+            return
+        elif saved is None:
+            handle.refresh()
+        if saved is not None:
+            handle.load_state_dict(saved)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -136,7 +137,12 @@ class MethodCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give a model and an optimizer that outlive the training back as they were."""
+        """Give a model and an optimizer that outlive the training back as they were; warn where no step was taken."""
+        self._take_off()
+        if isinstance(self.handle, Handle) and not any(weight.steps for weight in self.handle.weights):
+            self.handle.doctor()
+
+    def _take_off(self) -> None:
         if isinstance(self.handle, ModelHandle):
             self.handle.remove()
 

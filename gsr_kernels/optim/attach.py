@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ from gsr_kernels.distributed.agreement import (
     run_on_all_ranks,
 )
 from gsr_kernels.distributed.layout import local
-from gsr_kernels.distributed.placements import advise, read_layouts
+from gsr_kernels.distributed.placements import advise, check_same_parameters, read_layouts
 from gsr_kernels.distributed.schemes import choose_scheme
 from gsr_kernels.io.bases_file import add_bases, check_folder, is_stored
 from gsr_kernels.messages import some
@@ -38,7 +38,7 @@ from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.model_handle import ModelHandle, model_methods
 from gsr_kernels.optim.report import summary, warn_missing
 from gsr_kernels.optim.step import MethodStep
-from gsr_kernels.optim.supported import check_model, innermost
+from gsr_kernels.optim.supported import check_model, innermost, swaps_weights
 from gsr_kernels.optim.targets import find_targets, warn_pinned
 from gsr_kernels.options import Rank, Rho, clamped_from, resolve_heads, resolve_rank, resolve_rho
 from gsr_kernels.weight import Weight, origin
@@ -141,6 +141,7 @@ def attach(
         for index, parameter in enumerate(settings["params"])
     }
     parameters = list(model.values() if isinstance(model, Mapping) else model.parameters())
+    check_same_parameters(model, set(places))
     if places.keys().isdisjoint(parameters):
         raise ValueError(
             "optimizer holds none of the model's parameters: build it from model.parameters(), "
@@ -157,6 +158,12 @@ def attach(
             f"{type(methods[narrow[0]]).__name__} corrects weights after each step, by less than {some(narrow)} in "
             f"{matched[narrow[0]].dtype} can hold: train float32 weights under bfloat16 autocast"
         )
+    swapped = [one for one in methods.values() if one.constrains and swaps_weights(optimizer)]
+    if swapped:
+        raise ValueError(
+            f"{type(swapped[0]).__name__} corrects weights after each step, and {type(optimizer).__name__} has other "
+            "weights evaluated than those: use an optimizer without train() and eval()"
+        )
     split = resolve_heads(heads, [target for target in found if target.reason is None])
     layouts = read_layouts(model, matched)
     # a DTensor is whole by its shape alone
@@ -172,6 +179,7 @@ def attach(
     weights = [
         Weight(
             name,
+            matched[name],
             places[matched[name]],
             methods[name],
             ranks[name],
@@ -208,7 +216,7 @@ def attach(
         if any(layout.mesh_dims() for layout in layouts.values()):
             common_layout(list(layouts.values()))
         there = all_ranks_agree(is_stored(path), list(layouts.values()))
-    absent, other, stale = _fill(weights, [local(parameter) for parameter in matched.values()], path, there)
+    absent, other, stale = _fill(weights, path, there)
     # to a directory of shards nothing can be added
     adding = there and path is not None and bool(absent) and not other and Path(path).is_file()
     trainable = sum(parameter.numel() for parameter in dict.fromkeys(parameters) if parameter.requires_grad)
@@ -237,14 +245,13 @@ def attach(
     return handle
 
 
-def _fill(
-    weights: list[Weight], parameters: list[Tensor], path: str | None, there: bool
-) -> tuple[list[Weight], list[Weight], list[Weight]]:
+def _fill(weights: list[Weight], path: str | None, there: bool) -> tuple[list[Weight], list[Weight], list[Weight]]:
     """Give the weights their bases, those of the file where it has any of their shape.
 
     Returns the weights that a file which is there lacks, those of which it holds another basis, of another rank, say,
     and those whose basis there was taken from other values than they have.
     """
+    parameters = [local(weight.parameter) for weight in weights]
     file = stored_bases(path, weights) if path is not None and there else {}
     if there and not file:
         raise ValueError(f"bases: {path} holds none of the matched weights, as another model's; name another file")

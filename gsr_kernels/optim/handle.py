@@ -6,7 +6,7 @@ import copy
 import os
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from gsr_kernels.messages import some
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
 from gsr_kernels.optim.metrics import directions, overview, summarize
-from gsr_kernels.optim.report import describe, summary, warn_findings, warn_late
+from gsr_kernels.optim.report import describe, summary, warn_findings, warn_unsaved
 from gsr_kernels.optim.step import MethodStep, OwnStep, act_on_gradients
 from gsr_kernels.optim.supported import innermost
 
@@ -35,6 +35,7 @@ class Handle:
         self.coverage = coverage
         self._step = step
         self._optimizer = step.optimizer
+        self._unsaved = False
         self._hook()
 
     @staticmethod
@@ -65,11 +66,15 @@ class Handle:
         """Begin a new task: new bases of the weights as they are now, new method state.
 
         The optimizer's moments stay, unless ``reset_moments``. If a weight cannot be decomposed nothing is changed.
+        What ``doctor()`` finds is warned of.
 
         Raises ValueError where a weight holds NaN or Inf.
         """
-        self._step.refresh(self.weights)
-        warn_late(self._step.late())
+        step = self._step
+        unreached = step.count == step.begun and bool(step.changed(self.weights))
+        step.refresh(self.weights)
+        step.begun = step.count
+        warn_findings(self.weights, step.uncovered(), step.count, unreached)
         if not reset_moments:
             return
         if isinstance(self._optimizer, OwnStep):
@@ -147,12 +152,20 @@ class Handle:
         The optimizer's own ``state_dict()`` holds it under "gsr_kernels"; call this where a checkpoint is written
         without that, as by torch.distributed.checkpoint.
         """
+        step = self._step
+        if step.count and step.file is None and not self._unsaved:
+            self._unsaved = True
+            warn_unsaved()
+        # one weight that is not sharded tells, and asks no other rank
+        one = [weight for weight in self.weights if not weight.scheme.layout.mesh_dims()][:1]
+        if step.count == step.begun and not step.rehearsed and step.changed(one):
+            self.doctor()
         return {
             "format_version": state.FORMAT_VERSION,
-            "bases": self._step.file or "",
-            "resuming": int(bool(self._step.stale)),
-            "steps": self._step.count,
-            "refresh_every": self._step.refresh_every,
+            "bases": step.file or "",
+            "resuming": int(bool(step.stale)),
+            "steps": step.count,
+            "refresh_every": step.refresh_every,
             "weights": state.weight_states(self.weights),
         }
 
@@ -169,6 +182,8 @@ class Handle:
         parameters = [step.parameter(weight) for weight in self.weights]
         path = bases or step.file or step.given
         read = state.load_weight_states(self.weights, parameters, saved["weights"], path, saved["bases"] or None)
+        # of a checkpoint's task nobody knows the beginning; a round trip within this one changes nothing
+        step.begun = step.begun if step.count == saved["steps"] else -1
         step.count, step.refresh_every = saved["steps"], saved["refresh_every"]
         if path is not None and (read or bases is not None):
             step.file = os.fspath(path)
@@ -186,8 +201,12 @@ class Handle:
         attached.pop(id(self._optimizer), None)
 
     def doctor(self) -> list[str]:
-        """Return what is silently wrong, each finding also given as a warning; runs by itself after the first step."""
-        return warn_findings(self.weights, self._step.late(), self._step.count)
+        """Return what is silently wrong, each finding also given as a warning.
+
+        It runs by itself after the first step and at ``refresh()``.
+        """
+        step = self._step
+        return warn_findings(self.weights, step.uncovered(), step.count, step.count in (0, step.begun))
 
     def __repr__(self) -> str:
         return f"<Handle: {summary(self.weights, self.coverage)}; {self._step.count} steps; print() lists the weights>"
@@ -197,14 +216,19 @@ class Handle:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
         """Return a handle on a copy of its optimizer: copy model and handle together. An optimizer alone is bare."""
-        twin = copy.copy(self)
-        memo[id(self)] = twin
+        twin = memo[id(self)] = object.__new__(Handle)
         for name, value in vars(self).items():
             if name not in ("_hooks", "weights"):
                 setattr(twin, name, copy.deepcopy(value, memo))
         twin.weights = twin._step.weights
         twin._hook()
         return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a handle lives on its optimizer and cannot be pickled: keep handle.state_dict(), and the bases by "
+            "attach(bases=PATH); attach() and load_state_dict() bring them back"
+        )
 
     def _hook(self) -> None:
         optimizer = self._optimizer

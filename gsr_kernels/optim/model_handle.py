@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,12 @@ class ModelHandle:
         """Take the methods off model and optimizer."""
         for hook in self._hooks:
             hook.remove()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a ModelHandle lives on its model and optimizer and cannot be pickled or copied: keep its state_dict(); "
+            "attach() and load_state_dict() bring it back"
+        )
 
     def __repr__(self) -> str:
         return f"ModelHandle({', '.join(map(repr, self.methods))})"

@@ -38,42 +38,31 @@ def describe(weights: Sequence[Weight], found: Sequence[Target], coverage: float
     return "\n".join(lines)
 
 
-def findings(weights: Sequence[Weight], late: Sequence[str], steps: int) -> list[str]:
-    """Return what is silently wrong: no step reached the method, or weights never had a gradient."""
+def warn_findings(weights: Sequence[Weight], uncovered: Sequence[str], steps: int, unreached: bool) -> list[str]:
+    """Warn of all that is silently wrong, and return the warnings.
+
+    Args:
+        uncovered: matrices that began to train after attach().
+        steps: those that the method has seen.
+        unreached: whether weights move, or should, in none of them.
+    """
+    found = []
+    if unreached:
+        found.append(
+            "no step of the optimizer has reached the method since attach() or refresh(): training steps another "
+            "optimizer than the one that attach() was given, or inside backward(), or not at all yet"
+        )
+    if uncovered:
+        found.append(
+            f"{len(uncovered)} matrices train without the method ({some(uncovered)}): at attach() they were frozen or "
+            "not in the optimizer. handle.remove() and attach() again take them in"
+        )
     idle = [weight.name for weight in weights if not weight.steps]
-    if not steps:
-        return [
-            "no step of the optimizer has reached the method: training steps another optimizer than the one that "
-            "attach() was given, or none yet"
-        ]
-    found = [trained_without(late)] if late else []
-    if not idle:
-        return found
-    return [
-        *found,
-        f"{len(idle)} of {len(weights)} matched weights have had no gradient at any step "
-        f"({some(idle)}): they are frozen, unused, or gradients are "
-        "set to None before optimizer.step()",
-    ]
-
-
-def trained_without(late: Sequence[str]) -> str:
-    """Return the finding of matrices that began to train after attach()."""
-    return (
-        f"{len(late)} matrices train without the method ({some(late)}): at attach() they were frozen or not in the "
-        "optimizer. handle.remove() and attach() again take them in"
-    )
-
-
-def warn_late(late: Sequence[str]) -> None:
-    """Warn of matrices that began to train after attach(), if there are any."""
-    if late:
-        warnings.warn(f"gsr_kernels: {trained_without(late)}", stacklevel=3)
-
-
-def warn_findings(weights: Sequence[Weight], late: Sequence[str], steps: int) -> list[str]:
-    """Give each finding as a warning, and return them."""
-    found = findings(weights, late, steps)
+    if idle and steps:
+        found.append(
+            f"{len(idle)} of {len(weights)} matched weights have had no gradient at any step ({some(idle)}): they are "
+            "frozen, unused, or gradients are set to None before optimizer.step()"
+        )
     for finding in found:
         warnings.warn(f"gsr_kernels: {finding}", stacklevel=3)
     return found
@@ -104,6 +93,15 @@ def warn_unconfirmed() -> None:
     warnings.warn(
         "gsr_kernels: the optimizer's state came from a checkpoint that holds nothing for the method; the bases are "
         "those of the weights in attach(). To resume within a task, load handle.state_dict() as well",
+        stacklevel=3,
+    )
+
+
+def warn_unsaved() -> None:
+    """Warn that a checkpoint is written whose bases are in no file."""
+    warnings.warn(
+        "gsr_kernels: bases: a checkpoint is written, and the bases that it needs are in no file: without them no run "
+        "can go on from it. Give attach(bases=PATH), or call handle.save_bases(PATH) before the checkpoint",
         stacklevel=3,
     )
 

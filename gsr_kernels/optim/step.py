@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gsr_kernels.basis import SpectralBasis
@@ -44,7 +44,7 @@ class MethodStep:
     """The method's part of every step of one optimizer: ``begin``, ``rewrite``, then the update, then ``end``.
 
     Attributes:
-        count: the steps that were taken.
+        count, begun: the steps that were taken, in all and when the task began; ``begun`` is -1 after a checkpoint.
         rehearsed: whether the step under way is a checkpoint's, which fills a new optimizer and moves nothing.
         given, file: where bases are looked for, and where all those of now are stored.
         stale: the weights whose basis in ``given`` was taken from other values than they have.
@@ -67,14 +67,14 @@ class MethodStep:
         self.methods = list({id(weight.method): weight.method for weight in weights}.values())
         self.meshes: list[Layout] = [one.scheme.layout for one in weights if one.scheme.layout.mesh is not None]
         self.given, self.file, self.stale = given, file, list(stale)
-        self.count, self.rehearsed, self.unconfirmed, self.refresh_every = 0, False, False, 0
+        self.count, self.begun, self.rehearsed, self.unconfirmed, self.refresh_every = 0, 0, False, False, 0
         self._kind = weights[0].skipped.device.type
         self._sharded = [weight for weight in weights if not weight.whole]
         self._split_over_ranks = set(self._sharded)
         self._constraining = [weight for weight in weights if weight.method.constrains]
         self._strict, self._record_every = nonfinite == "error", record_every
-        # of each weight the parameter that was checked last, if it is no DTensor
-        self._plain: list[Tensor | None] = [None] * len(weights)
+        # what attach() met: anything else in the optimizer came later
+        self._met = {p for group in optimizer.param_groups for p in group["params"]} | {one.parameter for one in found}
 
     @property
     def whole_gradients(self) -> bool:
@@ -92,8 +92,7 @@ class MethodStep:
             self.unconfirmed = False
             warn_unconfirmed()
         if not self.count:
-            parameters = [self.parameter(weight) for weight in self.weights]
-            warn_changed([w for w, W in zip(self.weights, parameters) if w.basis.fingerprint != origin(w, W)])
+            warn_changed(self.changed(self.weights))
         self.count += 1
         return live
 
@@ -137,7 +136,7 @@ class MethodStep:
             due = [w for i, w in enumerate(self.weights) if (self.count + i * n // len(self.weights)) % n == 0]
             self.refresh(due)
         if self.count == 1:
-            warn_findings(self.weights, self.late(), self.count)
+            warn_findings(self.weights, self.uncovered(), self.count, False)
 
     def decompose_stale(self) -> None:
         """Decompose what the file held of other weights: no checkpoint has asked for it."""
@@ -160,54 +159,58 @@ class MethodStep:
         if isinstance(self.optimizer, OwnStep):
             self.optimizer.refreshed()
 
-    def late(self) -> list[str]:
-        """Return the matrices that train without the method: they were left out by attach() for no more than that."""
-        held = {p for group in self.optimizer.param_groups for p in group["params"]}
-        late = [
-            one for one in self.found if one.reason in (FROZEN, NOT_HELD) and one.eligible and one.parameter in held
-        ]
-        return [one.name for one in late if one.parameter.requires_grad]
+    def changed(self, weights: Sequence[Weight]) -> list[Weight]:
+        """Return those of the weights that are no longer what their bases were taken from; of shards all must ask."""
+        return [w for w in weights if w not in self.stale and w.basis.fingerprint != origin(w, self.parameter(w))]
+
+    def uncovered(self) -> list[str]:
+        """Return the matrices that have begun to train since attach(), without the method."""
+        late = {one.parameter: one.name for one in self.found if one.eligible and one.reason in (FROZEN, NOT_HELD)}
+        names = []
+        for i, group in enumerate(self.optimizer.param_groups):
+            for p in group["params"]:
+                new = p.ndim > 1 and p not in self._met
+                if p.requires_grad and (new or p in late):
+                    names.append(late.get(p, f"{'x'.join(map(str, p.shape))} in group {i}"))
+        return names
 
     def parameter(self, weight: Weight) -> Tensor:
-        """Return what this rank has of a weight, of one process all of it."""
-        return local(self._placed(weight))
+        """Return what this rank has of a weight, of one process all of it.
+
+        Raises RuntimeError where the optimizer holds another parameter in its place, or it was re-sharded.
+        """
+        p, layout, (group, index) = weight.parameter, weight.scheme.layout, weight.place
+        groups = self.optimizer.param_groups
+        held = groups[group]["params"][index : index + 1] if group < len(groups) else []
+        if not held or held[0] is not p or p.shape != layout.shape:
+            placements = getattr(held[0], "placements", None) if held else None
+            if placements is not None and tuple(placements) != layout.placements:
+                raise RuntimeError(
+                    f"{weight.name} was re-sharded after attach(), and is placed as {placements}: call attach() "
+                    "after fully_shard or Accelerator.prepare"
+                )
+            raise RuntimeError(
+                f"the optimizer's parameter groups no longer hold {weight.name} where attach() found it, but another "
+                "parameter or none: handle.remove(), then attach() again"
+            )
+        return local(p)
 
     def gradient(self, weight: Weight) -> Tensor | None:
         """Return what this rank has of a weight's gradient."""
-        return local_gradient(weight.name, self._placed(weight))
+        return local_gradient(weight.name, weight.parameter)
 
     def _collect(self) -> Live:
-        groups, live = self.optimizer.param_groups, Live()
-        for i, weight in enumerate(self.weights):
-            group, index = weight.place
-            p, params = self._plain[i], groups[group]["params"]
-            # what was checked before, and is no DTensor, is taken as it is
-            if p is None or index >= len(params) or params[index] is not p or p.shape != weight.scheme.layout.shape:
-                placed = self._placed(weight)
-                p = self._plain[i] = None if hasattr(placed, "to_local") else placed
-            if p is not None:
-                if p.grad is not None:
-                    live.append((weight, p, p, p.grad))
-            elif (G := local_gradient(weight.name, placed)) is not None:
-                live.append((weight, placed, local(placed), G))
+        live = Live()
+        for weight in self.weights:
+            p, W = weight.parameter, self.parameter(weight)
+            G = local_gradient(weight.name, p)
+            if G is None:
+                continue
+            if G is p.grad and G.layout == torch.strided and 0 in G.stride():
+                # one element stands for several, and cannot be written as several
+                G = p.grad = G.contiguous()
+            live.append((weight, p, W, G))
         return live
-
-    def _placed(self, weight: Weight) -> nn.Parameter:
-        group, index = weight.place
-        parameter: nn.Parameter = self.optimizer.param_groups[group]["params"][index]
-        layout, mesh = weight.scheme.layout, getattr(parameter, "device_mesh", None)
-        placements = getattr(parameter, "placements", ())
-        if mesh is not None and (tuple(placements), mesh) != (layout.placements, layout.mesh):
-            raise RuntimeError(
-                f"{weight.name} was re-sharded after attach(), and is placed as {placements}: call attach() "
-                "after fully_shard or Accelerator.prepare"
-            )
-        if parameter.shape != layout.shape:
-            raise RuntimeError(
-                f"the optimizer's parameter groups no longer hold {weight.name} where attach() found it: "
-                "handle.remove(), then attach() again"
-            )
-        return parameter
 
     def _transform(self, method: Method, live: Live, scale: Tensor | None) -> None:
         for weight, _, _, G in live:

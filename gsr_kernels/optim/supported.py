@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 from torch import nn
@@ -9,23 +10,40 @@ from torch.optim import LBFGS, Optimizer
 
 
 def innermost(optimizer: object) -> Optimizer:
-    """The torch optimizer itself, inside Accelerate's or Lightning's wrapper.
+    """Return the torch optimizer itself, also from inside Accelerate's or Lightning's wrapper.
 
-    Raises TypeError for DeepSpeed's, LBFGS, and what is no optimizer.
+    Raises TypeError for what is no optimizer, and for those whose gradients or steps no method can reach.
     """
     inner = getattr(optimizer, "optimizer", None)
-    for one in (optimizer, inner):
-        if any("deepspeed" in (kind.__module__ + kind.__name__).lower() for kind in type(one).__mro__):
-            raise TypeError(
-                "optimizer: DeepSpeed steps inside its own engine on flat partitions, out of a method's reach. Use "
-                "FSDP2 (fully_shard) or DDP instead"
-            )
+    kinds = [kind for one in (optimizer, inner) for kind in type(one).__mro__]
+    if any("deepspeed" in (kind.__module__ + kind.__name__).lower() for kind in kinds):
+        raise TypeError(
+            "optimizer: DeepSpeed steps inside its own engine on flat partitions, out of a method's reach. Use "
+            "FSDP2 (fully_shard) or DDP instead"
+        )
     optimizer = inner if isinstance(inner, Optimizer) else optimizer
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, LBFGS):
         raise TypeError("optimizer: LBFGS evaluates gradients inside its step, out of a method's reach; use AdamW")
+    # LOMO has no step of its own; transformers' stand-in for layer-wise GaLore holds an optimizer for each parameter
+    if inspect.unwrap(type(optimizer).step) is inspect.unwrap(Optimizer.step) or hasattr(optimizer, "optimizer_dict"):
+        raise TypeError(
+            f"optimizer: {type(optimizer).__name__} moves each weight inside backward(), out of a method's reach: use "
+            "one that steps after it (for layer-wise GaLore the form that is not layer-wise)"
+        )
+    # of its class torch says nothing where torch.distributed is missing
+    if any(kind.__name__ == "PostLocalSGDOptimizer" for kind in kinds):
+        raise TypeError(
+            "optimizer: PostLocalSGDOptimizer lets the replicas drift apart between two averagings, and bases are "
+            "the same on all of them: give its inner optimizer to DDP alone, and to attach()"
+        )
     return optimizer
+
+
+def swaps_weights(optimizer: Optimizer) -> bool:
+    """Return True for optimizers that have other weights evaluated than trained, as ScheduleFree does."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
 
 
 def check_model(model: nn.Module | Mapping[str, nn.Parameter]) -> None:

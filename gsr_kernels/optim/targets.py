@@ -131,7 +131,7 @@ def _overview(found: list[Target]) -> str:
 
 def _unusable(parameter: Tensor, trained: set[Tensor]) -> str | None:
     if parameter.is_complex():
-        return f"complex ({parameter.dtype})"
+        return f"complex ({parameter.dtype}): a method takes real weights, such as torch.view_as_real of it"
     if not parameter.is_floating_point():
         return f"quantised ({parameter.dtype}): load the model in a float dtype"
     if not parameter.requires_grad:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,6 +16,7 @@ import gsr_kernels
 from gsr_kernels.distributed import decompose
 from gsr_kernels.methods import SR
 from python_tests.distributed.storage import Decomposed, refused
+from python_tests.distributed.training import distance, make_model, train
 
 
 def made(placements, sides=None, mesh=None):
@@ -36,6 +38,16 @@ def give_gradients(model, broken=False):
             # of the first rank's
             gradient[0, 0, 0] = float("nan")
         parameter.grad = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
+
+
+def in_parts():
+    """ZeroRedundancyOptimizer: what attach() says of the part that a rank steps; distance of the whole from AdamW."""
+    models = [DistributedDataParallel(make_model(dtype=torch.float32)) for _ in range(2)]
+    zero = ZeroRedundancyOptimizer(models[0].parameters(), torch.optim.AdamW, lr=1e-2)
+    said = refused(gsr_kernels.attach, models[0], zero.optim, rho=0.7)
+    for model, optimizer in zip(models, (zero, torch.optim.AdamW(models[1].parameters(), lr=1e-2))):
+        train(model, 3, dist.get_rank(), dist.get_world_size(), optimizer)
+    return said, distance(*models)
 
 
 def strict(placements, sides=None):

@@ -22,7 +22,7 @@ def results(world):
             )
         checks = [(decisions.strict, (Shard(0),)), (decisions.without_gradients_at_rate_zero,)]
         checks += [(check, folder) for check in (decisions.other_weights, decisions.failures, decisions.experts)]
-        return run(2, *checks, (decisions.broken_off, folder), (decisions.placed_by_default,))
+        return run(2, *checks, (decisions.broken_off, folder), (decisions.placed_by_default,), (decisions.in_parts,))
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -34,6 +34,12 @@ def test_an_expert_that_is_not_finite_is_an_error_on_ranks_that_hold_others(worl
 
 def test_ranks_without_gradients_step_with_the_others_at_rate_zero():
     assert results(2)["without_gradients_at_rate_zero"] == [2, 2]
+
+
+def test_an_optimizer_of_one_rank_s_part_is_refused_on_all_and_the_whole_is_not():
+    for said, far in results(2)["in_parts"]:
+        assert "the ranks [0, 1] hold different parameters" in said and "give attach() the outer optimizer" in said
+        assert far == 0
 
 
 def test_bases_of_other_weights_wait_for_all_ranks():

@@ -1,10 +1,14 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
 
 from gsr_kernels import EWC, attach
 from gsr_kernels.integrations.lightning import MethodCallback
 from python_tests.optim.toy import assert_same_weights, loss_of, make_model, take_steps
+
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 
 
 class Module(pl.LightningModule):
@@ -23,15 +27,7 @@ class Module(pl.LightningModule):
 
 def fit(module, folder, *method, **settings):
     callback = MethodCallback(*method, **settings)
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=False,
-        callbacks=[callback],
-    )
+    trainer = pl.Trainer(max_epochs=1, default_root_dir=folder, callbacks=[callback], **QUIET)
     trainer.fit(module, torch.utils.data.DataLoader(range(5), batch_size=None))
     return callback.handle
 
@@ -68,3 +64,32 @@ def test_a_method_on_the_whole_model_is_taken_off_when_the_fit_ends(tmp_path):
         for module in (held, plain)
     ]
     assert moved[0] != moved[1]
+
+
+class Sharded(Module):
+    def configure_model(self):
+        if not hasattr(self.model[1].weight, "placements"):
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+
+def test_sharded_weights_resume(tmp_path):
+    """One process, whose mesh has one rank: its weights are DTensors, and the strategy drops the handle's state."""
+
+    def begin(epochs, **arguments):
+        callback = MethodCallback(rho=0.7, bases=tmp_path / "bases")
+        strategy = ModelParallelStrategy(process_group_backend="gloo")
+        where = {"strategy": strategy, "devices": 1, "default_root_dir": tmp_path, "use_distributed_sampler": False}
+        trainer = pl.Trainer(max_epochs=epochs, callbacks=[callback], **where, **QUIET)
+        module = Sharded()
+        trainer.fit(module, torch.utils.data.DataLoader(range(3), batch_size=None), **arguments)
+        return trainer, module.model, callback.handle
+
+    try:
+        trainer, _, handle = begin(1)
+        assert handle._step._record_every == 0
+        trainer.save_checkpoint(tmp_path / "checkpoint")
+        _, resumed, handle = begin(2, ckpt_path=tmp_path / "checkpoint")
+        assert handle.state_dict()["steps"] == 6
+        assert_same_weights(resumed, begin(2)[1])
+    finally:
+        torch.distributed.destroy_process_group()

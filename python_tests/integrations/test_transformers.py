@@ -3,22 +3,22 @@ import copy
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
-from transformers.trainer_optimizer import is_optimizer_factory
 
-from gsr_kernels import Handle, attach
+from gsr_kernels import Handle, SpectralBasis, attach
 from gsr_kernels.integrations.transformers import attach_to
 
 ROWS = [{"input_ids": list(range(start, start + 8)), "labels": list(range(start, start + 8))} for start in range(16)]
 
 
-def make_trainer(folder, optimizers=(None, None), model=None, model_init=None, **arguments):
+def make_trainer(folder, optimizers=(None, None), model=None, model_init=None, kind=Trainer, **arguments):
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    arguments = {"max_steps": 4, "per_device_train_batch_size": 4, "weight_decay": 0.1, "logging_steps": 2} | arguments
-    return Trainer(
+    defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "weight_decay": 0.1, "logging_steps": 2}
+    arguments = defaults | {"save_strategy": "no"} | arguments
+    return kind(
         model=None if model_init else model or LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape)),
         model_init=model_init,
-        args=TrainingArguments(str(folder), use_cpu=True, report_to="none", save_strategy="no", **arguments),
+        args=TrainingArguments(str(folder), use_cpu=True, report_to="none", **arguments),
         train_dataset=ROWS,
         data_collator=default_data_collator,
         optimizers=optimizers,
@@ -32,7 +32,6 @@ def weights(trainer):
 def test_the_optimizer_is_the_trainer_s_own(tmp_path):
     plain, gsr = make_trainer(tmp_path), make_trainer(tmp_path)
     attach_to(gsr, rho=0.0, out_of_span="keep")
-    assert is_optimizer_factory(gsr.optimizer_cls_and_kwargs[0])
     for trainer in (plain, gsr):
         trainer.train()
     settings = [[{k: v for k, v in g.items() if k != "params"} for g in t.optimizer.param_groups] for t in (plain, gsr)]
@@ -89,6 +88,41 @@ def test_a_trainer_that_makes_its_model_anew(tmp_path):
     assert handles[0] is not handles[1] and all(handle.state_dict()["steps"] == 4 for handle in handles)
 
 
+class OwnOptimizer(Trainer):
+    """Makes its optimizer itself, in a method without arguments, as LLaMA-Factory's trainers do."""
+
+    def create_optimizer(self):
+        if self.optimizer is None:
+            self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
+        return super().create_optimizer()
+
+
+@pytest.mark.parametrize("kind", [Trainer, OwnOptimizer])
+def test_resumed_from_a_checkpoint(tmp_path, kind):
+    def train(folder, resume=None, **arguments):
+        saved = {"save_strategy": "steps", "save_steps": 2, "logging_strategy": "no"}
+        trainer = make_trainer(tmp_path / folder, kind=kind, **saved, **arguments)
+        callback = attach_to(trainer, rho=0.7, bases=tmp_path / "bases.safetensors")
+        trainer.train(resume_from_checkpoint=resume)
+        return weights(trainer), callback.handle.state_dict()
+
+    whole, state = train("whole")
+    resumed, after = train("resumed", tmp_path / "whole" / "checkpoint-2")
+    assert after["steps"] == state["steps"] == 4 and after["weights"] == state["weights"]
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed))
+
+
+def test_a_second_training_is_another_task(tmp_path):
+    trainer = make_trainer(tmp_path)
+    callback = attach_to(trainer, rho=0.7)
+    trainer.train()
+    handle, begun = callback.handle, {name: W.detach().clone() for name, W in trainer.model.named_parameters()}
+    trainer.train()
+    assert callback.handle is handle and handle.state_dict()["steps"] == 8
+    for name, basis in handle.bases.items():
+        assert torch.equal(basis.S, SpectralBasis.of(begun[name]).S)
+
+
 def test_bad_settings_are_named_before_training(tmp_path):
     trainer = make_trainer(tmp_path)
     attach_to(trainer, rho=0.7, targets="none.*")
@@ -107,4 +141,4 @@ def test_what_cannot_be_served_is_refused(tmp_path, flags, message):
         setattr(trainer, name, value)
     with pytest.raises(TypeError, match=message):
         attach_to(trainer, rho=0.7)
-    assert trainer.optimizer_cls_and_kwargs is None
+    assert "create_optimizer" not in vars(trainer)

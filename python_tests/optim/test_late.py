@@ -34,6 +34,15 @@ def test_matrices_that_begin_to_train_are_said(begin):
     assert len(handle.doctor()) == 1
 
 
+def test_matrices_that_attach_never_met_are_said():
+    model = nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    handle = attach(model, optimizer, rho=0.5)
+    optimizer.add_param_group({"params": list(nn.Linear(4, 8).parameters())})
+    with pytest.warns(UserWarning, match=r"1 matrices train without the method \(8x4 in group 1\)"):
+        handle.refresh()
+
+
 def test_a_frozen_embedding_that_is_thawed_is_no_finding():
     model = make_model()
     model[0].requires_grad_(False)
