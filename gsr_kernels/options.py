@@ -23,13 +23,9 @@ Rho = float | Mapping[str, float]
 
 
 def resolve_rank(rank: Rank, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int | None]:
-    """Return the rank of each weight, None for all of it.
+    """Return the rank of each weight, None for all of it, from ``attach(rank=)``.
 
-    Args:
-        rank: None; an int, clamped to each weight's own rank; a float in (0, 1), that share of each weight's own rank;
-            or ``{regex: either}``, matched against the end of the parameter's name, with or without its last part,
-            where what no pattern matches stays whole.
-        shapes: the sides of each matched weight, by parameter name.
+    ``shapes`` are the sides of each matched weight, by parameter name. What no pattern matches stays whole.
 
     Raises ValueError for a rank below 1, a float outside (0, 1), a rank above that of every weight it is for, and a
     pattern that matches nothing.
@@ -82,12 +78,7 @@ def clamped_from(rank: Rank, name: str, own: int) -> int | None:
 
 
 def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
-    """Return the rho of each weight.
-
-    Args:
-        rho: a number; or ``{regex: number}``, matched as the patterns of ``rank`` are, where a later pattern overrules
-            an earlier one.
-        names: of the matched weights.
+    """Return the rho of each weight, a number or from ``{regex: number}``, where a later pattern overrules an earlier one.
 
     Raises ValueError for a pattern that matches nothing and a weight that no pattern matches.
     """
@@ -103,11 +94,7 @@ def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
 
 
 def resolve_heads(heads: Mapping[str, int | tuple[int, int]] | None, matched: Sequence[Target]) -> dict[str, Heads]:
-    """Return the heads of each matched weight, None for the whole of it.
-
-    Args:
-        heads: ``{regex: h}`` splits the rows of the weights that the pattern matches, as those of ``rank`` do, into h
-            heads, ``{regex: (h, 1)}`` their columns (an output projection).
+    """Return the heads of each matched weight, None for the whole of it, from ``attach(heads=)``.
 
     Raises ValueError for a pattern that matches nothing and for an h that does not divide that side of the weight.
     """

@@ -59,16 +59,10 @@ class Share:
 
 
 def cost(kinds: Sequence[Kind], rank: int | None, out_of_span: str, basis_bytes: int, gradient_bytes: int) -> Cost:
-    """Return the cost of GSR.
+    """Return the cost of GSR on all weights; ``basis_bytes`` and ``gradient_bytes`` are of an element of U, Vh, of G.
 
-    Args:
-        kinds: the weights of the model.
-        rank: directions kept, clamped to each matrix's own; None for all.
-        out_of_span: "drop" or "keep".
-        basis_bytes, gradient_bytes: of an element of U, Vh and of G.
-
-    Moved are U, Vh and G once for each product that reads them, G' once, and what one product leaves to the next: see
-    ``floors.transform``.
+    ``rank`` is clamped to each matrix's own. Moved are U, Vh and G once for each product that reads them, G' once, and
+    what one product leaves to the next: see ``floors.transform``.
     """
     bases = flop = moved = 0
     for count, d1, d2, experts in kinds:
