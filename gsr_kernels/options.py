@@ -78,7 +78,7 @@ def clamped_from(rank: Rank, name: str, own: int) -> int | None:
 
 
 def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
-    """Return the rho of each weight, a number or from ``{regex: number}``, where a later pattern overrules an earlier one.
+    """Return the rho of each weight; in ``{regex: number}`` a later pattern overrules an earlier one.
 
     Raises ValueError for a pattern that matches nothing and a weight that no pattern matches.
     """
