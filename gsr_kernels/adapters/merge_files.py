@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -20,21 +22,33 @@ from tqdm import tqdm
 
 from gsr_kernels.adapters.merging import DENSITY, How, check_finite, check_how, merge
 from gsr_kernels.io.atomic import replacing
+from gsr_kernels.io.bases_file import find_name
+from gsr_kernels.io.model_checkpoint import FLOATS, Saved
+from gsr_kernels.io.model_names import stored_parameters
+from gsr_kernels.messages import some
 
-WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."
+WEIGHTS, CONFIG, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
 # in a shard's metadata: what was merged into it, oldest first, each with the names of all shards of that merge
 MERGED = "gsr_kernels.merged"
-DTYPES = ("F64", "F32", "BF16", "F16")
-# what PEFT calls beginnings that change the base model's weights too
-CHANGING = ("pissa", "olora", "corda", "loftq")
+# settings of LoraConfig with which an adapter is scaling · B A on the weights that its file names; all others must be
+# as they are by default, those of later versions too
+SUPPORTED = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
+    "lora_alpha", "lora_dropout", "lora_ga_config", "peft_type", "peft_version", "qalora_group_size", "r",
+    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+# beginnings of an adapter that leave the base model's weights as they are
+BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Saved:
+class Adapter:
     """One adapter's folder: ``scaling · B`` and A of each weight by name, and the base model.
 
+    ``copies`` are weights of the base model that PEFT has written beside them, an output embedding's.
     ``transposed`` is what its configuration says of Conv1D: of all modules what is true of the last one.
     """
 
@@ -42,6 +56,7 @@ class Saved:
     base: str | None
     transposed: bool
     pairs: dict[str, Pair]
+    copies: dict[str, Tensor]
     digest: str
 
 
@@ -67,81 +82,93 @@ def merge_files(
 
     Raises:
         FileNotFoundError: there are no shards, or a folder holds no adapter.
-        TypeError: an adapter is no plain LoRA of linear layers, or began with a change of the base model (PiSSA, OLoRA,
-            CorDA, LoftQ); a weight is quantised.
+        TypeError: an adapter is no plain LoRA of linear layers, by the name of its setting, or began with a change of
+            the base model (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA); a weight is quantised.
         ValueError: how or density is out of range; adapters differ in base, rank or modules, or hold NaN or Inf; a
-            shard or an adapter is damaged; a weight is missing or has another shape; all of it has been merged already,
-            or another merge was interrupted here. Nothing has changed then.
+            shard or an adapter is damaged; a weight is missing, tied, made of several tensors, or has another shape;
+            all of it has been merged already, or another merge was interrupted here. Nothing has changed then.
     """
     check_how(how, density)
-    saved = [_read(folder) for folder in adapters]
-    _check_same_kind(saved)
-    shards = _shards(directory, set(saved[0].pairs))
-    transposed = _transposed(shards, saved[0])
-    digest = hashlib.sha256(json.dumps([how, density, *(one.digest for one in saved)]).encode()).hexdigest()
-    names = [shard.name for shard in shards]
-    waiting = _waiting(Path(directory), shards, digest)
+    read = [_read(Path(folder)) for folder in adapters]
+    _check_same_kind(read)
+    places = _locate(directory, read)
+    transposed = _transposed(places, read[0])
+    shards: dict[Path, list[str]] = defaultdict(list)
+    for name in sorted(places):
+        shards[places[name].file].append(name)
+    digest = hashlib.sha256(json.dumps([how, density, *(one.digest for one in read)]).encode()).hexdigest()
+    waiting = _waiting(Path(directory), sorted(shards), digest)
     for shard in tqdm(waiting, "merging", unit="shard", leave=False, disable=None):
         with safe_open(shard, framework="pt") as file:
             metadata = dict(file.metadata() or {})
         tensors = load_file(shard)
         for name in shards[shard]:
-            B, A = (torch.stack(factors) for factors in zip(*(one.pairs[name] for one in saved)))
-            W = tensors[name]
+            B, A = (torch.stack(factors) for factors in zip(*(one.pairs[name] for one in read)))
+            W = tensors[places[name].name]
             merge(W.mT if name in transposed else W, B, A, how, density)
-        metadata[MERGED] = json.dumps([*_history(metadata), [digest, names]])
+        metadata[MERGED] = json.dumps([*_history(metadata), [digest, [one.name for one in sorted(shards)]]])
         with replacing(shard) as partial:
             save_file(tensors, partial, metadata)
             shutil.copymode(shard, partial)
     return waiting
 
 
-def _read(folder: str | os.PathLike[str]) -> Saved:
-    path = Path(folder)
-    if not (path / WEIGHTS).is_file() or not (path / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"no adapter in {path}: save_pretrained() writes adapter_config.json and {WEIGHTS}")
-    config = PeftConfig.from_pretrained(str(path))
-    if not isinstance(config, LoraConfig) or config.use_dora or config.lora_bias:
-        raise TypeError(f"{path} holds no plain LoRA, which alone is B A")
-    if str(config.init_lora_weights).lower().startswith(CHANGING):
-        raise TypeError(
-            f"{path} began as {config.init_lora_weights}, which changed the base model's weights: save it with "
-            "path_initial_model_for_weight_conversion"
-        )
+def _read(folder: Path) -> Adapter:
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: save_pretrained() writes {CONFIG} and {WEIGHTS}")
+    config = _config(folder)
     try:
-        factors = load_file(path / WEIGHTS)
+        factors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise ValueError(f"{path / WEIGHTS} is truncated or damaged ({error}): save it again") from error
-    pairs, scalings = {}, {}
+        raise ValueError(f"{folder / WEIGHTS} is truncated or damaged ({error}): save it again") from error
+    pairs, copies, scalings = {}, {}, {}
     for key in sorted(factors):
-        module, found, _ = key.removeprefix(PREFIX).partition(".lora_A.weight")
-        if not found:
-            if ".lora_B.weight" not in key:
-                raise TypeError(f"{path} holds {key}, which is no factor of a linear layer")
-            if key.replace("lora_B", "lora_A") not in factors:
-                raise ValueError(f"{path} holds {key} without its lora_A: save it again")
+        module, factor, _ = key.removeprefix(PREFIX).rpartition(".lora_")
+        if not factor:
+            copies[key.removeprefix(PREFIX).replace(".base_layer", "")] = factors[key]
             continue
-        A, B = factors[key], factors.get(key.replace("lora_A", "lora_B"))
-        if B is None:
-            raise ValueError(f"{path} holds {key} without its lora_B: save it again")
-        if A.ndim != 2 or B.ndim != 2 or B.shape[1] != len(A):
-            raise TypeError(f"{path} holds {key} {tuple(A.shape)}, which is no factor of a linear layer")
-        patterns = config.alpha_pattern or {}
-        alpha = patterns.get(get_pattern_key(list(patterns), module), config.lora_alpha)
-        scaling = alpha / (A.shape[0] ** 0.5 if config.use_rslora else A.shape[0])
-        check_finite(str(path), module, B, A)
+        both = [f"{PREFIX}{module}.lora_{each}.weight" for each in "AB"]
+        if key not in both or factors[key].ndim != 2:
+            raise TypeError(f"{folder} holds {key} {tuple(factors[key].shape)}, which is no factor of a linear layer")
+        if missing := [one for one in both if one not in factors]:
+            raise ValueError(f"{folder} holds {key} without its {missing[0].split('.')[-2]}: save it again")
+        A, B = (factors[one] for one in both)
+        if B.shape[1] != len(A):
+            raise ValueError(f"{folder} holds {module} with factors {tuple(B.shape)}, {tuple(A.shape)}: save it again")
+        patterns = config["alpha_pattern"] or {}
+        alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
+        scalings[module] = alpha / (len(A) ** 0.5 if config["use_rslora"] else len(A))
+        check_finite(str(folder), module, B, A)
         # in 16 bits the product would be rounded before it is merged
-        pairs[f"{module}.weight"] = (scaling * B.to(torch.promote_types(B.dtype, torch.float32)), A)
-        scalings[module] = scaling
-    digest = hashlib.sha256((path / WEIGHTS).read_bytes() + json.dumps(scalings).encode()).hexdigest()
-    return Saved(str(path), config.base_model_name_or_path, config.fan_in_fan_out, pairs, digest)
+        pairs[f"{module}.weight"] = (scalings[module] * B.to(torch.promote_types(B.dtype, torch.float32)), A)
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes() + json.dumps(scalings).encode()).hexdigest()
+    return Adapter(str(folder), config["base_model_name_or_path"], config["fan_in_fan_out"], pairs, copies, digest)
 
 
-def _check_same_kind(saved: Sequence[Saved]) -> None:
-    if not saved:
+def _config(folder: Path) -> dict[str, Any]:
+    """Return the settings of an adapter; TypeError, by name, where they are more than plain LoRA's."""
+    default = vars(LoraConfig())
+    # as it was written: PEFT would leave out what it does not know
+    config = default | json.loads((folder / CONFIG).read_text())
+    other = {key: one for key, one in config.items() if one and key not in SUPPORTED and one != default.get(key)}
+    if config["peft_type"] != "LORA":
+        other = {"peft_type": config["peft_type"]}
+    if other:
+        named = ", ".join(f"{key}={value!r}" for key, value in other.items())
+        raise TypeError(f"{folder} is no plain LoRA ({named}): load the model and let PEFT merge it, where it can")
+    if config["init_lora_weights"] not in BEGINNINGS:
+        raise TypeError(
+            f"{folder} began as {config['init_lora_weights']}, which changed the base model's weights: save it with "
+            "path_initial_model_for_weight_conversion, or merge the loaded model by merge_and_unload"
+        )
+    return config
+
+
+def _check_same_kind(read: Sequence[Adapter]) -> None:
+    if not read:
         raise ValueError("adapters is empty: name the folders of those to be merged")
-    first = saved[0]
-    for one in saved[1:]:
+    first = read[0]
+    for one in read[1:]:
         if one.base != first.base:
             raise ValueError(f"adapters of different base: {first.folder} of {first.base}, {one.folder} of {one.base}")
         if different := sorted(set(one.pairs) ^ set(first.pairs)):
@@ -155,59 +182,74 @@ def _check_same_kind(saved: Sequence[Saved]) -> None:
                 raise ValueError(f"{first.folder} and {one.folder} belong to weights of different shapes at {name}")
 
 
-def _shards(directory: str | os.PathLike[str], names: set[str]) -> dict[Path, list[str]]:
-    """Return the weights that each shard holds of those asked for, without the shards that hold none."""
-    files = sorted(Path(directory).glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"no *.safetensors in {os.fspath(directory)}: save the model with save_pretrained()")
-    held = {file: names.intersection(_names(file)) for file in files}
-    missing = sorted(names.difference(*held.values()))
+def _locate(directory: str | os.PathLike[str], adapters: Sequence[Adapter]) -> dict[str, Saved]:
+    """Return the tensor of each weight; ValueError where one is missing, tied, or no single tensor of a shard."""
+    stored, model = stored_parameters(directory)
+    # names of earlier versions of transformers may be those in the files
+    as_saved = {one.saved.name: name for name, one in stored.items() if one.saved is not None}
+    held: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False) if model is not None else ():
+        held[id(parameter)].append(name)
+    tied = {name: several for several in held.values() for name in several if len(several) > 1}
+    places, missing = {}, []
+    for name in {**adapters[0].pairs, **{name: None for one in adapters for name in one.copies}}:
+        if known := find_name(name, tied):
+            raise ValueError(
+                f"{os.fspath(directory)} holds {name} tied ({some(tied[known])}): merging would change all of them. "
+                "Save the model with tie_word_embeddings=False and a weight for each first"
+            )
+        found = find_name(name, stored) or as_saved.get(name)
+        if found is None:
+            missing.append(name)
+        elif (saved := stored[found].saved) is None:
+            raise ValueError(
+                f"{found} is made of several tensors in {os.fspath(directory)}: merge the loaded model by "
+                "merge_and_unload"
+            )
+        else:
+            places[name] = saved
     if missing:
         raise ValueError(f"{os.fspath(directory)} lacks {len(missing)} of the adapters' weights, so {missing[0]}")
-    return {file: sorted(found) for file, found in held.items() if found}
+    for one in adapters:
+        for name, copied in one.copies.items():
+            if not torch.equal(places[name].read(), copied):
+                raise ValueError(
+                    f"{one.folder} holds another {name} than {os.fspath(directory)}, which was trained or resized: "
+                    "merge the loaded model by merge_and_unload"
+                )
+    return {name: places[name] for name in adapters[0].pairs}
 
 
-def _names(file: Path) -> list[str]:
-    try:
-        with safe_open(file, framework="pt") as shard:
-            return list(shard.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or damaged ({error}): fetch it again") from error
-
-
-def _transposed(shards: dict[Path, list[str]], saved: Saved) -> set[str]:
+def _transposed(places: dict[str, Saved], adapter: Adapter) -> set[str]:
     """Return the weights that are kept as ``[d_in, d_out]`` (Conv1D): by shape, square ones by the configuration.
 
     Raises TypeError for a quantised weight, ValueError for one of another shape, and for square ones where the
     configuration is not true of all others: it tells of Conv1D beside Linear only what the last module was.
     """
+    turned: dict[str, bool] = {}
     square: list[str] = []
-    transposed: set[str] = set()
-    upright: set[str] = set()
-    for file, names in shards.items():
-        with safe_open(file, framework="pt") as shard:
-            for name in names:
-                weight, (B, A) = shard.get_slice(name), saved.pairs[name]
-                shape, fits = tuple(weight.get_shape()), (len(B), A.shape[1])
-                if weight.get_dtype() not in DTYPES:
-                    raise TypeError(
-                        f"{name} is kept as {weight.get_dtype()}: merge into weights of {', '.join(DTYPES)}"
-                    )
-                if shape not in (fits, fits[::-1]):
-                    raise ValueError(f"{file} holds {name} {shape}, the adapters belong to {fits}: another base model")
-                if len(B) == A.shape[1]:
-                    square.append(name)
-                else:
-                    (upright if shape == fits else transposed).add(name)
-    if square and (upright if saved.transposed else transposed):
+    for name, saved in places.items():
+        B, A = adapter.pairs[name]
+        fits = (len(B), A.shape[1])
+        if saved.dtype not in FLOATS:
+            raise TypeError(f"{name} is kept as {saved.dtype}: merge into weights of {', '.join(FLOATS)}")
+        if saved.shape not in (fits, fits[::-1]):
+            raise ValueError(
+                f"{saved.file} holds {name} {saved.shape}, the adapters belong to {fits}: another base model"
+            )
+        if len(B) == A.shape[1]:
+            square.append(name)
+        else:
+            turned[name] = saved.shape != fits
+    if square and (not adapter.transposed) in turned.values():
         raise ValueError(
-            f"{saved.folder} acts on Linear beside Conv1D, and of the square {square[0]} nothing says which it is: "
+            f"{adapter.folder} acts on Linear beside Conv1D, and of the square {square[0]} nothing says which it is: "
             "merge the loaded model by merge_and_unload"
         )
-    return transposed.union(square if saved.transposed else [])
+    return {name for name, is_turned in turned.items() if is_turned}.union(square if adapter.transposed else [])
 
 
-def _waiting(directory: Path, shards: dict[Path, list[str]], digest: str) -> list[Path]:
+def _waiting(directory: Path, shards: Sequence[Path], digest: str) -> list[Path]:
     """Return the shards that this merge has not reached; ValueError where none is left, or another was cut off."""
     histories = {}
     for file in sorted(directory.glob("*.safetensors")):

@@ -24,15 +24,15 @@ from gsr_kernels.optim.targets import find_targets
 class Stored:
     """One parameter of a saved model, whose value ``read(device)`` returns.
 
-    It is made of ``sources``: experts that are apart in the files are one parameter. ``dtype`` is None for what is no
-    float of 16 bits or more, ``heads`` 3 for q, k and v in one.
+    ``dtype`` is None for what is no float of 16 bits or more. ``saved`` is the tensor that holds it as it is, None
+    where it is made of others, as packed experts are. ``heads`` is 3 for q, k and v in one.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    sources: tuple[Saved, ...]
     read: Callable[[str], Tensor]
+    saved: Saved | None = None
     heads: int | None = None
 
 
@@ -131,12 +131,12 @@ def _named(model: Any, saved: Mapping[str, Saved]) -> dict[str, Stored]:
         convert = partial(_convert, model, of_pattern[pattern], name, parts)
         for target, meta in convert("meta").items():
             read = partial(_one_of, convert, target)
-            found[target] = Stored(target, tuple(meta.shape), meta.dtype, tuple(one for _, one in parts), read)
+            found[target] = Stored(target, tuple(meta.shape), meta.dtype, read)
     return found
 
 
 def _as_saved(name: str, one: Saved) -> Stored:
-    return Stored(name, one.shape, FLOATS.get(one.dtype), (one,), one.read)
+    return Stored(name, one.shape, FLOATS.get(one.dtype), one.read, one)
 
 
 def _convert(

@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
+import transformers
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -165,11 +166,91 @@ def test_conv1d_lies(tmp_path):
         assert bytes_of(mixed) == before
 
 
-def test_an_adapter_that_began_with_a_change_of_the_base_model(tmp_path):
+def test_settings_that_are_more_than_plain_lora_are_named(tmp_path):
     base = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     directory = write_base(tmp_path / "model", base, "0.", "1.")
-    folder, _ = write_adapter(tmp_path, base, init_lora_weights="pissa")
-    with pytest.raises(TypeError, match="began as pissa, which changed the base model"):
+    before, (folder, _) = bytes_of(directory), write_adapter(tmp_path, base)
+    plain = json.loads((folder / "adapter_config.json").read_text())
+    for settings, message in (
+        ({"init_lora_weights": "pissa_niter_4"}, "began as pissa_niter_4, which changed the base model"),
+        ({"init_lora_weights": "lora_ga"}, "began as lora_ga, which changed the base model"),
+        ({"alora_invocation_tokens": [1]}, r"no plain LoRA \(alora_invocation_tokens=\[1\]\)"),
+        ({"layer_replication": [[0, 1], [0, 2]]}, "no plain LoRA .layer_replication"),
+        ({"modules_to_save": ["1"], "use_dora": True}, "no plain LoRA .*modules_to_save=.*use_dora=True"),
+        ({"bias": "all"}, "no plain LoRA .bias='all'"),
+        # of a version of PEFT that is not known here
+        ({"some_later_setting": 3}, "no plain LoRA .some_later_setting=3"),
+        ({"peft_type": "LOHA"}, "no plain LoRA .peft_type='LOHA'"),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps(plain | settings))
+        with pytest.raises(TypeError, match=message):
+            merge_files(directory, [folder])
+    assert bytes_of(directory) == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"init_lora_weights": name} for name in ("gaussian", "orthogonal", False, "mica")]
+    + [{"exclude_modules": ["1"]}, {"lora_dropout": 0.5, "use_rslora": True, "rank_pattern": {"1": 4}}],
+)
+def test_supported_settings_come_to_what_peft_comes_to(tmp_path, settings):
+    base = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    directory = write_base(tmp_path / "model", base, "0.", "1.")
+    folder, model = write_adapter(tmp_path, base, **settings)
+    merge_files(directory, [folder], "sum")
+    truth = model.merge_and_unload().state_dict()
+    assert all(error(tensor, truth[name]) < 1e-6 for name, tensor in tensors_of(directory).items())
+
+
+TEXT = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+EYES = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 4,
+    "patch_size": 2,
+}  # fmt: skip
+
+
+def saved_adapter(tmp_path, model, targets):
+    """A model's directory, an adapter's, and the adapted model."""
+    model.save_pretrained(tmp_path / "model")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    return tmp_path / "model", tmp_path / "adapter", adapted
+
+
+@pytest.mark.parametrize("kind", ["head", "prefix"])
+def test_names_that_are_not_those_of_the_files_and_an_untied_head(tmp_path, kind):
+    if kind == "head":
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT, tie_word_embeddings=False))
+        targets = ["q_proj", "lm_head"]
+    else:
+        settings = {"text_config": TEXT, "vision_config": EYES, "mm_tokens_per_image": 4}
+        model = transformers.Gemma3ForConditionalGeneration(transformers.Gemma3Config(**settings))
+        targets = r".*language_model.*\.(q|down)_proj"
+    directory, folder, adapted = saved_adapter(tmp_path, model, targets)
+    merge_files(directory, [folder], "sum")
+    truth = merge_and_unload(adapted, how="sum").state_dict()
+    merged = type(model).from_pretrained(directory).state_dict()
+    assert merged.keys() == truth.keys() and all(torch.equal(merged[name], truth[name]) for name in truth)
+
+
+def test_a_tied_head_and_one_that_was_trained_beside_are_refused(tmp_path):
+    tied = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT, tie_word_embeddings=True))
+    directory, folder, _ = saved_adapter(tmp_path, tied, ["q_proj", "lm_head"])
+    with pytest.raises(ValueError, match=r"holds lm_head.weight tied \(.*\): .* tie_word_embeddings=False"):
+        merge_files(directory, [folder])
+    free = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT, tie_word_embeddings=False))
+    directory, folder, _ = saved_adapter(tmp_path / "free", free, ["q_proj", "lm_head"])
+    factors = load_file(folder / "adapter_model.safetensors")
+    next(one for name, one in factors.items() if "base_layer" in name).add_(1)
+    save_file(factors, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"holds another lm_head\.weight than"):
         merge_files(directory, [folder])
 
 
