@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_rho
+from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads, Method, State
 from gsr_kernels.methods.projections import operands
 from gsr_kernels.ops import implementation
@@ -51,7 +52,10 @@ class DataAwareGSR(Method):
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """Return the basis of W D."""
         if name not in self.input_scale:
-            raise ValueError(f"input_scale has no entry for it; there are {', '.join(self.input_scale) or 'none'}")
+            raise ValueError(
+                f"input_scale has no entry for it, but for {some(self.input_scale)}: input_scales() measures nn.Linear "
+                "alone; leave the weight out by targets=list(scales), or give an entry of your own"
+            )
         scale = self.input_scale[name]
         if scale.shape != W.shape[-1:]:
             raise ValueError(f"input_scale must be [{W.shape[-1]}], an element a column, got {[*scale.shape]}")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.checks import check_choice
+from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads, Method, State
 from gsr_kernels.methods.projections import complement, operands, remove_block
 
@@ -79,7 +80,9 @@ class OSF(Method):
         elif name in self.protect:
             protected = round(self.protect[name] * r)
         else:
-            raise ValueError(f"protect has no share for it; it names {', '.join(self.protect)}")
+            raise ValueError(
+                f"protect has no share for it, but for {some(self.protect)}: add it, or leave it out by targets"
+            )
         precision = "fp64" if W.dtype == torch.float64 else "fp32"
         return SpectralBasis.of(W, max(1, protected), heads, precision)
 

@@ -21,9 +21,10 @@ FLOOR = 1e-3
 def layer_importance(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
     """Return the mean cosine of a layer's input and output ("Sculpting Subspaces"), by the name of its weight.
 
-    The cosine is defined only where both have the same width. Every other linear layer is given the mean of the layers
-    that have one in the smallest enclosing module that holds any: a block's MLP that of the block's attention.
-    Padding counts as every other token. The values are raw: ``adaptive_shares`` scales them to mean 1.
+    The cosine is measured at nn.Linear and Conv1D of equal input and output width. All other matrices of linear layers,
+    attention and packed experts are given the mean of the layers that have one in the smallest enclosing module that
+    holds any: a block's MLP that of the block's attention. Padding counts as every other token. The values are raw:
+    ``adaptive_shares`` scales them to mean 1.
 
     Raises ValueError where batches is empty, or where no layer of equal widths ran.
     """
@@ -33,19 +34,19 @@ def layer_importance(model: nn.Module, batches: Iterable[Any]) -> dict[str, floa
         if x.shape == y.shape:
             cosines[name].append(F.cosine_similarity(x.float(), y.float(), dim=-1).flatten())
 
-    _watch(model, batches, see)
+    _watch(model, batches, see, conv1d=True)
     if not cosines:
         raise ValueError("model has no linear layer of equal input and output width: give OSF(protect=) a share")
     own = {name: torch.cat(parts).mean().item() for name, parts in cosines.items()}
-    return {name: own[name] if name in own else _of_block(name, own) for name in _weights(model)}
+    return {name: own[name] if name in own else _of_block(name, own) for name in _matrices(model)}
 
 
 def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -> dict[str, Tensor]:
-    """Return the size of each input feature, ``[d_in]`` of mean 1, of each linear layer that ran, by its weight's name.
+    """Return the size of each input feature, ``[d_in]`` of mean 1, of each nn.Linear that ran, by its weight's name.
 
     ``(mean |x_j|)^alpha`` over all tokens, as ASVD scales weights; a feature under 1e-3 of the largest counts as that.
 
-    Raises ValueError where batches is empty, where no linear layer ran, or where one saw NaN or Inf.
+    Raises ValueError where batches is empty, where no nn.Linear ran, or where one saw NaN or Inf.
     """
     totals: dict[str, Tensor] = {}
 
@@ -53,9 +54,12 @@ def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -
         size = x.reshape(-1, x.shape[-1]).abs().float().sum(0)
         totals[name] = totals[name] + size if name in totals else size
 
-    _watch(model, batches, see)
+    _watch(model, batches, see, conv1d=False)
     if not totals:
-        raise ValueError("no linear layer of the model ran on batches")
+        raise ValueError(
+            "no linear layer of the model ran on batches: scales are those of nn.Linear, not of Conv1D, "
+            "nn.MultiheadAttention or packed experts"
+        )
     scales = {}
     for name, total in totals.items():
         if not total.isfinite().all():
@@ -67,16 +71,16 @@ def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -
 
 
 @torch.no_grad()
-def _watch(model: nn.Module, batches: Iterable[Any], see: Callable[[str, Tensor, Tensor], None]) -> None:
-    """Call ``see(name of the weight, input, output)`` whenever a linear layer runs."""
+def _watch(model: nn.Module, batches: Iterable[Any], see: Callable[[str, Tensor, Tensor], None], conv1d: bool) -> None:
+    """Call ``see(name of the weight, input, output)`` whenever an nn.Linear or a Conv1D runs."""
 
     def watcher(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs, output: see(name, args[0] if args else kwargs["input"], output)
+        return lambda module, args, kwargs, y: see(name, args[0] if args else next(iter(kwargs.values())), y)
 
     hooks = [
         module.register_forward_hook(watcher(f"{prefix}.weight" if prefix else "weight"), with_kwargs=True)
         for prefix, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) or (conv1d and _is_conv1d(module))
     ]
     ran = False
     try:
@@ -95,13 +99,19 @@ def _watch(model: nn.Module, batches: Iterable[Any], see: Callable[[str, Tensor,
         raise ValueError("batches is empty: give a few batches of the data that the model should keep")
 
 
-def _weights(model: nn.Module) -> list[str]:
-    kinds = {nn.Linear: "weight", nn.MultiheadAttention: "in_proj_weight"}
+def _is_conv1d(module: nn.Module) -> bool:
+    """Recognise transformers' linear layer with a transposed weight, which methods do not import."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _matrices(model: nn.Module) -> list[str]:
     return [
         f"{prefix}.{local}" if prefix else local
         for prefix, module in model.named_modules()
-        for kind, local in kinds.items()
-        if isinstance(module, kind) and getattr(module, local) is not None
+        for local, parameter in module.named_parameters(recurse=False)
+        if (local == "weight" and (isinstance(module, nn.Linear) or _is_conv1d(module)))
+        or (local == "in_proj_weight" and isinstance(module, nn.MultiheadAttention))
+        or (parameter.ndim == 3 and "experts" in f"{prefix}.{local}")
     ]
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from gsr_kernels import attach
 from gsr_kernels.methods import OSF, DataAwareGSR, adaptive_shares, input_scales, layer_importance
@@ -84,3 +85,30 @@ def test_refuses_batches_that_tell_nothing():
         input_scales(nn.ReLU(), [torch.randn(2, 3)])
     with pytest.raises(ValueError, match="the inputs of weight hold NaN"):
         input_scales(nn.Linear(3, 4), [torch.full((2, 3), torch.nan)])
+
+
+def test_importance_of_conv1d_and_packed_experts():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.Module()
+            self.experts.up = nn.Parameter(torch.randn(2, 6, 6))
+            self.project, self.attend = Conv1D(6, 6), nn.MultiheadAttention(6, 2)
+
+        def forward(self, x):
+            y = self.project(x)
+            return self.attend(y, y, y)[0] @ self.experts.up.sum(0)
+
+    model, x = Experts(), torch.randn(5, 6)
+    with torch.no_grad():
+        model.project.weight.add_(torch.eye(6))
+    found = layer_importance(model, [x])
+    cosine = F.cosine_similarity(x, model.project(x)).mean().item()
+    assert found == pytest.approx(
+        dict.fromkeys(("experts.up", "project.weight", "attend.in_proj_weight", "attend.out_proj.weight"), cosine)
+    )
+    attach(model, torch.optim.AdamW(model.parameters()), OSF(adaptive_shares(found)), targets=list(found))
+    with pytest.raises(ValueError, match=r"no linear layer .* ran on batches: scales are those of nn.Linear, not of"):
+        input_scales(model, [x])
+    with pytest.raises(ValueError, match=r"input_scale has no entry for it, but for other: .* targets=list\(scales\)"):
+        attach(model, torch.optim.AdamW(model.parameters()), DataAwareGSR(0.5, {"other": torch.ones(6)}))
