@@ -57,7 +57,7 @@ def test_shares_by_name():
 
 def test_a_weight_without_a_share_is_named():
     model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
-    with pytest.raises(ValueError, match=r"1.weight: protect has no share for it; it names 0.weight"):
+    with pytest.raises(ValueError, match=r"1.weight: protect has no share for it, but for 0.weight: add it"):
         attach(model, torch.optim.SGD(model.parameters()), OSF({"0.weight": 0.5}))
 
 
