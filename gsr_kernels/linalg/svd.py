@@ -112,12 +112,10 @@ def _first_sound(W: Tensor, chain: tuple[str, ...]) -> SVD:
 def _drive(W: Tensor, driver: str) -> SVD:
     if driver in ("polar", "jacobi"):
         return _by_core(W, driver)
-    if driver == "gesdd":
-        # a wide matrix as it is: of a standing one the small σ err more
-        return SVD(*torch.linalg.svd(W, full_matrices=False))
     if driver == "float64":
         return SVD(*(factor.to(W) for factor in torch.linalg.svd(W.cpu().double(), full_matrices=False)))
-    return SVD(*torch.linalg.svd(W, full_matrices=False, driver=driver))
+    # a wide matrix as it is: of a tall one the small σ err more. LAPACK's driver has no name in torch
+    return SVD(*torch.linalg.svd(W, full_matrices=False, driver=None if driver == "gesdd" else driver))
 
 
 def _by_core(W: Tensor, driver: str) -> SVD:
