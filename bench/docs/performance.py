@@ -62,37 +62,33 @@ def floor_table() -> str:
     return table(header, lines, "lrr")
 
 
-def _fused(out_of_span: str, gradient: int, states: str, rank: int | None = None) -> Form:
-    return lambda d1, d2, k: transform(d1, d2, min(k, rank or k), out_of_span, 2, gradient, end=STATES[states])
-
-
 def _literal(size: int, unit: str) -> Form:
     return lambda d1, d2, k: literal_work(d1, d2, k, "drop", size, unit) + adamw(d1 * d2, 4, "fp32")
 
 
-def _apart(gradient: int, states: str) -> Form:
-    return lambda d1, d2, k: transform(d1, d2, k, "drop", 2, gradient) + adamw(d1 * d2, gradient, states)
-
-
-def _adamw(gradient: int, states: str) -> Form:
-    return lambda d1, d2, _: adamw(d1 * d2, gradient, states)
+def _fused(out_of_span: str, gradient: int, states: str, rank: int | None = None) -> Form:
+    return lambda d1, d2, k: transform(d1, d2, min(k, rank or k), out_of_span, 2, gradient, end=STATES[states])
 
 
 FORMS: dict[str, Form] = {
     "literal form in its best order, fp32, then AdamW": _literal(4, "fp32"),
     "the same in TF32": _literal(4, "tf32"),
     "the same with bf16 operands": _literal(2, "16-bit"),
-    "two products, then AdamW, fp32 gradient and states": _apart(4, "fp32"),
-    "two products, then AdamW, 16-bit gradient and states": _apart(2, "16-bit"),
+    "two products, then AdamW, fp32 gradient and states": (
+        lambda d1, d2, k: transform(d1, d2, k, "drop", 2, 4) + adamw(d1 * d2, 4, "fp32")
+    ),
+    "two products, then AdamW, 16-bit gradient and states": (
+        lambda d1, d2, k: transform(d1, d2, k, "drop", 2, 2) + adamw(d1 * d2, 2, "16-bit")
+    ),
     "GSRAdamW, drop, fp32 gradient and states": _fused("drop", 4, "fp32"),
     "GSRAdamW, keep, fp32 gradient and states": _fused("keep", 4, "fp32"),
     "GSRAdamW, drop, 16-bit gradient, fp32 master": _fused("drop", 2, "fp32 master, 16-bit copy"),
     "GSRAdamW, drop, 16-bit gradient and states": _fused("drop", 2, "16-bit"),
     "GSRAdamW, rank 256, fp32 gradient and states": _fused("keep", 4, "fp32", 256),
     "GSRAdamW, rank 256, 16-bit gradient and states": _fused("keep", 2, "16-bit", 256),
-    "AdamW alone, fp32 gradient and states": _adamw(4, "fp32"),
-    "AdamW alone, 16-bit gradient and states": _adamw(2, "16-bit"),
-    "products of Muon's five Newton–Schulz iterations": lambda d1, d2, _: muon_work(d1, d2),
+    "AdamW alone, fp32 gradient and states": lambda d1, d2, k: adamw(d1 * d2, 4, "fp32"),
+    "AdamW alone, 16-bit gradient and states": lambda d1, d2, k: adamw(d1 * d2, 2, "16-bit"),
+    "products of Muon's five Newton–Schulz iterations": lambda d1, d2, k: muon_work(d1, d2),
 }
 
 

@@ -1,15 +1,14 @@
 """The predicted time of a step of sharded weights on many GPUs, beside the traffic of other methods.
 
-A prediction from the assumptions in ``Machine`` and in each method, not a measurement. All weights are sharded over all
-GPUs (fully_shard), gradients and bases are 16-bit, sums float32; products take the larger of their time and the
-memory's. GSR's one all-reduce waits for the first products and the second ones for it; its buckets, where there are
-several, travel as ``distributed/step.py`` has them. Of the other methods all of the wire is hidden, at best.
+A prediction from the assumptions here, no measurement. All weights are sharded over all GPUs (fully_shard), gradients
+and bases are 16-bit, sums float32; products take the larger of their time and the memory's. GSR's one all-reduce waits
+for the first products and the second ones for it; its buckets, where there are several, travel as
+``distributed/step.py`` has them. Of the other methods all of the wire is hidden, at best.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import ceil, log2
 from typing import Any
@@ -21,71 +20,49 @@ from bench.models import model
 from gsr_kernels.distributed.step import BUCKET
 
 GPUS = (8, 64, 1024)
+# H800 in nodes of 8, by datasheet: bytes a second of NVLink one way and of network a GPU, and of memory
+NODE, NVLINK, NETWORK, MEMORY = 8, 200e9, 50e9, 3.35e12
+# FLOP a second that one H200 reached in products
+FLOP = 790e12
+# seconds of a message to a neighbour in the node and to another node (assumed)
+NEAR, FAR = 4e-6, 12e-6
 
-
-@dataclass(frozen=True)
-class Machine:
-    """H800 in nodes of 8, by datasheet: 400 GB/s of NVLink, both ways, and 8 x 400 Gb/s of network a node.
-
-    Products at the rate that one H200 reached; a message takes 4 µs to a neighbour in the node, 12 µs to another node
-    (assumed). Sizes in bytes are numbers or arrays.
-    """
-
-    gpus: int
-    node: int = 8
-    nvlink: float = 200e9
-    network: float = 50e9
-    near: float = 4e-6
-    far: float = 12e-6
-    flop: float = 790e12
-    memory: float = 3.35e12
-
-    @property
-    def inside(self) -> int:
-        """Return the GPUs of a node that take part."""
-        return min(self.gpus, self.node)
-
-    @property
-    def nodes(self) -> int:
-        """Return the nodes that take part."""
-        return max(1, self.gpus // self.node)
-
-    @property
-    def delay(self) -> float:
-        """Return the seconds of the messages of half an all-reduce."""
-        return log2(self.inside) * self.near + log2(self.nodes) * self.far
-
-    def all_reduce(self, size: Any) -> tuple[Any, Any]:
-        """Return the bytes that a GPU sends and the seconds, by a ring in the node and one across nodes."""
-        local, across = 2 * (1 - 1 / self.inside) * size, 2 * (1 - 1 / self.nodes) * size / self.inside
-        return local + across, local / self.nvlink + across / self.network + 2 * self.delay
-
-    def all_gather(self, size: Any) -> tuple[Any, Any]:
-        """Return the same for ``size`` gathered bytes: half of an all-reduce, which also scatters."""
-        sent, seconds = self.all_reduce(size)
-        return sent / 2, seconds / 2
-
-    def exchange(self, size: float) -> tuple[float, float]:
-        """Return the same where each GPU sends ``size`` bytes to all others, alike to each."""
-        outside = size * (1 - 1 / self.nodes)
-        return size, max((size - outside) / self.nvlink, outside / self.network) + self.delay
-
-    def compute(self, flop: Any, size: Any) -> Any:
-        """Return the seconds for products that read and write ``size`` bytes."""
-        return np.maximum(flop / self.flop, size / self.memory)
-
-
-# bytes that a GPU sends, seconds on the wire, seconds of the step; by the sides d1, d2 of all matrices
+# bytes that a GPU sends, seconds on the wire, seconds of the step; by the sides d1, d2 of all matrices, and the GPUs
 Prediction = tuple[float, float, float]
-Method = Callable[[Machine, np.ndarray, np.ndarray], Prediction]
+Method = Callable[[np.ndarray, np.ndarray, int], Prediction]
 
 
-def in_buckets(machine: Machine, elements: float, flop: Any, moved: Any) -> Prediction:
+def all_reduce(size: Any, gpus: int) -> tuple[Any, Any]:
+    """Return the bytes that a GPU sends and the seconds, by a ring in the node and one across nodes."""
+    inside, nodes = min(gpus, NODE), max(1, gpus // NODE)
+    local, across = 2 * (1 - 1 / inside) * size, 2 * (1 - 1 / nodes) * size / inside
+    return local + across, local / NVLINK + across / NETWORK + 2 * (log2(inside) * NEAR + log2(nodes) * FAR)
+
+
+def all_gather(size: Any, gpus: int) -> tuple[Any, Any]:
+    """Return the same for ``size`` gathered bytes: half of an all-reduce, which also scatters."""
+    sent, seconds = all_reduce(size, gpus)
+    return sent / 2, seconds / 2
+
+
+def exchange(size: float, gpus: int) -> tuple[float, float]:
+    """Return the same where each GPU sends ``size`` bytes to all others, alike to each."""
+    nodes = max(1, gpus // NODE)
+    outside = size * (1 - 1 / nodes)
+    seconds = max((size - outside) / NVLINK, outside / NETWORK)
+    return size, seconds + log2(min(gpus, NODE)) * NEAR + log2(nodes) * FAR
+
+
+def compute(flop: Any, size: Any) -> Any:
+    """Return the seconds for products that read and write ``size`` bytes."""
+    return np.maximum(flop / FLOP, size / MEMORY)
+
+
+def in_buckets(elements: float, seconds: float, gpus: int) -> Prediction:
     """Predict float32 elements summed between two halves of the products, each bucket under those of its neighbours."""
-    size = 4 * elements
-    count = ceil(size / BUCKET)
-    sent, wire = machine.all_reduce(size / count)
-    half = machine.compute(flop.sum(), moved.sum()) / 2 / count
+    count = ceil(4 * elements / BUCKET)
+    sent, wire = all_reduce(4 * elements / count, gpus)
+    half = seconds / 2 / count
     # when the products and the wire have come to their end so far
     products, arrived = half, [half + wire]
     for _ in range(count - 1):
@@ -95,31 +72,31 @@ def in_buckets(machine: Machine, elements: float, flop: Any, moved: Any) -> Pred
     return count * sent, count * wire, max(products, arrived[-1]) + half
 
 
-def at_best(sent: float, wire: float, compute: float) -> Prediction:
+def at_best(traffic: tuple[float, float], seconds: float) -> Prediction:
     """Predict all of the shorter one hidden under the other."""
-    return sent, wire, max(wire, compute)
+    return *traffic, max(traffic[1], seconds)
 
 
-def gsr_keep(machine: Machine, d1: np.ndarray, d2: np.ndarray, rank: float = np.inf) -> Prediction:
+def gsr_keep(d1: np.ndarray, d2: np.ndarray, gpus: int, rank: float = np.inf) -> Prediction:
     """Predict G V and (U δ) Vh on the rows of a rank: both products read all of Vh."""
     k = np.minimum(np.minimum(d1, d2), rank)
     # G twice and G' once, U twice; Vh twice, whole
-    moved = 2 * (3 * d1 * d2 / machine.gpus + 2 * d1 * k / machine.gpus + 2 * k * d2)
-    return in_buckets(machine, k.sum(), 4 * d1 * d2 * k / machine.gpus, moved)
+    moved = 2 * (3 * d1 * d2 / gpus + 2 * d1 * k / gpus + 2 * k * d2)
+    return in_buckets(k.sum(), compute((4 * d1 * d2 * k / gpus).sum(), moved.sum()), gpus)
 
 
-def gsr_shared(machine: Machine, d1: np.ndarray, d2: np.ndarray) -> Prediction:
+def gsr_shared(d1: np.ndarray, d2: np.ndarray, gpus: int) -> Prediction:
     """Predict the same of shared bases: Vh comes twice, each time under the product of the weight before it."""
     k = np.minimum(d1, d2)
-    gathered, seconds = machine.all_gather(2 * k * d2)
+    gathered, seconds = all_gather(2 * k * d2, gpus)
     # half of the work, and Vh written as it comes
-    moved = 2 * (1.5 * d1 * d2 / machine.gpus + d1 * k / machine.gpus + 2 * k * d2)
-    end = np.maximum(seconds, machine.compute(2 * d1 * d2 * k / machine.gpus, moved))
-    sent, wire = machine.all_reduce(4 * k.sum())
+    moved = 2 * (1.5 * d1 * d2 / gpus + d1 * k / gpus + 2 * k * d2)
+    end = np.maximum(seconds, compute(2 * d1 * d2 * k / gpus, moved))
+    sent, wire = all_reduce(4 * k.sum(), gpus)
     return sent + 2 * gathered.sum(), wire + 2 * seconds.sum(), wire + 2 * end.sum()
 
 
-def gsr_drop(machine: Machine, d1: np.ndarray, d2: np.ndarray, long_side: bool) -> Prediction:
+def gsr_drop(d1: np.ndarray, d2: np.ndarray, gpus: int, long_side: bool) -> Prediction:
     """Predict Uᵀ G and U A of whole bases.
 
     Sharded along the long side all of A is summed, along the short one U is read whole.
@@ -128,22 +105,22 @@ def gsr_drop(machine: Machine, d1: np.ndarray, d2: np.ndarray, long_side: bool) 
     whole, sharded = (k, long) if long_side else (long, k)
     # a square weight has nothing outside its span: a diagonal will do
     elements = np.where(long_side & (d1 != d2), k * k, k)
-    moved = 2 * (2 * long * k / machine.gpus + 2 * k * sharded / machine.gpus + 2 * k * whole)
-    return in_buckets(machine, elements.sum(), 4 * long * k * k / machine.gpus, moved)
+    moved = 2 * (2 * long * k / gpus + 2 * k * sharded / gpus + 2 * k * whole)
+    return in_buckets(elements.sum(), compute((4 * long * k * k / gpus).sum(), moved.sum()), gpus)
 
 
-def muon_everywhere(machine: Machine, d1: np.ndarray, d2: np.ndarray) -> Prediction:
+def muon_everywhere(d1: np.ndarray, d2: np.ndarray, gpus: int) -> Prediction:
     """Predict every gradient gathered on every GPU; each orthogonalizes all of them, 5 Newton-Schulz iterations."""
     size = 2 * (d1 * d2).sum()
-    return at_best(*machine.all_gather(size), machine.compute(_newton_schulz(d1, d2).sum(), 20 * size))
+    return at_best(all_gather(size, gpus), compute(_newton_schulz(d1, d2).sum(), 20 * size))
 
 
-def muon_owned(machine: Machine, d1: np.ndarray, d2: np.ndarray) -> Prediction:
+def muon_owned(d1: np.ndarray, d2: np.ndarray, gpus: int) -> Prediction:
     """Predict every gradient gathered on one GPU, which sends its update back; matrices divide evenly, at best."""
-    size, flop = 2 * (d1 * d2).sum() / machine.gpus, _newton_schulz(d1, d2)
-    sent, seconds = machine.exchange(size)
+    size, flop = 2 * (d1 * d2).sum() / gpus, _newton_schulz(d1, d2)
+    sent, seconds = exchange(size, gpus)
     # no GPU has less than one matrix to do
-    return at_best(2 * sent, 2 * seconds, machine.compute(max(flop.sum() / machine.gpus, flop.max()), 20 * size))
+    return at_best((2 * sent, 2 * seconds), compute(max(flop.sum() / gpus, flop.max()), 20 * size))
 
 
 def _newton_schulz(d1: np.ndarray, d2: np.ndarray) -> np.ndarray:
@@ -152,13 +129,13 @@ def _newton_schulz(d1: np.ndarray, d2: np.ndarray) -> np.ndarray:
     return 5 * (4 * d1 * d2 * k + 2 * k**3)
 
 
-def osft(machine: Machine, d1: np.ndarray, d2: np.ndarray) -> Prediction:
+def osft(d1: np.ndarray, d2: np.ndarray, gpus: int) -> Prediction:
     """Predict half of the directions projected out: U_hᵀ dU summed in float32, V_h gathered in 16 bits."""
     half = np.minimum(d1, d2) / 2
-    moved = 2 * (d1 * half * 5 / machine.gpus + d2 * half * 3 / machine.gpus + 2 * half * d2)
-    compute = machine.compute((4 * (d1 + d2) * half * half / machine.gpus).sum(), moved.sum())
-    summed, gathered = machine.all_reduce((4 * half * half).sum()), machine.all_gather((2 * half * d2).sum())
-    return at_best(summed[0] + gathered[0], summed[1] + gathered[1], compute)
+    moved = 2 * (d1 * half * 5 / gpus + d2 * half * 3 / gpus + 2 * half * d2)
+    summed, gathered = all_reduce((4 * half * half).sum(), gpus), all_gather((2 * half * d2).sum(), gpus)
+    traffic = summed[0] + gathered[0], summed[1] + gathered[1]
+    return at_best(traffic, compute((4 * (d1 + d2) * half * half / gpus).sum(), moved.sum()))
 
 
 METHODS: dict[str, Method] = {
@@ -183,7 +160,7 @@ def table() -> str:
             header += [f"{gpus} GPUs: MB sent", "wire ms", "step ms"]
         for title, predict in METHODS.items():
             cells = []
-            for sent, wire, step in (predict(Machine(gpus), d1, d2) for gpus in GPUS):
+            for sent, wire, step in (predict(d1, d2, gpus) for gpus in GPUS):
                 cells += [f"{sent / 1e6:,.3g}" if sent < 1e8 else f"{sent / 1e6:,.0f}"]
                 cells += [f"{1e3 * wire:.2f}", f"{1e3 * step:.2f}"]
             lines.append([title, *cells])

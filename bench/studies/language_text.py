@@ -6,7 +6,7 @@ import gzip
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,10 @@ def gather(quota: int, held_out: int, manuals: Path = MANUALS) -> Text:
 
     A language with fewer than LEAST is left out.
     """
-    training = {"python": _joined(_sources(), quota), "prose": _joined([_prose()], quota)}
+    # of the library the half that no task is made of
+    sources = map(library.source, library.modules(half=0))
+    prose = b"".join(completion for _, completion in library.general()).decode(errors="replace")
+    training = {"python": _joined(sources, quota), "prose": prose[:quota]}
     apart: dict[str, list[tuple[str, str]]] = {}
     for language, pages in sorted(_pages(manuals).items()):
         kept = [text for family, text in pages if zlib.crc32(family.encode()) % APART]
@@ -107,22 +110,6 @@ def _lines(text: str, least: int) -> list[str]:
     return [line.strip() for line in text.splitlines() if len(line.strip()) >= least]
 
 
-def _sources() -> Iterator[str]:
-    """Yield the sources of the half of the library that no task is made of."""
-    return (library.source(module) for module in library.modules(half=0))
-
-
-def _prose() -> str:
-    return b"".join(completion for _, completion in library.general()).decode(errors="replace")
-
-
 def _joined(texts: Iterable[str], limit: int) -> str:
-    """Join texts in turn, each once, up to so many characters."""
-    kept: dict[str, None] = {}
-    length = 0
-    for text in texts:
-        if length >= limit:
-            break
-        kept[text] = None
-        length += len(text)
-    return "\n\n".join(kept)[:limit]
+    """Join texts, each once, up to so many characters."""
+    return "\n\n".join(dict.fromkeys(texts))[:limit]
