@@ -154,20 +154,16 @@ def _missing(energy: float, G: Tensor, sigma: Tensor, F: Tensor, rank: int) -> i
 
 def _of_first_rank(X: Tensor) -> Tensor:
     """Return the first rank's X, since rounding may differ between ranks."""
-    if not dist.is_initialized():
-        return X
-    columns = torch.tensor(X.shape[1], device=X.device)
-    dist.broadcast(columns, 0)
-    sent = X.contiguous() if dist.get_rank() == 0 else X.new_empty(len(X), int(columns))
-    dist.broadcast(sent, 0)
-    return sent
+    held = [X]
+    if dist.is_initialized():
+        dist.broadcast_object_list(held, 0, device=X.device)
+    return held[0].to(X.device)
 
 
 def _free(U: Tensor, F: Tensor) -> Tensor:
     """Return the nearest orthonormal columns to those of U that are orthogonal to F; U nearly is.
 
-    The part in F that rounding leaves to the direction of a small singular value is as large as ROUNDING is coarse.
-    Unlike a QR this turns no column round.
+    Rounding leaves a part in F to the directions of small singular values. Unlike a QR this turns no column round.
     """
     for _ in range(2):
         U = polar_factor(away(U, F)) if U.shape[1] else U

@@ -68,9 +68,8 @@ def merge_files(
 ) -> list[Path]:
     """Merge saved adapters into the shards of a saved model, in place, on the CPU.
 
-    Every shard is replaced whole by a file that was written beside it, so that an interruption leaves the old file. A
-    merge that was interrupted between two shards is finished by the same call: a shard's metadata says what was merged
-    into it. One shard at a time is in memory.
+    A shard is replaced whole, one at a time; its metadata says what was merged into it. The same call finishes a merge
+    that was interrupted between two.
 
     Args:
         directory: holds ``*.safetensors`` as ``save_pretrained`` writes them.
@@ -127,14 +126,11 @@ def _read(folder: Path) -> Adapter:
         if not factor:
             copies[key.removeprefix(PREFIX).replace(".base_layer", "")] = factors[key]
             continue
-        both = [f"{PREFIX}{module}.lora_{each}.weight" for each in "AB"]
-        if key not in both or factors[key].ndim != 2:
+        A, B = (factors.get(f"{PREFIX}{module}.lora_{each}.weight") for each in "AB")
+        if factor in ("A.weight", "B.weight") and (A is None or B is None):
+            raise ValueError(f"{folder} holds {key} without its lora_{'A' if A is None else 'B'}: save it again")
+        if A is None or B is None or A.ndim != 2 or B.ndim != 2 or B.shape[1] != len(A):
             raise TypeError(f"{folder} holds {key} {tuple(factors[key].shape)}, which is no factor of a linear layer")
-        if missing := [one for one in both if one not in factors]:
-            raise ValueError(f"{folder} holds {key} without its {missing[0].split('.')[-2]}: save it again")
-        A, B = (factors[one] for one in both)
-        if B.shape[1] != len(A):
-            raise ValueError(f"{folder} holds {module} with factors {tuple(B.shape)}, {tuple(A.shape)}: save it again")
         patterns = config["alpha_pattern"] or {}
         alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
         scalings[module] = alpha / (len(A) ** 0.5 if config["use_rslora"] else len(A))
@@ -173,13 +169,13 @@ def _check_same_kind(read: Sequence[Adapter]) -> None:
             raise ValueError(f"adapters of different base: {first.folder} of {first.base}, {one.folder} of {one.base}")
         if different := sorted(set(one.pairs) ^ set(first.pairs)):
             raise ValueError(f"{first.folder} and {one.folder} differ in their modules: {different[0]}")
-        for name, (B, A) in one.pairs.items():
-            first_B, first_A = first.pairs[name]
-            if len(A) != len(first_A):
-                ranks = f"{first.folder} has {len(first_A)} and {one.folder} {len(A)}"
-                raise ValueError(f"adapters of different rank: at {name} {ranks}")
-            if B.shape != first_B.shape or A.shape != first_A.shape:
-                raise ValueError(f"{first.folder} and {one.folder} belong to weights of different shapes at {name}")
+        for name in one.pairs:
+            shapes = [[tuple(factor.shape) for factor in each.pairs[name]] for each in (first, one)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"adapters of different rank or base: at {name} {first.folder} has B and A {shapes[0]}, "
+                    f"{one.folder} {shapes[1]}"
+                )
 
 
 def _locate(directory: str | os.PathLike[str], adapters: Sequence[Adapter]) -> dict[str, Saved]:

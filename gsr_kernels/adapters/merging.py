@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.adapters.stability import check_factor
-from gsr_kernels.checks import Backend, check_choice
+from gsr_kernels.checks import Backend, check_choice, check_fit
 from gsr_kernels.ops import implementation
 
 How = Literal["magnitude", "sum", "mean", "ties"]
@@ -45,9 +45,8 @@ def merge(
     for name, tensor in (("W", W), ("B", B), ("A", A)):
         check_factor(name, tensor)
     check_how(how, density)
-    if W.ndim != 2 or B.ndim != 3 or A.shape != (len(B), B.shape[-1], W.shape[1]) or B.shape[1] != W.shape[0]:
-        shapes = ", ".join(f"{name} {tuple(one.shape)}" for name, one in (("W", W), ("B", B), ("A", A)))
-        raise ValueError(f"merge needs W [d1, d2], B [T, d1, r], A [T, r, d2], got {shapes}")
+    T, r, (d1, d2) = len(B), B.shape[-1], W.shape[-2:]
+    check_fit(W=(W, (d1, d2)), B=(B, (T, d1, r)), A=(A, (T, r, d2)))
     with torch.autocast(W.device.type, enabled=False):
         implementation("merge", backend, W.device)(W, B, A, how, density)
     return W

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
 from gsr_kernels.adapters.factors import Factors, by_shape
@@ -75,7 +76,12 @@ class RiemannianAdamW(Optimizer):
                 f"F protects inputs of {unknown[0]}, which is no module of the adapter: name modules as find_factors "
                 "does on the model that is trained, and leave others out"
             )
-        self._protected = [_stack_protected([F.get(one.name) for one in group], group[0].A) for group in self._groups]
+        self._protected = []
+        for group in self._groups:
+            like = group[0].A.detach()
+            rows = [F[one.name].mT.to(like) if one.name in F else like[:0] for one in group]
+            # zero columns where a module has fewer
+            self._protected.append(pad_sequence(rows, batch_first=True).mT)
 
     def start(self, Q: Mapping[str, Tensor] | None = None) -> None:
         """Begin with zero moments.
@@ -161,13 +167,3 @@ class RiemannianAdamW(Optimizer):
 def _moments(like: Tensor, prefix: str = "") -> dict[str, Tensor]:
     zeros = {f"{prefix}{name}": torch.zeros_like(like, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
     return {f"{prefix}step": torch.zeros((), device=like.device), **zeros}
-
-
-def _stack_protected(protected: list[Tensor | None], like: Tensor) -> Tensor:
-    """Return F of several modules ``[n, d_in, p]``, with zero columns where one has fewer."""
-    widths = [0 if F is None else F.shape[-1] for F in protected]
-    stack = like.new_zeros(len(protected), like.shape[-1], max(widths))
-    for one, F, width in zip(stack, protected, widths):
-        if F is not None:
-            one[:, :width] = F
-    return stack

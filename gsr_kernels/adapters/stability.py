@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gsr_kernels.checks import Backend, check_choice
+from gsr_kernels.backends.torch.stages import widened
+from gsr_kernels.checks import Backend, check_choice, check_fit
 from gsr_kernels.ops import implementation
 
 Terms = Literal["both", "magnitude", "sign"]
@@ -46,7 +47,7 @@ def stability_loss(
         TypeError: a factor is no floating-point tensor, or a DTensor.
         ValueError: shapes or devices do not fit; alpha, terms or backend is out of range.
     """
-    check_factors(B=B, A=A, old_B=old_B, old_A=old_A)
+    _check(B, A, old_B, old_A)
     check_choice("terms", terms, Terms)
     batch = B.shape[:-2]
     if terms == "magnitude":
@@ -62,7 +63,7 @@ def sign_shares(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor, backend: Bac
 
     Zeros belong to neither. Arguments and errors as ``stability_loss``.
     """
-    check_factors(B=B, A=A, old_B=old_B, old_A=old_A)
+    _check(B, A, old_B, old_A)
     flat = [factor.detach().reshape(-1, *factor.shape[-2:]) for factor in (B, A, old_B, old_A)]
     with torch.autocast(B.device.type, enabled=False):
         same, opposite = implementation("sign_counts", backend, B.device)(*flat)
@@ -75,11 +76,9 @@ def auto_alpha(old_B: Tensor, old_A: Tensor) -> Tensor:
     """Return ``1 / rms(P)`` of each module ``[..]``, within [1e-12, 1e12]; 1 where P is zero.
 
     The sign of a typical entry then counts: the paper gives no value, and 1 lets the signs vanish at the size of an
-    adapter. The norm comes from the factors,
-    ``‖P‖² = Σ (old_Bᵀ old_B) ⊙ (old_A old_Aᵀ)``.
+    adapter. The norm comes from the factors, ``‖P‖² = Σ (old_Bᵀ old_B) ⊙ (old_A old_Aᵀ)``.
     """
-    left, right = (factor.double() for factor in (old_B, old_A))
-    squares = ((left.mT @ left) * (right @ right.mT)).sum((-2, -1)).clamp_min(0)
+    squares = _square(old_B.double(), old_A.double()).clamp_min(0)
     rms = (squares / (old_B.shape[-2] * old_A.shape[-1])).sqrt()
     return torch.where(rms > 0, 1 / torch.where(rms > 0, rms, 1), 1).clamp(LEAST, MOST)
 
@@ -96,38 +95,33 @@ def check_alpha(alpha: float | Tensor, batch: torch.Size, device: torch.device) 
 
 
 def check_factor(name: str, factor: Tensor) -> None:
-    """Raise TypeError for what is no floating-point tensor, and for a sharded one."""
-    if not isinstance(factor, Tensor) or not factor.is_floating_point():
-        got = factor.dtype if isinstance(factor, Tensor) else type(factor).__name__
-        raise TypeError(f"{name} must be a real floating-point tensor, got {got}")
+    """Raise TypeError for what is no float matrix of 16 bits or more, and for a sharded one."""
+    if not isinstance(factor, Tensor) or not factor.is_floating_point() or factor.ndim < 2:
+        got = f"{factor.dtype} {tuple(factor.shape)}" if isinstance(factor, Tensor) else type(factor).__name__
+        raise TypeError(f"{name} must be a real floating-point tensor [.., d1, d2], got {got}")
     if factor.dtype.itemsize < 2:
         raise TypeError(f"{name} is kept as {factor.dtype}, whose scales are elsewhere: use 16 bits or more")
     if hasattr(factor, "placements"):
         raise TypeError(f"{name} is sharded (DTensor), which is not supported: keep adapters whole on every rank")
 
 
-def check_factors(**factors: Tensor) -> None:
-    """Check ``[.., d1, r]``, ``[.., r, d2]`` and, where given, ``[.., d1, R]``, ``[.., R, d2]``."""
-    for name, factor in factors.items():
+def _check(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor) -> None:
+    for name, factor in (("B", B), ("A", A), ("old_B", old_B), ("old_A", old_A)):
         check_factor(name, factor)
-    (left, B), (_, A), *_ = factors.items()
-    shapes = ", ".join(f"{name} {tuple(factor.shape)}" for name, factor in factors.items())
-    for one, other in zip(list(factors.values())[::2], list(factors.values())[1::2]):
-        fits = one.ndim >= 2 and other.ndim >= 2 and one.shape[-1] == other.shape[-2]
-        if not fits or one.shape[:-1] != B.shape[:-1] or other.shape[-1] != A.shape[-1]:
-            raise ValueError(f"factors do not fit together: {shapes}")
-        if other.shape[:-2] != B.shape[:-2]:
-            raise ValueError(f"factors differ in their leading dimensions: {shapes}")
-    for name, factor in factors.items():
-        if factor.device != B.device:
-            raise ValueError(f"factors must be on one device: {name} is on {factor.device}, {left} on {B.device}")
+    *batch, d1, r = B.shape
+    R, d2 = old_B.shape[-1], A.shape[-1]
+    check_fit(
+        B=(B, B.shape), A=(A, (*batch, r, d2)), old_B=(old_B, (*batch, d1, R)), old_A=(old_A, (*batch, R, d2))
+    )  # fmt: skip
 
 
 def _magnitude(B: Tensor, A: Tensor) -> Tensor:
     """Return ``‖B A‖²`` by two products of r × r, in float64: columns of B may nearly cancel."""
-    wide = torch.promote_types(torch.promote_types(B.dtype, A.dtype), torch.float32)
-    B, A = B.double(), A.double()
-    return ((B.mT @ B) * (A @ A.mT)).sum((-2, -1)).to(wide)
+    return _square(B.double(), A.double()).to(widened(B, A)[1][0].dtype)
+
+
+def _square(B: Tensor, A: Tensor) -> Tensor:
+    return ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
 
 
 class _Stability(torch.autograd.Function):

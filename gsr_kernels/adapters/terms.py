@@ -13,15 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gsr_kernels.adapters.factors import Factors, adapter_names, by_shape, same_modules, stacked
-from gsr_kernels.adapters.stability import (
-    Terms,
-    auto_alpha,
-    check_alpha,
-    check_factor,
-    sign_shares,
-    stability_loss,
-)  # fmt: skip
-from gsr_kernels.checks import Backend, check_choice
+from gsr_kernels.adapters.stability import Terms, auto_alpha, check_alpha, check_factor, sign_shares, stability_loss
+from gsr_kernels.backends.torch.stages import widened
+from gsr_kernels.checks import Backend, check_choice, check_fit
 from gsr_kernels.methods.on_model import BoundMethod, ModelMethod
 
 
@@ -43,6 +37,8 @@ class Term(ModelMethod):
 
     # begins the names of scalars
     label: ClassVar[str]
+    # the factors of a module that the term depends on
+    acts_on: ClassVar[tuple[str, ...]]
 
     lam: float
     new: str | None = None
@@ -55,10 +51,6 @@ class Term(ModelMethod):
     def bind(self, model: nn.Module) -> BoundTerm:
         """Return the term of a PEFT model, or one with PEFT's adapters injected."""
         return BoundTerm(self, model)
-
-    @abstractmethod
-    def factors(self, new: Factors) -> tuple[Tensor, ...]:
-        """Return the parameters of a module that the term depends on."""
 
     @abstractmethod
     def constants(self, earlier: list[list[Factors]]) -> tuple[Tensor, ...]:
@@ -88,7 +80,7 @@ class BoundTerm(BoundMethod):
         self._term = term
         # of each group, a list a module: the new factors first
         self._groups: list[list[list[Factors]]] = by_shape(same_modules(model, [new, *earlier]))
-        self.parameters = [factor for group in self._groups for row in group for factor in term.factors(row[0])]
+        self.parameters = [getattr(row[0], each) for group in self._groups for row in group for each in term.acts_on]
         with torch.no_grad():
             self._constants = [term.constants([row[1:] for row in group]) for group in self._groups]
 
@@ -134,12 +126,9 @@ class OLoRA(Term):
     """
 
     label = "o_lora"
+    acts_on = ("A",)
 
     lam: float = 0.5
-
-    def factors(self, new: Factors) -> tuple[Tensor, ...]:
-        """Return A alone."""
-        return (new.A,)
 
     def constants(self, earlier: list[list[Factors]]) -> tuple[Tensor, ...]:
         """Return all rows of the earlier A ``[n, R, d_in]``."""
@@ -168,6 +157,7 @@ class PSLoRA(Term):
     """
 
     label = "ps_lora"
+    acts_on = ("B", "A")
 
     _: KW_ONLY
     alpha: float | Literal["auto"] = "auto"
@@ -179,10 +169,6 @@ class PSLoRA(Term):
         check_choice("terms", self.terms, Terms)
         if self.alpha != "auto":
             check_alpha(self.alpha, torch.Size(), torch.device("cpu"))
-
-    def factors(self, new: Factors) -> tuple[Tensor, ...]:
-        """Return both."""
-        return new.B, new.A
 
     def constants(self, earlier: list[list[Factors]]) -> tuple[Tensor, ...]:
         """Return old_B, old_A and alpha of ``stability_loss``."""
@@ -217,8 +203,7 @@ def overlap_loss(A: Tensor, old_A: Tensor) -> Tensor:
     """
     check_factor("A", A)
     check_factor("old_A", old_A)
-    if A.ndim < 2 or A.shape[:-2] != old_A.shape[:-2] or A.shape[-1] != old_A.shape[-1]:
-        raise ValueError(f"factors do not fit together: A {tuple(A.shape)}, old_A {tuple(old_A.shape)}")
-    wide = torch.promote_types(torch.promote_types(A.dtype, old_A.dtype), torch.float32)
+    check_fit(A=(A, A.shape), old_A=(old_A, (*A.shape[:-2], old_A.shape[-2], A.shape[-1])))
     with torch.autocast(A.device.type, enabled=False):
-        return (old_A.detach().to(wide) @ A.to(wide).mT).abs().sum((-2, -1))
+        _, (A, old_A) = widened(A, old_A.detach())
+        return (old_A @ A.mT).abs().sum((-2, -1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -93,26 +93,31 @@ def mean_over_batches(
     gradient since its layer runs without them.
     """
     totals = {name: torch.zeros_like(wide(one), requires_grad=False) for name, one in parameters.items()}
-    silent: set[str] = set()
-    hooks = _watch_silent(model, parameters, silent)
+    silent: set[int] = set()
+
+    def notice(module: nn.Module, args: Any) -> None:
+        if not torch.is_grad_enabled():
+            silent.update(map(id, module.parameters(recurse=False)))
+
     count = 0
+    hook = nn.modules.module.register_module_forward_pre_hook(notice)
     try:
         for batch in tqdm(batches, "gradients", unit="batch", leave=False, disable=None):
             value = loss(model, batch)
-            # without any gradient autograd would speak of "element 0 of tensors"
-            found = [None] * len(parameters) if silent and not value.requires_grad else _gradients(value, parameters)
-            for name, gradient in zip(parameters, found):
+            reached = list(parameters.values()) if value.requires_grad else []
+            found = dict(zip(parameters, torch.autograd.grad(value, reached, allow_unused=True) if reached else []))
+            for name, parameter in parameters.items():
+                gradient = found.get(name)
                 if gradient is not None:
                     totals[name] += of(wide(gradient))
-                elif name in silent:
+                elif id(parameter) in silent or not reached:
                     raise ValueError(
                         f"{name} gets no gradient: its layer runs under torch.no_grad(), as activation checkpointing "
                         "with use_reentrant=True does; pass use_reentrant=False"
                     )
             count += 1
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
     if dist.is_available() and dist.is_initialized():
         counted = torch.tensor(count, device=next(iter(totals.values())).device)
         for total in (counted, *totals.values()):
@@ -129,21 +134,3 @@ def mean_over_batches(
 def wide(tensor: Tensor) -> Tensor:
     """Return a tensor in float32 or better."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
-    return torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-
-
-def _watch_silent(model: nn.Module, parameters: Mapping[str, Tensor], silent: set[str]) -> list[RemovableHandle]:
-    """Collect the parameters whose module runs without gradients."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-
-    def before(module: nn.Module, args: Any) -> None:
-        if not torch.is_grad_enabled():
-            silent.update(names[id(one)] for one in module.parameters(recurse=False) if id(one) in names)
-
-    holding = [
-        module for module in model.modules() if any(id(one) in names for one in module.parameters(recurse=False))
-    ]
-    return [module.register_forward_pre_hook(before) for module in holding]

@@ -136,7 +136,7 @@ def test_factors_that_are_missing_or_differ(tmp_path):
         write_adapter(tmp_path, nn.Sequential(nn.Linear(6, 6), nn.Linear(6, out)), name)[0]
         for name, out in (("first", 6), ("wider", 7))
     ]
-    with pytest.raises(ValueError, match=r"different shapes at 1\.weight"):
+    with pytest.raises(ValueError, match=r"different rank or base: at 1\.weight"):
         merge_files(directory, folders)
     factors = load_file(folders[0] / "adapter_model.safetensors")
     for kept, lost in (("lora_A", "lora_B"), ("lora_B", "lora_A")):
@@ -311,7 +311,7 @@ def test_bad_input_changes_nothing(saved, tmp_path):
     (adapters[1] / "adapter_config.json").write_text(json.dumps(config))
 
     for name, other, message in (
-        ("wider", {"r": 3}, "different rank: at 0.weight .* has 2 and .*wider 3"),
+        ("wider", {"r": 3}, "different rank or base: at 0.weight .* has B and A .*2.*wider .*3"),
         ("fewer", {"target_modules": ["0"]}, "differ in their modules: 2.weight"),
     ):
         model.add_adapter(name, LoraConfig(**{"r": 2, "target_modules": ["0", "2", "4"]} | other))

@@ -89,8 +89,8 @@ def test_bad_input_changes_nothing():
     for change, message in (
         ({"how": "median"}, "how must be one of magnitude, sum, mean, ties"),
         ({"density": 0.0}, r"density must lie in \(0, 1\]"),
-        ({"W": W[:-1]}, r"merge needs W \[d1, d2\]"),
-        ({"A": A[1:]}, r"merge needs W \[d1, d2\]"),
+        ({"W": W[:-1]}, r"B must be \(3, 4, 2\) to fit"),
+        ({"A": A[1:]}, r"A must be \(3, 2, 4\) to fit"),
         ({"backend": "numpy"}, "backend"),
     ):
         with pytest.raises(ValueError, match=message):
