@@ -122,8 +122,8 @@ def _read(folder: Path) -> Adapter:
         raise ValueError(f"{folder / WEIGHTS} is truncated or damaged ({error}): save it again") from error
     pairs, copies, scalings = {}, {}, {}
     for key in sorted(factors):
-        module, factor, _ = key.removeprefix(PREFIX).rpartition(".lora_")
-        if not factor:
+        module, found, factor = key.removeprefix(PREFIX).rpartition(".lora_")
+        if not found:
             copies[key.removeprefix(PREFIX).replace(".base_layer", "")] = factors[key]
             continue
         A, B = (factors.get(f"{PREFIX}{module}.lora_{each}.weight") for each in "AB")

@@ -116,7 +116,6 @@ def _kept(args: argparse.Namespace, planned: dict[str, SpectralBasis]) -> dict[s
     """Return the bases of the file that stay: those that are as planned, and those that were not asked for."""
     if not Path(args.out).exists():
         return {}
-    # mapped, not read: what is not looked at takes no memory
     held = load_bases(args.out)
     if args.replace:
         return {}
