@@ -12,13 +12,14 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from gsr_kernels.methods.on_model import wide
+
 
 @dataclass(frozen=True, eq=False)
 class Factors:
     """One module's share of one adapter, ``ΔW = scaling · B A`` with ``B [d_out, r]`` and ``A [r, d_in]``.
 
-    They are the model's own parameters. ``layer`` is PEFT's, around the frozen weight,
-    and ``inner`` its module whose weight is A.
+    They are the model's own parameters. ``layer`` is PEFT's, around the frozen weight, ``inner`` its module around A.
     """
 
     name: str
@@ -43,11 +44,6 @@ class Factors:
         """Frozen weight, a view ``[d_out, d_in]`` of it."""
         weight = self.layer.get_base_layer().weight.data
         return weight.mT if self.transposed else weight
-
-    @property
-    def scaled_B(self) -> Tensor:
-        """``scaling · B``, in float32 or better."""
-        return self.scaling * self.B.to(torch.promote_types(self.B.dtype, torch.float32))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -147,4 +143,4 @@ def stacked(group: Sequence[Factors]) -> tuple[Tensor, Tensor]:
 
     The first in float32 or better: in 16 bits a scaling would round it.
     """
-    return torch.stack([one.scaled_B for one in group]), torch.stack([one.A for one in group])
+    return torch.stack([one.scaling * wide(one.B) for one in group]), torch.stack([one.A for one in group])

@@ -16,7 +16,7 @@ from gsr_kernels.adapters.factors import Factors, by_shape, find_factors, stacke
 from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_choice, check_rho
-from gsr_kernels.methods.on_model import BoundMethod, ModelMethod
+from gsr_kernels.methods.on_model import BoundMethod, ModelMethod, wide
 from gsr_kernels.ops import implementation
 from gsr_kernels.reference import FLOOR
 
@@ -86,52 +86,42 @@ class _OfSpectrum(BoundMethod, ABC):
     def act(self, optimizer: Optimizer) -> None:
         """Add the correction to the factors' gradients."""
         self.counts = dict.fromkeys(self.counts, 0)
-        self.correct()
+        self.correct([one for one in self.factors if one.A.grad is not None and one.B.grad is not None])
 
     @abstractmethod
-    def correct(self) -> None:
-        """Add the correction to the factors' gradients."""
+    def correct(self, present: list[Factors]) -> None:
+        """Add the correction to the gradients of modules, all of which have some."""
 
     def deltas(self, g: Tensor, S: Tensor) -> Tensor:
         """Return δ = g' − g ``[n, k]``, zero for a module whose g is not finite, and count."""
         finite = g.isfinite().all(-1, keepdim=True)
-        found = torch.where(finite, implementation("rescale", "auto", g.device)(g, S, self.rho) - g, 0)
-        inactive = (FLOOR * S.amax(-1, keepdim=True) >= S).sum()
-        for name, count in (("inactive_directions", inactive), ("skipped_nonfinite", (~finite).sum())):
-            self.counts[name] = self.counts[name] + count
-        return found
+        self.counts["inactive_directions"] += (FLOOR * S.amax(-1, keepdim=True) >= S).sum()
+        self.counts["skipped_nonfinite"] += (~finite).sum()
+        return torch.where(finite, implementation("rescale", "auto", g.device)(g, S, self.rho) - g, 0)
 
 
 class _OfAdapter(_OfSpectrum):
     """Thin SVD of s B A: with ``s B = Q_B R_B`` and ``Aᵀ = Q_A R_A`` that of the r × r core ``R_B R_Aᵀ``."""
 
-    def __init__(self, factors: list[Factors], rho: float) -> None:
-        super().__init__(factors, rho)
-        self._groups = [[row[0] for row in group] for group in by_shape([one] for one in factors)]
-
-    def correct(self) -> None:
-        for group in self._groups:
-            present = [one for one in group if one.A.grad is not None and one.B.grad is not None]
-            if present:
-                self._correct(present)
-
-    def _correct(self, group: list[Factors]) -> None:
-        B, A = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in stacked(group))
-        scaling = A.new_tensor([one.scaling for one in group])[:, None, None]
-        gradient = torch.stack([one.B.grad for one in group]).to(B.dtype)  # type: ignore[misc]
-        (Q_B, R_B), (Q_A, R_A) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
-        left, S, right = torch.linalg.svd(R_B @ R_A.mT)
-        U = Q_B @ left
-        # a singular A gives what is not finite, and its module is left alone
-        C = torch.linalg.solve_triangular(R_A, right.mT, upper=True)
-        g = (U * (gradient @ C)).sum(-2) / scaling.squeeze(-1)
-        delta = self.deltas(g, S).unsqueeze(-2)
-        # Vh Aᵀ = rightᵀ R_A and s Bᵀ U = R_Bᵀ left
-        grad_B = scaling * ((U * delta) @ (right @ R_A))
-        grad_A = (R_B.mT @ left * delta) @ (Q_A @ right.mT).mT
-        for i, one in enumerate(group):
-            one.B.grad.add_(grad_B[i])  # type: ignore[union-attr]
-            one.A.grad.add_(grad_A[i])  # type: ignore[union-attr]
+    def correct(self, present: list[Factors]) -> None:
+        for rows in by_shape([one] for one in present):
+            group = [row[0] for row in rows]
+            B, A = (wide(factor) for factor in stacked(group))
+            scaling = A.new_tensor([one.scaling for one in group])[:, None, None]
+            gradient = torch.stack([one.B.grad for one in group]).to(B.dtype)  # type: ignore[misc]
+            (Q_B, R_B), (Q_A, R_A) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
+            left, S, right = torch.linalg.svd(R_B @ R_A.mT)
+            U = Q_B @ left
+            # a singular A gives what is not finite, and its module is left alone
+            C = torch.linalg.solve_triangular(R_A, right.mT, upper=True)
+            g = (U * (gradient @ C)).sum(-2) / scaling.squeeze(-1)
+            delta = self.deltas(g, S).unsqueeze(-2)
+            # Vh Aᵀ = rightᵀ R_A and s Bᵀ U = R_Bᵀ left
+            grad_B = scaling * ((U * delta) @ (right @ R_A))
+            grad_A = (R_B.mT @ left * delta) @ (Q_A @ right.mT).mT
+            for i, one in enumerate(group):
+                one.B.grad.add_(grad_B[i])  # type: ignore[union-attr]
+                one.A.grad.add_(grad_A[i])  # type: ignore[union-attr]
 
 
 class _OfBase(_OfSpectrum):
@@ -139,11 +129,8 @@ class _OfBase(_OfSpectrum):
 
     def __init__(self, factors: list[Factors], rho: float, rank: int | None) -> None:
         super().__init__(factors, rho)
-        wide = {one.name: torch.promote_types(one.A.dtype, torch.float32) for one in factors}
         self._bases = {
-            one.name: SpectralBasis.of(
-                one.weight, rank, precision="fp64" if wide[one.name] == torch.float64 else "fp32"
-            )
+            one.name: SpectralBasis.of(one.weight, rank, precision="fp64" if one.A.dtype == torch.float64 else "fp32")
             for one in tqdm(factors, "singular bases", unit="matrix", leave=False, disable=None)
         }
         # of each module g, and the part of ∂B that tells what became of the gradients on their way to the step
@@ -192,21 +179,21 @@ class _OfBase(_OfSpectrum):
         basis = self._bases[one.name]
         x, inner, gradient = (t.reshape(-1, t.shape[-1]).to(basis.U.dtype) for t in (x, inner, gradient))
         left = gradient @ basis.U
-        parts = (left * (x @ basis.Vh.mT)).sum(0), left.sum(-1) @ inner
-        before = self._sums.get(one.name)
-        self._sums[one.name] = parts if before is None else (before[0] + parts[0], before[1] + parts[1])
+        g, probe = self._sums.get(one.name, (0, 0))
+        self._sums[one.name] = g + (left * (x @ basis.Vh.mT)).sum(0), probe + left.sum(-1) @ inner
 
-    def correct(self) -> None:
-        for one in self.factors:
-            if one.name not in self._sums or one.A.grad is None or one.B.grad is None:
+    def correct(self, present: list[Factors]) -> None:
+        for one in present:
+            if one.name not in self._sums:
                 continue
-            U, S, Vh = (getattr(self._bases[one.name], factor) for factor in ("U", "S", "Vh"))
+            basis = self._bases[one.name]
+            U, S, Vh = basis.U, basis.S, basis.Vh
             g, probe = self._sums.pop(one.name)
             # whatever divided, clipped or averaged the gradients since did the same to this part of ∂B
-            arrived = U.sum(-1) @ one.B.grad.to(U.dtype) / one.scaling
+            arrived = U.sum(-1) @ one.B.grad.to(U.dtype) / one.scaling  # type: ignore[union-attr]
             size = probe.square().sum()
             factor = torch.where(size > 0, (arrived * probe).sum() / torch.where(size > 0, size, 1), 0)
             delta = self.deltas((factor * g).unsqueeze(0), S.unsqueeze(0)).squeeze(0)
             B, A = one.B.to(U.dtype), one.A.to(U.dtype)
-            one.B.grad.add_(one.scaling * ((U * delta) @ (Vh @ A.mT)))
-            one.A.grad.add_(one.scaling * ((B.mT @ U * delta) @ Vh))
+            one.B.grad.add_(one.scaling * ((U * delta) @ (Vh @ A.mT)))  # type: ignore[union-attr]
+            one.A.grad.add_(one.scaling * ((B.mT @ U * delta) @ Vh))  # type: ignore[union-attr]

@@ -26,6 +26,7 @@ from gsr_kernels.io.bases_file import find_name
 from gsr_kernels.io.model_checkpoint import FLOATS, Saved
 from gsr_kernels.io.model_names import stored_parameters
 from gsr_kernels.messages import some
+from gsr_kernels.methods.on_model import wide
 
 WEIGHTS, CONFIG, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
 # in a shard's metadata: what was merged into it, oldest first, each with the names of all shards of that merge
@@ -136,7 +137,7 @@ def _read(folder: Path) -> Adapter:
         scalings[module] = alpha / (len(A) ** 0.5 if config["use_rslora"] else len(A))
         check_finite(str(folder), module, B, A)
         # in 16 bits the product would be rounded before it is merged
-        pairs[f"{module}.weight"] = (scalings[module] * B.to(torch.promote_types(B.dtype, torch.float32)), A)
+        pairs[f"{module}.weight"] = (scalings[module] * wide(B), A)
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes() + json.dumps(scalings).encode()).hexdigest()
     return Adapter(str(folder), config["base_model_name_or_path"], config["fan_in_fan_out"], pairs, copies, digest)
 
