@@ -12,7 +12,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gsr_kernels.methods.on_model import wide
+from gsr_kernels.methods.base import wide
 
 
 @dataclass(frozen=True, eq=False)

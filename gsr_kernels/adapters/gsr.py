@@ -16,7 +16,8 @@ from gsr_kernels.adapters.factors import Factors, by_shape, find_factors, stacke
 from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_choice, check_rho
-from gsr_kernels.methods.on_model import BoundMethod, ModelMethod, wide
+from gsr_kernels.methods.base import wide
+from gsr_kernels.methods.on_model import BoundMethod, ModelMethod
 from gsr_kernels.ops import implementation
 from gsr_kernels.reference import FLOOR
 

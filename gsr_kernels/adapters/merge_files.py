@@ -26,7 +26,7 @@ from gsr_kernels.io.bases_file import find_name
 from gsr_kernels.io.model_checkpoint import FLOATS, Saved
 from gsr_kernels.io.model_names import stored_parameters
 from gsr_kernels.messages import some
-from gsr_kernels.methods.on_model import wide
+from gsr_kernels.methods.base import wide
 
 WEIGHTS, CONFIG, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
 # in a shard's metadata: what was merged into it, oldest first, each with the names of all shards of that merge

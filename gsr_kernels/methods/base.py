@@ -17,6 +17,11 @@ State = dict[str, Tensor]
 Heads = int | tuple[int, int] | None
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 or better."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def part(state: Mapping[str, Tensor], key: str) -> State:
     """Return the entries ``key.…`` of a flat state, without the key."""
     return {name.removeprefix(f"{key}."): one for name, one in state.items() if name.startswith(f"{key}.")}
@@ -32,21 +37,15 @@ class Method:
 
     # whether the singular basis of W enters: where it does not, decompose() may return any other
     uses_basis: ClassVar[bool] = True
-
-    @property
-    def own_basis(self) -> bool:
-        """True where decompose() returns another basis than that of W at the rank asked for."""
-        return False
+    # whether decompose() returns another basis than that of W at the rank asked for
+    own_basis: ClassVar[bool] = False
+    # keys of the state that the basis and a later W cannot give again: checkpoints hold them
+    lasting: ClassVar[tuple[str, ...]] = ()
 
     @property
     def basis_kind(self) -> str:
         """Name of its bases in a file; empty where they are those of W itself."""
         return type(self).__name__ if self.own_basis or not self.uses_basis else ""
-
-    @property
-    def lasting(self) -> tuple[str, ...]:
-        """Keys of the state that the basis and a later W cannot give again: checkpoints hold them."""
-        return ()
 
     @property
     def constrains(self) -> bool:

@@ -33,7 +33,7 @@ class Chain(Method):
             raise ValueError(f"method: {_names(using)} cannot go together: they need different bases")
 
     @property
-    def own_basis(self) -> bool:
+    def own_basis(self) -> bool:  # type: ignore[override]
         return any(method.own_basis for method in self.methods)
 
     @property
@@ -41,7 +41,7 @@ class Chain(Method):
         return self._leading.basis_kind
 
     @property
-    def lasting(self) -> tuple[str, ...]:
+    def lasting(self) -> tuple[str, ...]:  # type: ignore[override]
         """Keys of each, its index before the key."""
         return tuple(f"{index}.{key}" for index, method in enumerate(self.methods) for key in method.lasting)
 

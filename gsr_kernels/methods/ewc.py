@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsr_kernels.methods.base import part
-from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod, mean_over_batches, wide
+from gsr_kernels.methods.base import part, wide
+from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod, mean_over_batches
 
 
 class EWC(ModelMethod):
     """Penalty ``lam / 2 Σ_t Σ_i F_ti (θ_i − θ*_ti)²`` over earlier tasks t (Kirkpatrick et al. 2017).
 
     It holds ALL trained parameters θ_i, not matrices alone. F is the diagonal of the empirical Fisher matrix, θ* the
-    parameters at the end of a task. What is kept is twice the model's size, however many tasks there are: the squares
-    around several θ* have the gradient of one around their mean, weighted by F.
+    parameters at the end of a task. Twice the model's size is kept, however many tasks there are: the squares around
+    several θ* have the gradient of one around their mean, weighted by F.
 
         handle = attach(model, optimizer, EWC(lam=1e3))
         for task in tasks:

@@ -30,6 +30,11 @@ class DataAwareGSR(Method):
     Raises ValueError where either is out of range, and in attach() for a weight without an entry.
     """
 
+    # that of W D
+    own_basis = True
+    # D, of which later inputs would give another
+    lasting = ("scale",)
+
     rho: float
     input_scale: Mapping[str, Tensor] = field(repr=False)
 
@@ -38,16 +43,6 @@ class DataAwareGSR(Method):
         for name, scale in self.input_scale.items():
             if not (scale.isfinite() & (scale > 0)).all():
                 raise ValueError(f"input_scale of {name} must be positive and finite")
-
-    @property
-    def own_basis(self) -> bool:
-        """True: it is that of W D."""
-        return True
-
-    @property
-    def lasting(self) -> tuple[str, ...]:
-        """D, of which later inputs would give another."""
-        return ("scale",)
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """Return the basis of W D."""

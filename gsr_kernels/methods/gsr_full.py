@@ -42,8 +42,7 @@ class GSRFull(Method):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.p) and self.p >= 0):
             raise ValueError(f"p must be a finite number of at least 0, got {self.p}")
-        if self.out_of_span is not None:
-            check_out_of_span(self.out_of_span)
+        check_out_of_span(self.out_of_span)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
         """Return w, and P_L or P_R for each side that the basis fills."""

@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
+from gsr_kernels.methods.base import wide
+
 # the loss of a model on a batch
 Loss = Callable[[Any, Any], Tensor]
 
@@ -129,8 +131,3 @@ def mean_over_batches(
         if not total.isfinite().all():
             raise ValueError(f"the gradient of {name} holds NaN or Inf: the task cannot be used")
     return {name: total / count for name, total in totals.items()}
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32 or better."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

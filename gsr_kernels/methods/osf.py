@@ -39,6 +39,9 @@ class OSF(Method):
     Raises ValueError where either is out of range, and in attach() for a weight without a share.
     """
 
+    # the protected directions alone
+    own_basis = True
+
     protect: float | Mapping[str, float] = 0.5
     variant: Variant = "remove_block"
 
@@ -60,12 +63,7 @@ class OSF(Method):
         return f"OSF(protect={protect}, variant={self.variant!r})"
 
     @property
-    def own_basis(self) -> bool:
-        """True: the protected directions alone."""
-        return True
-
-    @property
-    def lasting(self) -> tuple[str, ...]:
+    def lasting(self) -> tuple[str, ...]:  # type: ignore[override]
         """Protected parts of W."""
         return ("block",) if self.variant == "remove_block" else ("rows", "columns")
 

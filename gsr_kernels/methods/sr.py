@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.checks import check_choice
-from gsr_kernels.methods.base import Heads, Method, State
+from gsr_kernels.methods.base import Heads, Method, State, wide
 
 Target = Literal["one", "initial"]
 
@@ -43,7 +43,8 @@ class SR(Method):
     k: float = 2
     target: Target = "one"
 
-    uses_basis: ClassVar[bool] = False
+    uses_basis = False
+    lasting = ("u", "v", "target")
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lam) and self.lam >= 0):
@@ -51,11 +52,6 @@ class SR(Method):
         if not (math.isfinite(self.k) and self.k >= 1):
             raise ValueError(f"k must be a finite number of at least 1, got {self.k}")
         check_choice("target", self.target, Target)
-
-    @property
-    def lasting(self) -> tuple[str, ...]:
-        """All of it."""
-        return ("u", "v", "target")
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """Return the first direction alone, by power iteration: no decomposition is needed."""
@@ -97,7 +93,7 @@ class SR(Method):
 
 def _largest(W: Tensor) -> State:
     """Return u, sigma and v of W's largest singular value, in float32 or better."""
-    W = W.to(torch.promote_types(W.dtype, torch.float32))
+    W = wide(W)
     # a generator of its own: attach() must not shift what training draws
     start = torch.randn(W.shape[-1], generator=torch.Generator().manual_seed(0), dtype=W.dtype).to(W.device)
     v = torch.nn.functional.normalize(start, dim=0).expand(*W.shape[:-2], -1).clone()
