@@ -16,8 +16,7 @@ from gsr_kernels.cli import device_of, rank_of
 from gsr_kernels.io.bases_file import load_bases, writing_bases
 from gsr_kernels.io.model_names import Stored, stored_matrices
 from gsr_kernels.linalg import randomized_svd, svd
-from gsr_kernels.linalg.cost import progress, svd_cost
-from gsr_kernels.linalg.side_by_side import Job, decompose_all
+from gsr_kernels.linalg.side_by_side import Job, decompose_all, progress, svd_cost
 from gsr_kernels.options import resolve_rank
 
 # the side of the matrix that a dry run decomposes for its estimate

@@ -15,7 +15,7 @@ from gsr_kernels.distributed.shard import as_shard
 from gsr_kernels.distributed.sharded_sketch import basis_from_shards, is_from_shards
 from gsr_kernels.distributed.transfers import Transfers, decompose_and_describe, gather, scatter
 from gsr_kernels.io.bases_file import FACTORS
-from gsr_kernels.linalg.cost import progress, svd_cost
+from gsr_kernels.linalg.side_by_side import progress, svd_cost
 from gsr_kernels.weight import Weight, decompose_one, origin
 
 

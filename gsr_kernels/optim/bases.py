@@ -15,8 +15,7 @@ from torch import Tensor
 from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.io.bases_file import before, load_bases
-from gsr_kernels.linalg.cost import progress, svd_cost
-from gsr_kernels.linalg.side_by_side import Job, decompose_all
+from gsr_kernels.linalg.side_by_side import Job, decompose_all, progress, svd_cost
 from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import State
 from gsr_kernels.weight import Weight, decompose_one

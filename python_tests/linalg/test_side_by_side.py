@@ -19,8 +19,7 @@ import gsr_kernels
 from gsr_kernels import GSR, SpectralBasis, load_bases
 from gsr_kernels.__main__ import main
 from gsr_kernels.linalg import drivers, side_by_side
-from gsr_kernels.linalg.cost import svd_bytes
-from gsr_kernels.linalg.side_by_side import ARRANGEMENTS, TIMED, WORTH, Job, decompose_all
+from gsr_kernels.linalg.side_by_side import ARRANGEMENTS, TIMED, WORTH, Job, decompose_all, svd_bytes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 THREADED = [name for name in ARRANGEMENTS if name.isdigit() and name != "1"]
