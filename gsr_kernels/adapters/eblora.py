@@ -39,12 +39,9 @@ class EBLoRA(ModelMethod):
             base = model.merge_and_unload()
 
     ``ΔW = scaling · s Q A``, with Q's columns and A's rows orthonormal and ``A F = 0``: all r singular values are
-    equal, and inputs inside F are mapped as before.
-
-    ``start_task`` begins the adapter at ``s = 0`` with the top r singular pairs of ``(I − F Fᵀ) Gᵀ``, G the mean over
-    batches of the frozen weights' gradients; the public code takes a fifth of the task. The adapter must be fresh. In
-    the processes of a default group, which are replicas of one model, G is the mean over the batches of all, and the
-    first one's directions are everyone's. ``finish_task`` lets F grow by what follows from the same G.
+    equal, and inputs inside F are mapped as before. ``start_task`` begins a fresh adapter at ``s = 0`` with the top r
+    singular pairs of ``(I − F Fᵀ) Gᵀ``, G the mean of the frozen weights' gradients over all processes' batches; the
+    public code takes a fifth of the task. ``finish_task`` lets F grow by what follows from the same G.
 
     Args:
         energy: the share of a task's gradient, in squares, that F holds after it; in (0, 1].

@@ -31,7 +31,6 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """r."""
         return self.A.shape[0]
 
     @property
@@ -74,10 +73,8 @@ def adapter_names(model: nn.Module) -> list[str]:
 def find_factors(model: nn.Module, adapter: str | None = None) -> list[Factors]:
     """Return the factors of one adapter, by default the last one that was added, in the order of the modules.
 
-    Raises:
-        TypeError: model is no module; a module of the adapter is no linear layer, a variant of LoRA (DoRA,
-            lora_bias), or sharded.
-        ValueError: the model has no adapter of this name.
+    Raises TypeError where model is no module, or a module of the adapter is no linear layer, a variant of LoRA (DoRA,
+    lora_bias), or sharded, ValueError where the model has no adapter of this name.
     """
     names = adapter_names(model)
     adapter = names[-1] if adapter is None else adapter

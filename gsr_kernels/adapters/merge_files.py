@@ -77,8 +77,7 @@ def merge_files(
         adapters: folders as ``PeftModel.save_pretrained`` writes them, oldest first.
         how, density: see ``merging.merge``.
 
-    Returns:
-        The shards that were written.
+    Returns the shards that were written.
 
     Raises:
         FileNotFoundError: there are no shards, or a folder holds no adapter.
@@ -220,8 +219,7 @@ def _locate(directory: str | os.PathLike[str], adapters: Sequence[Adapter]) -> d
 def _transposed(places: dict[str, Saved], adapter: Adapter) -> set[str]:
     """Return the weights that are kept as ``[d_in, d_out]`` (Conv1D): by shape, square ones by the configuration.
 
-    Raises TypeError for a quantised weight, ValueError for one of another shape, and for square ones where the
-    configuration is not true of all others: it tells of Conv1D beside Linear only what the last module was.
+    Of Conv1D beside Linear the configuration tells only what the last module was.
     """
     turned: dict[str, bool] = {}
     square: list[str] = []

@@ -35,12 +35,8 @@ def merge(
         density: in (0, 1], for "ties".
         backend: "auto" (Triton on a GPU, torch elsewhere), "torch" or "triton".
 
-    Returns:
-        W.
-
-    Raises:
-        TypeError: an operand is no floating-point tensor, or a DTensor.
-        ValueError: shapes do not fit, how, density or backend is out of range. W is then as it was.
+    Returns W. Raises TypeError where an operand is no floating-point tensor, or a DTensor, ValueError where shapes do
+    not fit, how, density or backend is out of range. W is then as it was.
     """
     for name, tensor in (("W", W), ("B", B), ("A", A)):
         check_factor(name, tensor)

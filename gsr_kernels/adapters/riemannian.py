@@ -23,8 +23,8 @@ class RiemannianAdamW(Optimizer):
 
         g ← tangent(X, g)   AdamW's step D from g   D ← tangent(X, scale · D)   X ← polar(X + D)
 
-    Modules of one shape are computed together. s takes a plain AdamW step, and the weight decay; that of Q and A has
-    no tangent part. F is EBLoRA's, and Q too, once ``handle.start_task`` has begun a task; to resume load the state.
+    s takes a plain AdamW step, and the weight decay; that of Q and A has no tangent part. F is EBLoRA's, and Q too,
+    once ``handle.start_task`` has begun a task; to resume load the state.
 
     Args:
         factors: of one adapter, see ``find_factors``.
@@ -64,10 +64,7 @@ class RiemannianAdamW(Optimizer):
         self.protect({})
 
     def protect(self, F: Mapping[str, Tensor]) -> None:
-        """Keep A away from input directions from now on.
-
-        Args:
-            F: ``[d_in, p]`` by the name of the module, orthonormal columns; may lack modules.
+        """Keep A away from F ``[d_in, p]``, orthonormal columns by the name of the module, from now on.
 
         Raises ValueError where F names a module that the adapter does not act on.
         """
@@ -84,10 +81,7 @@ class RiemannianAdamW(Optimizer):
             self._protected.append(pad_sequence(rows, batch_first=True).mT)
 
     def start(self, Q: Mapping[str, Tensor] | None = None) -> None:
-        """Begin with zero moments.
-
-        Args:
-            Q: ``[d_out, r]`` by the name of the module. None: lora_B is a multiple of it.
+        """Begin with zero moments and Q ``[d_out, r]`` by the name of the module; None: lora_B is a multiple of it.
 
         Raises ValueError where Q is not given and lora_B is zero.
         """

@@ -40,12 +40,9 @@ def stability_loss(
         terms: "both"; "magnitude", the sum of D² alone; "sign", that of ``1 − tanh(α D) tanh(α P)`` alone.
         backend: "auto" (Triton on a GPU, torch elsewhere), "torch" or "triton".
 
-    Returns:
-        The loss ``[..]`` in float32, or in float64 for factors that are.
-
-    Raises:
-        TypeError: a factor is no floating-point tensor, or a DTensor.
-        ValueError: shapes or devices do not fit; alpha, terms or backend is out of range.
+    Returns the loss ``[..]`` in float32, or in float64 for factors that are. Raises TypeError where a factor is no
+    floating-point tensor, or a DTensor, ValueError where shapes or devices do not fit; alpha, terms or backend is out
+    of range.
     """
     _check(B, A, old_B, old_A)
     check_choice("terms", terms, Terms)

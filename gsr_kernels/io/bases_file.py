@@ -65,9 +65,7 @@ def load_bases(
 ) -> dict[str, SpectralBasis]:
     """Read a bases file: every basis in it, or those of ``names`` that it holds, see ``find_name``.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated, of another kind, or of a newer format.
+    Raises FileNotFoundError where there is no such file, ValueError where it is truncated, of another kind, or newer.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"bases: no file {os.fspath(path)}; handle.save_bases(path) writes one")
@@ -130,12 +128,8 @@ def _damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _entry(basis: SpectralBasis, fingerprint: str | None) -> dict[str, str | int | None]:
-    return {
-        "fingerprint": fingerprint,
-        "rank": basis.rank,
-        "head_dim": basis.head_dim,
-        "randomized": basis.randomized,
-    }
+    about = {"rank": basis.rank, "head_dim": basis.head_dim, "randomized": basis.randomized}
+    return {"fingerprint": fingerprint, **about}
 
 
 def _metadata(entries: Mapping[str, dict], settings: Mapping[str, str] | None) -> dict[str, str]:

@@ -13,19 +13,6 @@ from gsr_kernels.methods.sr import SR
 from gsr_kernels.methods.statistics import input_scales, layer_importance
 
 __all__ = [
-    "EWC",
-    "GSR",
-    "OSF",
-    "PSP",
-    "SR",
-    "Chain",
-    "DataAwareGSR",
-    "GSRFull",
-    "InSpan",
-    "Method",
-    "ModelMethod",
-    "adaptive_shares",
-    "input_scales",
-    "layer_importance",
-    "scheduled_share",
-]
+    "EWC", "GSR", "OSF", "PSP", "SR", "Chain", "DataAwareGSR", "GSRFull", "InSpan", "Method", "ModelMethod",
+    "adaptive_shares", "input_scales", "layer_importance", "scheduled_share",
+]  # fmt: skip
