@@ -139,9 +139,8 @@ def command(source: Path) -> list[str]:
         return compile_cuda([*target, "-isystem", str(torch_folder() / "include")])
     found = ".".join(map(str, torch_version(torch_folder())[0]))
     facts = {"ARCHITECTURES": " ".join(architectures()), "NVCC": nvcc_version(), "TORCH": found}
-    # torch brings pybind11 along
-    include = [f"-isystem{folder}" for folder in (torch_folder() / "include", sysconfig.get_path("include"))]
-    return ["c++", "-std=c++20", "-O3", *WARNINGS, *include, *(f'-D{name}="{facts[name]}"' for name in facts)]
+    include = f"-isystem{sysconfig.get_path('include')}"
+    return ["c++", "-std=c++20", "-O3", *WARNINGS, include, *(f'-D{name}="{facts[name]}"' for name in facts)]
 
 
 def linker_cuda() -> list[str]:
