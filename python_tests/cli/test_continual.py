@@ -82,6 +82,7 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
             assert line.split()[-1].startswith(f"{sum(last) / 2:.1f}±")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_equal_seeds_give_equal_numbers(data, tmp_path):
     for name in ("one", "two"):
         assert main(["continual", "--data", data, "--out", str(tmp_path / name), "--seeds", "1", *TINY]) == 0
@@ -90,6 +91,7 @@ def test_equal_seeds_give_equal_numbers(data, tmp_path):
     assert "one seed cannot tell" in (tmp_path / "one" / "table.txt").read_text()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("name", TITLES)
 def test_every_method_runs(name, data, tmp_path):
     out = tmp_path / "out"
@@ -99,6 +101,7 @@ def test_every_method_runs(name, data, tmp_path):
     assert (out / "forgetting.png").exists() == (out / "spectra.png").exists() == (name not in BOUNDS)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
 def test_finished_seeds_survive_what_ends_the_run(error, data, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -138,6 +141,7 @@ def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
     assert re.fullmatch("[0-9a-f]{40}-dirty", folder.commit())
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_bounds_by_name_stand_where_they_are_named(data, tmp_path):
     out = tmp_path / "out"
     arguments = ["--data", data, "--out", str(out), "--method", "mtl,seqft", "--bounds", "--seeds", "1", *TINY]
@@ -145,6 +149,7 @@ def test_bounds_by_name_stand_where_they_are_named(data, tmp_path):
     assert list(measured(out)) == ["MTL", "SeqFT", "PerFT"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_rank_is_a_number_or_a_share(data, tmp_path):
     for rank in ("3", "0.5"):
         out = tmp_path / rank

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from transformers import Trainer, trainer
 
 from gsr_kernels.__main__ import main
+from gsr_kernels.continual import plots
 from gsr_kernels.continual.evaluators import EVALUATORS
 from gsr_kernels.continual.examples import Example, TextTask
 from gsr_kernels.continual.ranks import FailedElsewhere
@@ -37,6 +38,7 @@ def arguments(tmp_path_factory):
 def as_by_torchrun():
     rank, world = str(dist.get_rank()), str(dist.get_world_size())
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, HF_HUB_OFFLINE="1")
+    plots.draw_forgetting = plots.draw_spectra = lambda results, path: None
 
 
 def learned(*runs):
@@ -115,6 +117,7 @@ def flat(data):
     return [data] if isinstance(data, int | float) else []
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(arguments, tmp_path):
     assert main([*arguments, "--micro-batch", "4", "--out", str(tmp_path / "alone")]) == 0
     alone = flat(measured(tmp_path / "alone"))
@@ -143,6 +146,7 @@ def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(arguments, tmp
         assert measured(tmp_path / f"{name}-cut") == measured(tmp_path / name)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_two_processes_learn_by_eblora_and_with_an_encoder_decoder_what_one_does(arguments, tmp_path):
     seq2seq = [*arguments[:2], save_model("seq2seq", tmp_path / "model"), *arguments[3:5], *QUICK[:6]]
     runs = {

@@ -101,6 +101,7 @@ def write_paper(folder):
     return ["--data", str(folder / "tasks"), "--retain", str(folder / "mmlu.jsonl")]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_papers_recipe_from_json_lines_to_the_table(tmp_path):
     model = save_model("causal", tmp_path / "model", chats=True)
     out = tmp_path / "out"
@@ -116,6 +117,7 @@ def test_the_papers_recipe_from_json_lines_to_the_table(tmp_path):
     assert config["methods"]["SR"].startswith("SR(lam=1e-09") and config["settings"]["chat"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(("name", "kind"), [("ps-lora-t5", "seq2seq"), ("ps-lora-llama", "causal")])
 def test_ps_loras_recipes_on_a_partial_copy(name, kind, tmp_path):
     for task in ("TC/dbpedia", "SC/amazon", "TC/agnews"):

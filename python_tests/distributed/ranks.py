@@ -25,6 +25,7 @@ context.set_forkserver_preload(
         "torch.distributed.checkpoint.state_dict",
         "transformers.models.llama.modeling_llama",
         "transformers.trainer",
+        "peft",
         # all of it: its top level loads names when they are asked for
         "gsr_kernels.optim.attach",
         "gsr_kernels.distributed.decompose",
