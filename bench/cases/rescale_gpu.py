@@ -19,7 +19,7 @@ from bench.run import RHO, Run, Target, Trial
 from gsr_kernels import reference
 from gsr_kernels.backends.triton import fields
 from gsr_kernels.backends.triton.configurations import BLOCK, device_properties, options
-from gsr_kernels.backends.triton.step_kernels import PIECES, rescale_all
+from gsr_kernels.backends.triton.step_kernels import rescale_all
 from gsr_kernels.cli.floors import Work
 
 TRITON, CANDIDATE = "triton", "CUDA C++"
@@ -87,7 +87,7 @@ def by_triton(drawn: Drawn) -> Callable[[], object]:
     rows[:, [name.value for name in names]] = drawn.table.numpy()
     rows[:, fields.S.value] = drawn.S.data_ptr() + 4 * drawn.offsets.numpy()
     table = torch.from_numpy(rows).to(device)
-    extremes, scales = torch.zeros(count, PIECES.value, device=device), torch.empty(count, device=device)
+    extremes, scales = torch.zeros(count, device=device), torch.empty(count, device=device)
     grid = (min(count, device_properties(device)[1]),)
 
     def launch() -> Tensor:

@@ -64,8 +64,8 @@ def step_cases(architecture: int) -> Iterator[Case]:
 
 def _product(name: str, label: str, form: Form, architecture: int, align: int) -> Case:
     cut = form.configuration(name, architecture, align > 1)
-    constants = {"G_DTYPE": TYPES[form.gradient], **form.constants, "ALIGN": align, **cut.sizes}
-    constants |= form.written if name == "second_product" else {}
+    constants = {"G_DTYPE": TYPES[form.gradient], "ALIGN": align, **cut.sizes}
+    constants |= {**form.constants_after, **form.written} if name == "second_product" else form.constants
     return Case(
         getattr(step_kernels, name), f"{name} {label}" + ("" if align > 1 else UNALIGNED), architecture, POINTERS,
         constants, cut.options, product=True, aligned=align > 1,
@@ -119,19 +119,20 @@ def adapter_cases(architecture: int) -> Iterator[Case]:
     compiler = options(num_warps=8, num_stages=2)
     for dtype, transposed in itertools.product((tl.float32, tl.bfloat16, tl.float16), (False, True)):
         factors = dict.fromkeys(("p_left", "p_right", "p_old_left", "p_old_right"), f"*{dtype}")
-        shape = {"PRECISION": "tf32x3" if dtype == tl.float32 else "tf32", **stability.TILE}
+        shape = {"PRECISION": "tf32x3" if dtype == tl.float32 else "tf32", "ALIGN": 8, **stability.TILE}
+        walk = shape | stability.tile(16, dtype == tl.float32)
         pointers = factors | {"p_alpha": "*fp32", "p_losses": "*fp32", "p_grad": "*fp32"}
         variants: dict[str, dict[str, Any]] = {"": {}}
         # what differs by its form does not by the kind of its 16 bits
         if dtype != tl.float16:
             variants |= {", sign": {"SIGN_ONLY": True}}
-            # in float32 rank 128 spills 152 bytes
-            variants |= {f", rank {rank}": {"RANK": rank, **stability.tile(rank)} for rank in (64, 128)
-                         if dtype != tl.float32 or rank == 64}  # fmt: skip
+            variants |= {f", rank {rank}": {"RANK": rank, **stability.tile(rank, dtype == tl.float32)}
+                         for rank in (64, 128)}  # fmt: skip
+            variants |= {UNALIGNED: {"ALIGN": 1}}
             # without gradients D is walked as it is
             variants |= {} if transposed else {", loss alone": {"GRADIENT": False}}
         for variant, changed in variants.items():
-            constants = shape | {"TRANSPOSED": transposed, "GRADIENT": True, "SIGN_ONLY": False, "RANK": 16} | changed
+            constants = walk | {"TRANSPOSED": transposed, "GRADIENT": True, "SIGN_ONLY": False, "RANK": 16} | changed
             label = f"stability {dtype}{variant}" + (", transposed" if transposed else "")
             # tiles of 32 rows, all that fits at rank 128, are too low for wgmma
             tall = constants["BM"] >= 64

@@ -17,7 +17,7 @@ from gsr_kernels.backends.triton.fields import (
     address,
     number,
 )
-from gsr_kernels.backends.triton.tiles import load_tile, store_tile
+from gsr_kernels.backends.triton.tiles import halves, load_tile, store_tile
 
 # the columns of the settings, float64, a row a parameter group
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY = (tl.constexpr(i) for i in range(5))
@@ -60,30 +60,50 @@ def prepare(table, count, settings, scaling, coefficients):
 
 
 @triton.jit
-def update(
-    tile, table, matrix, coefficients, p_g, g_stride, row, column, rows, d2,
-    STORED: tl.constexpr, WEIGHT: tl.constexpr, MOMENT: tl.constexpr, COPIED: tl.constexpr, ALIGN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+def kept(table, matrix, WEIGHT: tl.constexpr, MOMENT: tl.constexpr, COPIED: tl.constexpr, ALIGN: tl.constexpr):
+    """Return the addresses of a matrix's weight, moments and narrow copy, and the stride of all of them."""
+    p_w = address(table, matrix, OUT, WEIGHT, ALIGN)
+    p_m, p_v = address(table, matrix, FIRST_MOMENT, MOMENT, ALIGN), address(table, matrix, SECOND_MOMENT, MOMENT, ALIGN)
+    p_copy = p_w if COPIED is None else address(table, matrix, COPY, COPIED, ALIGN)
+    return p_w, p_m, p_v, p_copy, number(table, matrix, OUT_STRIDE, ALIGN)
+
+
+@triton.jit
+def adamw(
+    tile, state, c, p_g, g_stride, row, column, rows, d2,
+    STORED: tl.constexpr, COPIED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Apply AdamW (Loshchilov and Hutter 2019) to a tile of G' inside ``rows``. Without STORED it adds G first."""
-    c = coefficients + matrix * WIDTH
-    p_w, stride = address(table, matrix, OUT, WEIGHT, ALIGN), number(table, matrix, OUT_STRIDE, ALIGN)
-    p_m = address(table, matrix, FIRST_MOMENT, MOMENT, ALIGN)
-    p_v = address(table, matrix, SECOND_MOMENT, MOMENT, ALIGN)
-    if not STORED:
-        tile += load_tile(p_g, g_stride, row, column, rows, d2, BM, BN).to(tl.float32)
-    tile *= tl.load(c + UNSCALE)
-    m = load_tile(p_m, stride, row, column, rows, d2, BM, BN).to(tl.float32)
-    m += tl.load(c + FRESH1) * (tile - m)
-    store_tile(p_m, stride, row, column, rows, d2, m, BM, BN)
-    v = load_tile(p_v, stride, row, column, rows, d2, BM, BN).to(tl.float32)
-    v = tl.load(c + BETA) * v + tl.load(c + FRESH2) * tile * tile
-    store_tile(p_v, stride, row, column, rows, d2, v, BM, BN)
-    w = load_tile(p_w, stride, row, column, rows, d2, BM, BN).to(tl.float32)
-    w = w * tl.load(c + DECAY) - tl.load(c + RATE) * m / (tl.sqrt(v) * tl.load(c + ROOT) + tl.load(c + FLOOR))
-    store_tile(p_w, stride, row, column, rows, d2, w, BM, BN)
-    if COPIED is not None:
-        store_tile(address(table, matrix, COPY, COPIED, ALIGN), stride, row, column, rows, d2, w, BM, BN)
+    """Apply AdamW (Loshchilov and Hutter 2019) to a tile of G' inside ``rows``. Without STORED it adds G first.
+
+    ``state`` is of ``kept``, ``c`` the address of the matrix's coefficients.
+    """
+    unscale, fresh1, beta, fresh2 = tl.load(c + UNSCALE), tl.load(c + FRESH1), tl.load(c + BETA), tl.load(c + FRESH2)
+    rate, root, floor, decay = tl.load(c + RATE), tl.load(c + ROOT), tl.load(c + FLOOR), tl.load(c + DECAY)
+    p_w, p_m, p_v, p_copy, stride = state
+    left, right = halves(tile, BM, BN)
+    # eight strips, each of which waits for memory once: what is loaded together travels together
+    for half in tl.static_range(2):
+        quarters = halves(left if half == 0 else right, BM, BN // 2)
+        for quarter in tl.static_range(2):
+            strips = halves(quarters[quarter], BM, BN // 4)
+            for strip in tl.static_range(2):
+                at = column + (4 * half + 2 * quarter + strip) * (BN // 8)
+                m = load_tile(p_m, stride, row, at, rows, d2, BM, BN // 8)
+                v = load_tile(p_v, stride, row, at, rows, d2, BM, BN // 8)
+                w = load_tile(p_w, stride, row, at, rows, d2, BM, BN // 8)
+                g = strips[strip]
+                if not STORED:
+                    g += load_tile(p_g, g_stride, row, at, rows, d2, BM, BN // 8).to(tl.float32)
+                g *= unscale
+                m, v, w = m.to(tl.float32), v.to(tl.float32), w.to(tl.float32)
+                m += fresh1 * (g - m)
+                v = beta * v + fresh2 * g * g
+                w = w * decay - rate * m / (tl.sqrt(v) * root + floor)
+                store_tile(p_m, stride, row, at, rows, d2, m, BM, BN // 8)
+                store_tile(p_v, stride, row, at, rows, d2, v, BM, BN // 8)
+                store_tile(p_w, stride, row, at, rows, d2, w, BM, BN // 8)
+                if COPIED is not None:
+                    store_tile(p_copy, stride, row, at, rows, d2, w, BM, BN // 8)
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -42,7 +42,8 @@ class AddressTable:
 
     Attributes:
         frozen: a CUDA graph holds the addresses; others are refused from then on.
-        aligned: of each group, whether every address is a multiple of 16 bytes and every stride one of 8.
+        aligned: of each group, whether every address is a multiple of 16 bytes and every stride one of 8; until the
+            first gradients come it is taken to be so.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class AddressTable:
         device: torch.device,
     ) -> None:
         self.frozen = False
-        self.aligned = [False] * len(groups)
+        self.aligned = [True] * len(groups)
         self._shapes = [basis.to("meta") for basis, _, _ in weights]
         self._forms = [form for _, form, _ in weights]
         self._rows = [slice(start, start + basis.S.numel() // basis.rank) for basis, _, start in weights]

@@ -37,7 +37,7 @@ class Configuration:
 
 
 # (architecture, kernel, left operand) -> configuration; the left operand is read "as stored", is "converted" in
-# registers, or from float32 while the product is stored as well, "float32, stored"; or addresses are "unaligned"
+# registers; or addresses are "unaligned"
 CONFIGURATIONS = {
     # two blocks of 128 registers a thread on a multiprocessor: the epilogue of one runs under the products of the other
     (90, "first_product", "as stored"): Configuration(128, 128, 64, 8, 3, 128, 2),
@@ -45,8 +45,6 @@ CONFIGURATIONS = {
     # a left operand in registers needs 16 more of them at a depth of 64, and spills
     (90, "first_product", "converted"): Configuration(128, 128, 32, 8, 4, 128, 2),
     (90, "second_product", "converted"): Configuration(128, 128, 32, 8, 4, 128, 2),
-    # 80 bytes too many for 128 registers: one block that has all it needs
-    (90, "first_product", "float32, stored"): Configuration(128, 128, 32, 8, 4, None, 1),
     # loads of 2 bytes need an address each: the slower path takes all registers, for the same tiles
     (90, "first_product", "unaligned"): Configuration(128, 128, 32, 8, 3, None, 1),
     (90, "second_product", "unaligned"): Configuration(128, 128, 32, 8, 3, None, 1),

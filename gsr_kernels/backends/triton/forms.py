@@ -57,8 +57,13 @@ class Form:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Return the constants of the kernels."""
+        """Return the constants of the kernels before g is rescaled."""
         return {"DTYPE": TYPES[self.operand], "TRANSPOSED": self.transposed, "STORED": self.stored}
+
+    @property
+    def constants_after(self) -> dict[str, Any]:
+        """Return the constants from there on: how g was found matters no more, unless the product is stored."""
+        return {**self.constants, "TRANSPOSED": self.transposed and self.stored}
 
     @property
     def written(self) -> dict[str, Any]:
@@ -78,13 +83,8 @@ class Form:
         """Return the tiles of a kernel for this form; unaligned, it is compiled otherwise for the same tiles."""
         if not aligned:
             return configuration(kernel, architecture, "unaligned")
-        left = "as stored"
-        if kernel == "first_product" and self.gradient != self.operand:
-            wide = self.stored and (self.gradient, self.operand) == (torch.float32, torch.float16)
-            left = "float32, stored" if wide else "converted"
-        if kernel == "second_product" and not self.stored:
-            left = "converted"
-        return configuration(kernel, architecture, left)
+        converted = self.gradient != self.operand if kernel == "first_product" else not self.stored
+        return configuration(kernel, architecture, "converted" if converted else "as stored")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Launches:
             partial(
                 kernels.rescale_all[self._grid(group.matrices[1], 1)],
                 table, *group.matrices, self._partials, self._extremes, self._g, self._delta, self._scales,
-                self._finite, self.rho, self._floor, **form.constants, BLOCK=BLOCK, **options(num_warps=8),
+                self._finite, self.rho, self._floor, **form.constants_after, BLOCK=BLOCK, **options(num_warps=8),
             ),
         ]  # fmt: skip
         if form.stored:
@@ -85,7 +85,7 @@ class Launches:
             kernels.second_product[self._grid(group.second[1], second.per_multiprocessor)],
             self._addresses.table, self._tiles, *group.second, self._delta, self._scales, self._finite,
             self._coefficients, G_DTYPE=TYPES[form.gradient], ALIGN=8 if aligned else 1,
-            **form.constants, **form.written, **second.sizes, **second.options,
+            **form.constants_after, **form.written, **second.sizes, **second.options,
         )  # fmt: skip
 
     def _grid(self, work: int, per_multiprocessor: int) -> tuple[int]:

@@ -11,18 +11,17 @@ from torch import Tensor
 from gsr_kernels.backends.torch import merge as plain
 from gsr_kernels.backends.triton.configurations import on, options
 from gsr_kernels.backends.triton.stability import TILE, checked, product
-from gsr_kernels.backends.triton.tiles import load_tile, store_tile
+from gsr_kernels.backends.triton.tiles import divisor, load_tile, multiple, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tasks", "rows", "columns", "rank", "stride"])
 def merge_tiles(
     p_w, p_left, p_right, tasks, rows, columns, rank, stride, share,
-    MAGNITUDE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    MAGNITUDE: tl.constexpr, PRECISION: tl.constexpr, ALIGN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Add to a tile of W [rows, columns] the largest of the tasks' elements, or ``share`` of their sum."""
-    # a size of 1 is compiled in, as an integer without a dtype
-    rows, columns = tl.to_tensor(rows), tl.to_tensor(columns)
-    rank, stride = tl.to_tensor(rank), tl.to_tensor(stride)
+    columns, rank, stride = multiple(columns, ALIGN), multiple(rank, ALIGN), multiple(stride, ALIGN)
     row, column = tl.program_id(0) * BM, tl.program_id(1) * BN
     merged = tl.zeros([BM, BN], tl.float32)
     for task in range(tasks):
@@ -44,8 +43,10 @@ def merge(W: Tensor, B: Tensor, A: Tensor, how: str, density: float) -> None:
     (B, A), precision = checked(B, A)
     share = 1 / len(B) if how == "mean" else 1.0
     grid = triton.cdiv(W.shape[0], TILE["BM"]), triton.cdiv(W.shape[1], TILE["BN"])
+    align = divisor(W.shape[1], B.shape[-1], W.stride(0))
     with on(W.device):
         merge_tiles[grid](
             W, B, A, len(B), *W.shape, B.shape[-1], W.stride(0), share,
-            MAGNITUDE=how == "magnitude", PRECISION=precision, **TILE, **options(num_warps=8, num_stages=2),
+            MAGNITUDE=how == "magnitude", PRECISION=precision, ALIGN=align, **TILE,
+            **options(num_warps=8, num_stages=2),
         )  # fmt: skip

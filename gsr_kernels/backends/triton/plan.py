@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsr_kernels.backends.triton import adamw_kernels, fields
-from gsr_kernels.backends.triton import step_kernels as kernels
 from gsr_kernels.backends.triton.addresses import AddressTable
 from gsr_kernels.backends.triton.configurations import device_properties, on
 from gsr_kernels.backends.triton.forms import Form, Group, Span, Update, check, form_of, kind, rows_of
@@ -123,14 +122,18 @@ class Plan(Launches):
             self._addresses.finish()
 
     def warmup(self) -> None:
-        """Compile and load every kernel that a step may need, without a tile to work on."""
-        distinct = {(group.form, aligned): group for group in self._groups for aligned in (group.form.even, False)}
+        """Compile and load the kernels of a step, without a tile to work on.
+
+        They are those for gradients that lie as in the last step, and before the first one at addresses that are
+        multiples of 16 bytes.
+        """
+        aligned = self._aligned()
+        distinct = {(group.form, even): None for group, even in zip(self._groups, aligned)}
         with on(self.device):
             for span in self._spans:
-                for aligned in (True, False):
-                    self._bind_measure(replace(span, count=0), aligned)()
-            for (_, aligned), group in tqdm(distinct.items(), desc="compiling", unit="form"):
-                for launch in self._bind(Group(group.form, (0, 0), (0, 0), (0, 0)), aligned):
+                self._bind_measure(replace(span, count=0), all(aligned[i] for i in span.groups))()
+            for form, even in tqdm(distinct, desc="compiling", unit="form"):
+                for launch in self._bind(Group(form, (0, 0), (0, 0), (0, 0)), even):
                     launch()
 
     def capture(self, gradients: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
@@ -171,16 +174,20 @@ class Plan(Launches):
             )
 
     def _step(self) -> None:
-        aligned = [group.form.even and lies for group, lies in zip(self._groups, self._addresses.aligned)]
-        alignment = tuple(aligned)
+        aligned = self._aligned()
         # what is launched for an alignment is the same at every step
-        launches = self._launches.get(alignment)
+        launches = self._launches.get(aligned)
         if launches is None:
-            spans = [self._bind_measure(span, all(aligned[i] for i in span.groups)) for span in self._spans]
-            bound = [self._bind(group, even) for group, even in zip(self._groups, aligned)]
-            launches = self._launches[alignment] = [*spans, *(launch for several in bound for launch in several)]
+            launches = [self._extremes.zero_] if self._spans else []
+            launches += [self._bind_measure(span, all(aligned[i] for i in span.groups)) for span in self._spans]
+            for group, even in zip(self._groups, aligned):
+                launches += self._bind(group, even)
+            self._launches[aligned] = launches
         for launch in launches:
             launch()
+
+    def _aligned(self) -> tuple[bool, ...]:
+        return tuple(group.form.even and lies for group, lies in zip(self._groups, self._addresses.aligned))
 
     def _lay_out(self, forms: Sequence[Form], workspace_mb: float) -> None:
         """Sort the matrices by form, give each its places, and write the tables."""
@@ -213,7 +220,7 @@ class Plan(Launches):
         self._delta = torch.empty_like(self._g)
         self._scales = floats(len(rows))
         self._finite = torch.empty(len(rows), dtype=torch.bool, device=self.device)
-        self._extremes = floats(len(rows), kernels.PIECES.value)
+        self._extremes = floats(len(rows))
         self._coefficients = floats(len(rows), adamw_kernels.WIDTH.value)
 
         self._groups: list[Group] = []

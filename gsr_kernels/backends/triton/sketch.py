@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gsr_kernels.backends.torch import sketch as plain
+from gsr_kernels.backends.triton.configurations import on
 from gsr_kernels.backends.triton.tiles import load_tile, store_tile
 
 SPARSITY = tl.constexpr(plain.SPARSITY)
@@ -74,7 +75,7 @@ def _add_quarter(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     start = number * quarter
-    w = load_tile(p_w, tl.to_tensor(n), row, start + step, rows, tl.minimum(start + quarter, n), BM, BK)
+    w = load_tile(p_w, n, row, start + step, rows, tl.minimum(start + quarter, n), BM, BK)
     w = w.to(tl.float32)
     # Ω fits TF32 as it is; W takes two parts, without which the small directions of a decaying spectrum would drown
     high = (w.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
@@ -82,7 +83,8 @@ def _add_quarter(
     return tl.dot(high, part, y, input_precision="tf32")
 
 
-@triton.jit
+# sizes and seeds that are compiled in would make a kernel for every kind of them
+@triton.jit(do_not_specialize=["rows", "n", "width", "seed"])
 def sketch_kernel(
     p_w, p_y, rows, n, width, seed, SPARSE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -99,7 +101,7 @@ def sketch_kernel(
         y = _add_quarter(y, p_w, n, row, step, 1, rows, quarter, second, BM, BN, BK)
         y = _add_quarter(y, p_w, n, row, step, 2, rows, quarter, third, BM, BN, BK)
         y = _add_quarter(y, p_w, n, row, step, 3, rows, quarter, fourth, BM, BN, BK)
-    store_tile(p_y, tl.to_tensor(width), row, column, rows, width, y, BM, BN)
+    store_tile(p_y, width, row, column, rows, width, y, BM, BN)
 
 
 def sketch(W: Tensor, width: int, seed: int, kind: str, tile: dict[str, int] | None = None) -> Tensor:
@@ -110,5 +112,6 @@ def sketch(W: Tensor, width: int, seed: int, kind: str, tile: dict[str, int] | N
     Y = torch.empty(len(flat), width, dtype=torch.float32, device=W.device)
     grid = (triton.cdiv(len(flat), tile["BM"]), triton.cdiv(width, tile["BN"]))
     sparse = kind == "sparse"
-    sketch_kernel[grid](flat, Y, *flat.shape, width, seed, SPARSE=sparse, **tile, **OPTIONS)
+    with on(W.device):
+        sketch_kernel[grid](flat, Y, *flat.shape, width, seed, SPARSE=sparse, **tile, **OPTIONS)
     return Y.view(*W.shape[:-1], width)

@@ -9,12 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from gsr_kernels.backends.triton.configurations import on, options
-from gsr_kernels.backends.triton.tiles import INTERPRETED, load_tile, load_transposed, store_tile
+from gsr_kernels.backends.triton.tiles import INTERPRETED, divisor, load_tile, load_transposed, multiple, store_tile
 
 # blocks small enough for several tiles, and edges, in the interpreter
 TILE = {"BM": 32, "BN": 32, "BK": 16} if INTERPRETED else {"BM": 128, "BN": 64, "BK": 16}
 WIDEST = 128
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+SIZES = ["rows", "columns", "rank", "old_rank"]
 
 
 @triton.jit
@@ -47,19 +48,19 @@ def product(
     return tile
 
 
-@triton.jit
+# sizes that are compiled in would make a kernel for every kind of shape
+@triton.jit(do_not_specialize=SIZES)
 def stability_rows(
     p_left, p_right, p_old_left, p_old_right, p_alpha, p_losses, p_grad, rows, columns, rank, old_rank,
     TRANSPOSED: tl.constexpr, GRADIENT: tl.constexpr, SIGN_ONLY: tl.constexpr, PRECISION: tl.constexpr,
-    RANK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ALIGN: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Compute for BM rows of D and P of one module their part of the loss and of the left factor's gradient.
 
     left is B and right A, D [rows, columns]. TRANSPOSED: left is A, right B, as stored, and all is transposed.
     """
-    # a size of 1 is compiled in, as an integer without a dtype
-    rows, columns = tl.to_tensor(rows), tl.to_tensor(columns)
-    rank, old_rank = tl.to_tensor(rank), tl.to_tensor(old_rank)
+    rows, columns = multiple(rows, ALIGN), multiple(columns, ALIGN)
+    rank, old_rank = multiple(rank, ALIGN), multiple(old_rank, ALIGN)
     module = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BM
     p_left += module * rows * rank
@@ -105,11 +106,12 @@ def stability_rows(
         store_tile(p_grad + module * rows * rank, rank, row, 0, rows, rank, gradient, BM, RANK)
 
 
-def tile(rank: int) -> dict[str, int]:
-    """Return the tile beside ``rank`` columns of a gradient, which take registers too."""
-    if INTERPRETED or rank <= 32:
+def tile(rank: int, wide: bool) -> dict[str, int]:
+    """Return the tile beside ``rank`` columns of a gradient, which take registers too, as do ``wide`` factors."""
+    if INTERPRETED:
         return TILE
-    return {**TILE, "BM": 64 if rank <= 64 else 32, "BN": 32}
+    BM, BN = (128, 64) if rank <= 32 else (64 if rank <= 64 else 32, 32)
+    return {**TILE, "BM": BM, "BN": BN // 2 if wide else BN}
 
 
 def stability(
@@ -125,7 +127,8 @@ def stability(
         raise ValueError(f"backend='triton' takes ranks up to {WIDEST}, got {B.shape[-1]}: use backend='torch'")
     alpha = alpha.float()
     rank = max(16, triton.next_power_of_2(B.shape[-1]))
-    shape = {"SIGN_ONLY": sign_only, "PRECISION": precision, "RANK": rank, **tile(rank)}
+    align = divisor(*B.shape[-2:], A.shape[-1], old_B.shape[-1])
+    shape = {"SIGN_ONLY": sign_only, "PRECISION": precision, "RANK": rank, **tile(rank, precision == "tf32x3")}
     sides = {False: (B, A, old_B, old_A), True: (A, B, old_A, old_B)} if gradients else {False: factors}
     found = []
     for transposed, (left, right, old_left, old_right) in sides.items():
@@ -136,7 +139,7 @@ def stability(
         with on(B.device):
             stability_rows[blocks, len(B)](
                 left, right, old_left, old_right, alpha, losses, grad, rows, columns, B.shape[-1], old_B.shape[-1],
-                TRANSPOSED=transposed, GRADIENT=gradients, **shape, **options(num_warps=8, num_stages=2),
+                TRANSPOSED=transposed, GRADIENT=gradients, ALIGN=align, **shape, **options(num_warps=8, num_stages=2),
             )  # fmt: skip
         found.append((losses, grad))
     loss = found[0][0].sum(-1, dtype=torch.float64).float()
@@ -154,15 +157,14 @@ def checked(*factors: Tensor) -> tuple[list[Tensor], str]:
     return [factor.contiguous() for factor in factors], "tf32x3" if dtype == torch.float32 else "tf32"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def count_rows(
     p_left, p_right, p_old_left, p_old_right, p_counts, rows, columns, rank, old_rank,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, ALIGN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Count in BM rows of one module the elements where D and P have one sign, and those of opposite signs."""
-    # a size of 1 is compiled in, as an integer without a dtype
-    rows, columns = tl.to_tensor(rows), tl.to_tensor(columns)
-    rank, old_rank = tl.to_tensor(rank), tl.to_tensor(old_rank)
+    rows, columns = multiple(rows, ALIGN), multiple(columns, ALIGN)
+    rank, old_rank = multiple(rank, ALIGN), multiple(old_rank, ALIGN)
     module = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BM
     p_left += module * rows * rank
@@ -192,7 +194,8 @@ def sign_counts(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor) -> tuple[Ten
     with on(B.device):
         count_rows[blocks, len(B)](
             *factors, counts, rows, columns, B.shape[-1], old_B.shape[-1],
-            PRECISION=precision, **TILE, **options(num_warps=8, num_stages=2),
+            PRECISION=precision, ALIGN=divisor(rows, columns, B.shape[-1], old_B.shape[-1]), **TILE,
+            **options(num_warps=8, num_stages=2),
         )  # fmt: skip
     same, opposite = counts.sum(1, dtype=torch.float64).unbind(-1)
     return same, opposite

@@ -10,7 +10,7 @@ strides, d2 and k; where it is above 1 all addresses are multiples of 16 bytes.
 import triton
 import triton.language as tl
 
-from gsr_kernels.backends.triton.adamw_kernels import GO, WIDTH, update
+from gsr_kernels.backends.triton.adamw_kernels import GO, WIDTH, adamw, kept
 from gsr_kernels.backends.triton.fields import (
     D1,
     D2,
@@ -43,7 +43,7 @@ from gsr_kernels.backends.triton.tiles import (
     store_tile,
 )
 
-# largest magnitudes are left in this many parts a matrix; the interpreter takes them one by one
+# programs that look for the largest magnitude of a matrix; the interpreter takes them one by one
 PIECES = tl.constexpr(4 if INTERPRETED else 64)
 
 
@@ -51,11 +51,6 @@ PIECES = tl.constexpr(4 if INTERPRETED else 64)
 def _tile(tiles, index, BM: tl.constexpr, BN: tl.constexpr):
     tile = tiles + 3 * index
     return tl.load(tile), tl.load(tile + 1) * BM, tl.load(tile + 2) * BN
-
-
-@triton.jit
-def _largest(extremes, matrix):
-    return tl.max(tl.load(extremes + matrix * PIECES + tl.arange(0, PIECES)), 0)
 
 
 @triton.jit
@@ -68,7 +63,7 @@ def _factor(p_x, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.cons
 
 @triton.jit(do_not_specialize=["start", "count"])
 def largest(table, start, count, extremes, G_DTYPE: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr):
-    """max |G| of the matrices [start, start + count) in PIECES parts, so that fp16 operands can be scaled to fit."""
+    """Raise extremes to max |G| of the matrices [start, start + count), so that fp16 operands can be scaled to fit."""
     for index in tl.range(tl.program_id(0), count * PIECES, tl.num_programs(0)):
         matrix, piece = start + index // PIECES, index - index // PIECES * PIECES
         p, stride = address(table, matrix, G, G_DTYPE, ALIGN), number(table, matrix, G_STRIDE, ALIGN)
@@ -80,7 +75,8 @@ def largest(table, start, count, extremes, G_DTYPE: tl.constexpr, ALIGN: tl.cons
             for column in range(0, d2, BLOCK):
                 values = tl.load(p_row + column + offsets, mask=offsets < d2 - column, other=0.0)
                 most = tl.maximum(most, tl.abs(values.to(tl.float32)))
-        tl.store(extremes + matrix * PIECES + piece, tl.max(most, 0))
+        # of a maximum, unlike a sum, the order does not matter
+        tl.atomic_max(extremes + matrix, tl.max(most, 0), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["start", "count"])
@@ -99,8 +95,11 @@ def first_product(
         d1, d2, k = sizes(table, matrix, ALIGN)
         p_g, stride = address(table, matrix, G, G_DTYPE, ALIGN), number(table, matrix, G_STRIDE, ALIGN)
         p_factor = address(table, matrix, U if TRANSPOSED else VH, DTYPE, ALIGN)
-        scale = power_of_two(_largest(extremes, matrix), 15) if scaled else 1.0
         rows, depth = (d2, d1) if TRANSPOSED else (d1, d2)
+
+        if scaled:
+            # loaded as a vector: past a scalar the layout of the operand is not hoisted, and G takes a detour
+            scale = power_of_two(tl.load(extremes + matrix + tl.zeros([BM], tl.int32)), 15)[:, None]
 
         accumulator = tl.zeros([BM, BN], tl.float32)
         for step in range(0, depth, BK):
@@ -115,7 +114,7 @@ def first_product(
             accumulator = dot(g.to(DTYPE), factor, accumulator)
 
         if scaled:
-            accumulator *= inverse(scale)
+            accumulator *= inverse(power_of_two(tl.load(extremes + matrix), 15))
         if STORED:
             p_product = address(table, matrix, PRODUCT, tl.float32, ALIGN)
             store_tile(p_product, k, row, column, rows, k, accumulator, BM, BN)
@@ -156,7 +155,7 @@ def rescale_all(
             if STORED:
                 # an element of the first product is at most the norm of one row of what is multiplied
                 depth = d1 if TRANSPOSED else d2
-                most += tl.sqrt(depth.to(tl.float32)) * _largest(extremes, matrix)
+                most += tl.sqrt(depth.to(tl.float32)) * tl.load(extremes + matrix)
             scale = tl.where(ok, power_of_two(most, 15), 1.0)
             tl.debug_barrier()
             for column in range(0, k, BLOCK):
@@ -210,6 +209,7 @@ def second_product(
         ok = tl.load(finite + matrix) != 0
         if WEIGHT is not None:
             ok = ok & (tl.load(coefficients + matrix * WIDTH + GO) != 0)
+            state = kept(table, matrix, WEIGHT, MOMENT, COPIED, ALIGN)
         p_left = address(table, matrix, FOLDED if STORED and not TRANSPOSED else U, DTYPE, ALIGN)
         p_right = address(table, matrix, FOLDED if STORED and TRANSPOSED else VH, DTYPE, ALIGN)
         p_delta = delta + tl.load(table + matrix * FIELDS + DIAGONAL)
@@ -230,25 +230,18 @@ def second_product(
 
         accumulator *= inverse(tl.load(scales + matrix))
         p_g, g_stride = address(table, matrix, G, G_DTYPE, ALIGN), number(table, matrix, G_STRIDE, ALIGN)
-        left, right = halves(accumulator, BM, BN)
         if WEIGHT is None:
+            left, right = halves(accumulator, BM, BN)
             p_out, out_stride = address(table, matrix, OUT, G_DTYPE, ALIGN), number(table, matrix, OUT_STRIDE, ALIGN)
             # how many rows of G stay under the product
             staying = tl.where(ok, 0, d1) if STORED else d1
             _add(left, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM, BN // 2)
             _add(right, p_g, g_stride, p_out, out_stride, row, column + BN // 2, d1, d2, staying, BM, BN // 2)
         else:
-            moving = tl.where(ok, d1, 0)
-            for half in tl.static_range(2):
-                quarters = halves(left if half == 0 else right, BM, BN // 2)
-                for quarter in tl.static_range(2):
-                    strips = halves(quarters[quarter], BM, BN // 4)
-                    for strip in tl.static_range(2):
-                        at = column + (4 * half + 2 * quarter + strip) * (BN // 8)
-                        update(
-                            strips[strip], table, matrix, coefficients, p_g, g_stride, row, at, moving, d2,
-                            STORED, WEIGHT, MOMENT, COPIED, ALIGN, BM, BN // 8,
-                        )  # fmt: skip
+            adamw(
+                accumulator, state, coefficients + matrix * WIDTH, p_g, g_stride, row, column, tl.where(ok, d1, 0), d2,
+                STORED, COPIED, BM, BN,
+            )  # fmt: skip
 
 
 @triton.jit

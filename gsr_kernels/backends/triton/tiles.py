@@ -8,6 +8,17 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
+def divisor(*sizes: int) -> int:
+    """Return 8 where it divides all sizes, so that rows of 16-bit elements begin at multiples of 16 bytes, else 1."""
+    return 1 if any(size % 8 for size in sizes) else 8
+
+
+@triton.jit
+def multiple(x, ALIGN: tl.constexpr):
+    """Return x, a multiple of ALIGN, as one that the compiler knows to be so: of an argument it takes no hint."""
+    return x // ALIGN * ALIGN
+
+
 @triton.jit
 def load_tile(p, stride, row, column, rows, columns, BR: tl.constexpr, BC: tl.constexpr):
     """Load the tile [BR, BC] at (row, column) of a row-major matrix [rows, columns]; zeros outside."""
