@@ -7,7 +7,6 @@ OF_A_MODEL = {
     "training_step": 60,
     "memory": 15,
     "launch": 15,
-    "shapes": 40,
 }
 # and on matrices of their own
 FIXED = {

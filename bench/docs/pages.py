@@ -16,11 +16,10 @@ DOCS = ROOT / "docs"
 IMAGES = DOCS / "images"
 # a writer is a module with write(), imported when it is called: one needs matplotlib, another scipy
 WRITERS = {
-    "readme": "the tables of README.md, docs/performance.md, docs/sharded.md and docs/adapters",
+    "readme": "the tables of README.md, docs/performance.md and docs/adapters",
     "figures": "the README's picture of the last GPU's steps",
     "svd": "the tables and the figure of decompositions in docs/performance.md",
     "evidence": "the tables and figures of docs/evidence.md",
-    "resharding": "the picture of docs/sharded.md; its losses are measured where bench/results lacks them",
 }
 # of bench/results
 Row = dict[str, str]

@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/performance.md, docs/sharded.md and docs/adapters, and the README's figure."""
+"""The tables of README.md, docs/performance.md and docs/adapters, and the README's figure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.docs import sharded
 from bench.docs.pages import DOCS, IMAGES, ROOT, fill, grouped, measured, table
 from bench.docs.performance import floor_table, steps_on_cpu, target_table
 from bench.results import RESULTS, read
@@ -98,7 +97,6 @@ TABLES = {
         "targets": lambda: target_table(read()),
         "cpu_steps": steps_on_cpu,
     },
-    DOCS / "sharded.md": {"sharded": sharded.table},
     DOCS / "adapters" / "ps_lora.md": {"stability_cpu": stability},
     DOCS / "adapters" / "compared.md": {"adapters": compared},
 }

@@ -70,10 +70,8 @@ PARTS = {
     "training_step": case("training_step", "--rank", "full", "256", seconds=55),
     "memory": case("memory"),
     "launch": case("launch"),
-    "shapes": case("shapes", *BOTH),
     "products": case("products"),
     "other ranks and bases": case("transform", "--rank", "256", "64", "--precision", "fp16", "bf16", seconds=25),
-    "decide": Part(["-m", "bench.gpu", "decisions"], 5),
     "memcheck": sanitized("memcheck", 40),
 }
 # for other sessions, by name: decompositions and adapters, the CUDA extension, the candidates

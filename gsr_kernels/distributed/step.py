@@ -23,7 +23,7 @@ from gsr_kernels.ops import implementation
 from gsr_kernels.weight import Weight
 
 # bytes: a bucket is full with the weight that reaches them. A tenth of it would pay the latency of the wire more often
-# than it hides (bench/docs/sharded.py), and two are held at a time. The diagonals of all but the largest models are one
+# than it hides, and two are held at a time. The diagonals of all but the largest models are one
 BUCKET = 200 * 2**20
 
 # index of a weight, and False for its products before the sum, True for those after it

@@ -9,7 +9,6 @@ import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bench.docs.resharding import LOSSES
 from gsr_kernels.__main__ import main
 from python_tests.distributed.ranks import launch
 
@@ -114,9 +113,10 @@ def test_fsdp2(torchrun):
     second = torchrun("fsdp2.py", 2, "--folder", "run", "--steps", "12")
     lines = [line.split() for line in (first[0] + second[0]).splitlines()]
     assert [int(step) for _, step, _, _ in lines] == list(range(12)) and not any(first[1:] + second[1:])
-    drawn = [row.split(",") for row in LOSSES.read_text().splitlines()[1:]]
-    straight = [float(loss) for run, _, loss in drawn if run == "4 processes"]
-    assert [float(loss) for _, _, _, loss in lines] == pytest.approx(straight[:12], rel=1e-3)
+    # of 4 processes throughout
+    straight = [4.154789, 3.971306, 3.815353, 3.688083, 3.558702, 3.464383, 3.358852, 3.295502, 3.203374, 3.161106,
+                3.032975, 2.973331]  # fmt: skip
+    assert [float(loss) for _, _, _, loss in lines] == pytest.approx(straight, rel=1e-3)
 
 
 def test_hsdp_tp(torchrun):
