@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.io.atomic import replacing
-from gsr_kernels.io.tensor_file import TensorFile
 
 FORMAT = "gsr_kernels.bases"
 FORMAT_VERSION = 1
 FACTORS = ("U", "S", "Vh")
+# as safetensors calls them
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 # characters of a fingerprint that is not known yet
 FINGERPRINT = 256
@@ -46,18 +48,30 @@ def writing_bases(
     The file appears when the last one is written, and not at all after an exception. Raises as ``save_bases``.
     """
     check_folder(path)
-    tensors = {f"{name}.{factor}": getattr(basis, factor) for name, basis in planned.items() for factor in FACTORS}
     entries = {name: _entry(basis, basis.fingerprint or FINGERPRINT * "-") for name, basis in planned.items()}
-    with replacing(path) as partial, partial.open("wb") as opened:
-        file = TensorFile(opened, tensors, len(json.dumps(_metadata(entries, settings))))
+    layout = _layout(planned)
+    # the header is written last: room for the longest
+    room = -(-len(_header(layout, entries, settings)) // 8) * 8
+    missing = set(planned)
+    with replacing(path) as partial, partial.open("wb") as file:
 
         def add(name: str, basis: SpectralBasis) -> None:
             for factor in FACTORS:
-                file.write(f"{name}.{factor}", getattr(basis, factor))
+                tensor, announced = getattr(basis, factor), layout[f"{name}.{factor}"]
+                if (DTYPES.get(tensor.dtype), list(tensor.shape)) != (announced["dtype"], announced["shape"]):
+                    raise ValueError(f"{name}.{factor} was to be {announced}, got {tensor.dtype} {list(tensor.shape)}")
+                file.seek(8 + room + announced["data_offsets"][0])
+                file.write(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
             entries[name] = _entry(basis, basis.fingerprint)
+            missing.discard(name)
 
         yield add
-        file.finish(_metadata(entries, settings))
+        header = _header(layout, entries, settings)
+        if missing or len(header) > room:
+            raise ValueError(f"not written: {sorted(missing)}; a header of {len(header)} in {room} bytes")
+        file.seek(0)
+        # spaces after it are a part of the format
+        file.write(struct.pack("<Q", room) + header.ljust(room))
 
 
 def load_bases(
@@ -132,13 +146,26 @@ def _entry(basis: SpectralBasis, fingerprint: str | None) -> dict[str, str | int
     return {"fingerprint": fingerprint, **about}
 
 
-def _metadata(entries: Mapping[str, dict], settings: Mapping[str, str] | None) -> dict[str, str]:
-    return {
+def _layout(planned: Mapping[str, SpectralBasis]) -> dict[str, dict]:
+    """Return what safetensors' header says of each factor: its dtype, shape and place."""
+    factors = {f"{name}.{factor}": getattr(basis, factor) for name, basis in planned.items() for factor in FACTORS}
+    layout, end = {}, 0
+    # a reader maps elements in place: the wide ones come first, so that all are aligned
+    for name in sorted(factors, key=lambda name: (-factors[name].element_size(), name)):
+        factor = factors[name]
+        begin, end = end, end + factor.numel() * factor.element_size()
+        layout[name] = {"dtype": DTYPES[factor.dtype], "shape": list(factor.shape), "data_offsets": [begin, end]}
+    return layout
+
+
+def _header(layout: Mapping[str, dict], entries: Mapping[str, dict], settings: Mapping[str, str] | None) -> bytes:
+    metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "bases": json.dumps(entries),
         "settings": json.dumps(dict(settings or {})),
     }
+    return json.dumps({"__metadata__": metadata, **layout}, separators=(",", ":")).encode()
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:

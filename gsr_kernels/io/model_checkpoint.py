@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gsr_kernels.io.bases_file import FORMAT
-from gsr_kernels.io.tensor_file import DTYPES
+from gsr_kernels.io.bases_file import DTYPES, FORMAT
 
 # what can be decomposed and merged into, by safetensors' names
 FLOATS = {text: dtype for dtype, text in DTYPES.items()}
