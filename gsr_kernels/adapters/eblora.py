@@ -14,10 +14,8 @@ from tqdm import tqdm
 
 from gsr_kernels.adapters.factors import Factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
-from gsr_kernels.io.bases_file import aligned
 from gsr_kernels.linalg import svd
 from gsr_kernels.linalg.polar import away, polar_factor
-from gsr_kernels.methods.base import part
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod, mean_over_batches
 
 # a singular value below this share of the gradient's norm is rounding
@@ -50,6 +48,8 @@ class EBLoRA(ModelMethod):
     Raises ValueError where energy is out of range; in ``attach`` TypeError for another optimizer.
     """
 
+    remembers = ("protected", "grown")
+
     def __init__(self, energy: float = 0.99, protected: Mapping[str, Tensor] | None = None) -> None:
         if not (math.isfinite(energy) and 0 < energy <= 1):
             raise ValueError(f"energy must lie in (0, 1], got {energy}")
@@ -60,16 +60,6 @@ class EBLoRA(ModelMethod):
 
     def bind(self, model: nn.Module) -> BoundMethod:
         return _BoundEBLoRA(self, model)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return F, and what it will be at the end of a task that has begun."""
-        kinds = {"held": self.protected, "next": self.grown}
-        return {f"{kind}.{name}": F.contiguous() for kind, each in kinds.items() for name, F in each.items()}
-
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from ``state_dict()``."""
-        own = {key: aligned(F) for key, F in saved.items()}
-        self.protected, self.grown = part(own, "held"), part(own, "next")
 
     def __repr__(self) -> str:
         return f"EBLoRA(energy={self.energy:g}, protecting inputs of {len(self.protected)} modules)"

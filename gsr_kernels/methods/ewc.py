@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsr_kernels.methods.base import part, wide
+from gsr_kernels.methods.base import wide
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod, mean_over_batches
 
 
@@ -35,6 +35,8 @@ class EWC(ModelMethod):
     Raises ValueError where lam is out of range; in ``attach`` where no parameter of the model requires gradients.
     """
 
+    remembers = ("fisher", "anchors")
+
     def __init__(self, lam: float) -> None:
         if not (math.isfinite(lam) and lam >= 0):
             raise ValueError(f"lam must be a finite number of at least 0, got {lam}")
@@ -44,15 +46,6 @@ class EWC(ModelMethod):
 
     def bind(self, model: nn.Module) -> BoundMethod:
         return _BoundEWC(self, model)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return F and θ* of each parameter."""
-        kinds = {"fisher": self.fisher, "anchors": self.anchors}
-        return {f"{kind}.{name}": tensor for kind, kept in kinds.items() for name, tensor in kept.items()}
-
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from ``state_dict()``."""
-        self.fisher, self.anchors = part(saved, "fisher"), part(saved, "anchors")
 
     def __repr__(self) -> str:
         return f"EWC(lam={self.lam:g})"

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from gsr_kernels.methods.base import wide
+from gsr_kernels.io.bases_file import aligned
+from gsr_kernels.methods.base import part, wide
 
 # the loss of a model on a batch
 Loss = Callable[[Any, Any], Tensor]
@@ -29,14 +30,21 @@ class ModelMethod(ABC):
     def bind(self, model: nn.Module) -> BoundMethod:
         """Return the method on one model. Raises TypeError and ValueError for a model that is not supported."""
 
+    # attributes with what the method remembers of finished tasks, tensors by name
+    remembers: ClassVar[tuple[str, ...]] = ()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the method remembers of finished tasks; empty for most."""
-        return {}
+        kept = {kind: getattr(self, kind) for kind in self.remembers}
+        return {f"{kind}.{name}": one.contiguous() for kind, each in kept.items() for name, one in each.items()}
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` returned; ValueError where the method remembers nothing."""
-        if saved:
+        if saved and not self.remembers:
             raise ValueError(f"{type(self).__name__} remembers no task, the state holds {next(iter(saved))}")
+        own = {key: aligned(one) for key, one in saved.items()}
+        for kind in self.remembers:
+            setattr(self, kind, part(own, kind))
 
 
 class BoundMethod:

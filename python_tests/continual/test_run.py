@@ -200,7 +200,7 @@ def test_eblora_leaves_a_whole_model_and_the_inputs_that_it_protects(models, dat
     arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--method", "eblora"]
     assert main([*arguments, "--keep-models", "--adapter-lr", "3e-3", "--out", str(out)]) == 0
     folders = [out / "work/seed-0/eblora/models" / name for name in ("first", "second", "third")]
-    protected = [part(load_file(folder / PROTECTED), "held") for folder in folders]
+    protected = [part(load_file(folder / PROTECTED), "protected") for folder in folders]
     for before, after in pairwise(protected):
         for name, F in before.items():
             assert after[name].shape[1] > F.shape[1] and torch.equal(after[name][:, : F.shape[1]], F)
