@@ -12,6 +12,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from gsr_kernels.adapters.stability import check_factor
 from gsr_kernels.methods.base import wide
 
 
@@ -92,9 +93,10 @@ def find_factors(model: nn.Module, adapter: str | None = None) -> list[Factors]:
         if adapter in layer.lora_variant:
             kind = type(layer.lora_variant[adapter]).__name__
             raise TypeError(f"adapter {adapter!r} is a {kind} at {name}: only plain LoRA is B A, use use_dora=False")
-        B, A = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
-        if hasattr(A, "placements") or hasattr(B, "placements"):
-            raise TypeError(f"{name} is sharded (DTensor), which is not supported: keep adapters whole on every rank")
+        B: Any = layer.lora_B[adapter].weight
+        A: Any = layer.lora_A[adapter].weight
+        for factor in (B, A):
+            check_factor(name, factor)
         found.append(Factors(name, layer, layer.lora_A[adapter], B, A, float(layer.scaling[adapter])))
     return found
 

@@ -14,7 +14,7 @@ from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.checks import check_choice
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads, Method, State
-from gsr_kernels.methods.projections import complement, operands, remove_block
+from gsr_kernels.methods.projections import PROTECTING, operands
 
 Variant = Literal["remove_block", "complement"]
 
@@ -92,7 +92,7 @@ class OSF(Method):
         return {"rows": U.mT @ wide, "columns": wide @ Vh.mT}
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
-        return (remove_block if self.variant == "remove_block" else complement)(*operands(G, basis))
+        return PROTECTING[self.variant](*operands(G, basis))
 
     def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
         """Give the protected parts of W their values back."""

@@ -43,6 +43,10 @@ def complement(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
     return G - (G @ Vh.mT) @ Vh
 
 
+# by the names of variants: what leaves protected directions alone
+PROTECTING = {"remove_block": remove_block, "complement": complement}
+
+
 @dataclass(frozen=True)
 class PSP(Method):
     """The gradient on the minor directions alone (Franke et al. 2024). Three projections go by this name:
@@ -83,8 +87,7 @@ class PSP(Method):
         major = basis.rank - math.ceil(self.k * basis.rank - 1e-9)
         if self.variant == "minor_block":
             return keep_block(wide, U[..., major:], Vh[..., major:, :])
-        project = complement if self.variant == "complement" else remove_block
-        return project(wide, U[..., :major], Vh[..., :major, :])
+        return PROTECTING[self.variant](wide, U[..., :major], Vh[..., :major, :])
 
 
 @dataclass(frozen=True)
