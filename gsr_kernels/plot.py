@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
@@ -121,18 +122,22 @@ def forgetting(scores: Sequence[Sequence[float]], tasks: Sequence[str], path: Pa
         for j in range(i, len(tasks)):
             lost[j, i] = table[i : j + 1, i].max() - table[j, i]
     figure, axis = _new("task", "after learning")
-    largest = max(1e-9, np.nanmax(lost))
-    image = axis.imshow(lost, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    for (j, i), value in np.ndenumerate(lost):
-        if not np.isnan(value):
-            axis.text(
-                i, j, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 * largest else "black"
-            )
+    image = heatmap(axis, lost, max(1e-9, np.nanmax(lost)), ".2f")
     axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axis.set_yticks(range(len(tasks)), tasks)
     figure.colorbar(image, label="points lost since the best score")
     rows = [(tasks[j], tasks[i], table[j, i], value) for (j, i), value in np.ndenumerate(lost) if not np.isnan(value)]
     return _finish(figure, axis, path, ("after", "task", "score", "lost"), rows)
+
+
+def heatmap(axis: Axes, lost: np.ndarray, largest: float, digits: str) -> AxesImage:
+    """Draw losses, in colours from minus to plus the largest, each with its number; NaN is left white."""
+    image = axis.imshow(lost, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+    for (row, column), loss in np.ndenumerate(lost):
+        if not np.isnan(loss):
+            colour = "white" if abs(loss) > 0.6 * largest else "black"
+            axis.text(column, row, f"{loss:{digits}}", ha="center", va="center", color=colour)
+    return image
 
 
 def _new(x: str, y: str) -> tuple[Figure, Axes]:

@@ -9,10 +9,9 @@ from pathlib import Path
 from bench.docs.pages import DOCS, IMAGES, ROOT, fill, grouped, measured, table
 from bench.docs.performance import floor_table, steps_on_cpu, target_table
 from bench.results import RESULTS, read
-from gsr_kernels.continual.metrics import ResultMatrix
+from gsr_kernels.continual.metrics import ResultMatrix, Results
 from gsr_kernels.continual.plots import draw_forgetting
 from gsr_kernels.continual.report import BASELINE, FIGURES, over, verdict
-from gsr_kernels.continual.results import Results
 
 README = ROOT / "README.md"
 DEMO, COMPARED = RESULTS / "demo", RESULTS / "adapters"
@@ -35,9 +34,7 @@ def cpu_table() -> str:
 def results(folder: Path) -> Results:
     """Return what a run of the command measured; its folder was copied to bench/results."""
     found = json.loads((folder / "results.json").read_text())
-    matrices = {
-        title: [ResultMatrix.from_json(json.dumps(each)) for each in of] for title, of in found["matrices"].items()
-    }
+    matrices = {title: [ResultMatrix.from_dict(each) for each in of] for title, of in found["matrices"].items()}
     return Results(found["score"], matrices)
 
 

@@ -163,7 +163,7 @@ def execute(study: Study, run: Run, folder: Path) -> dict:
         raise SystemExit(f"{out} did not finish")
     (matrix,) = json.loads((out / "results.json").read_text("utf-8"))["matrices"][TITLES[name]]
     versions = json.loads((out / "config.json").read_text("utf-8"))["versions"]
-    return asdict(run) | measured(study, ResultMatrix.from_json(json.dumps(matrix))) | {"versions": versions}
+    return asdict(run) | measured(study, ResultMatrix.from_dict(matrix)) | {"versions": versions}
 
 
 def measured(study: Study, matrix: ResultMatrix) -> dict:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsr_kernels.continual.methods import ADAPTERS
+from gsr_kernels.continual.methods import ADAPTER_METHODS
 
 BASELINE = "seqft"
 # what is left of the score on a text from before the tasks
@@ -24,7 +24,7 @@ class Method:
     @property
     def adapts(self) -> bool:
         """Return whether it trains adapters."""
-        return self.runner in ADAPTERS
+        return self.runner in ADAPTER_METHODS
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gsr_kernels.continual import ranks, settings
-from gsr_kernels.continual.folder import begin, claimed, write
+from gsr_kernels.continual.folder import claimed, write, write_json
 from gsr_kernels.continual.methods import BOUNDS, TITLES
+from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.recipe import expand
 from gsr_kernels.continual.report import report
-from gsr_kernels.continual.results import Results
 from gsr_kernels.continual.run import Run
 from gsr_kernels.messages import install
 
 
-class Renamed(argparse.Action):
-    """Flag that has another name now."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None
-    ) -> NoReturn:
-        """Refuse it."""
-        parser.error(f"{option} is called --{self.dest} now")
+def known(text: str) -> NoReturn:
+    """Refuse a flag that has another name now."""
+    raise argparse.ArgumentTypeError("--known is called --retain now")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     partial = "leave out what a published --order has and the data lacks"
     add("--partial", action=argparse.BooleanOptionalAction, help=partial)
     add("--retain", action="append", type=Path, metavar="FILE", help="known before: .jsonl rows or a .txt; repeatable")
-    add("--known", action=Renamed, dest="retain", help=argparse.SUPPRESS)
+    add("--known", type=known, help=argparse.SUPPRESS)
     add("--metric", action="append", metavar="[TASK=]NAME", help="what a task is scored by; repeatable")
     add(
         "--method",
@@ -89,7 +84,8 @@ def _run(arguments: Sequence[str]) -> None:
 
         def claim() -> None:
             stack.enter_context(claimed(args.out))
-            begin(args.out, config)
+            # a run that is cut off is known by it
+            write_json(args.out / "config.json", config, indent=1)
 
         ranks.on_rank0(claim)
         results = job.run(keep)

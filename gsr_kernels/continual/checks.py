@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gsr_kernels.continual.evaluators import EVALUATORS
-from gsr_kernels.continual.examples import Source, TextTask
+from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.methods import BOUNDS
 from gsr_kernels.continual.ranks import world
 from gsr_kernels.continual.settings import RunSettings
@@ -54,18 +54,18 @@ def check_names(tasks: Sequence[Source], retained: Sequence[Source]) -> None:
         raise ValueError("--data holds one task alone: forgetting wants two, or one and one by --retain")
 
 
-def check_asked(task: TextTask, asks: Sequence[str], kind: str) -> None:
-    asked = EVALUATORS[task.metric].asks
+def check_asked(task: Source, asks: Sequence[str], kind: str) -> None:
+    asked = EVALUATORS[task.scored_by].asks
     if asked not in asks:
         raise ValueError(
-            f"{task.name}: a {kind} cannot be scored by {task.metric}; give its rows 'options' and --metric "
+            f"{task.name}: a {kind} cannot be scored by {task.scored_by}; give its rows 'options' and --metric "
             f"{task.name}=accuracy, or a --model that writes"
         )
     if asked == "choice" and not all(row.options for row in task.test):
-        raise ValueError(f"{task.name}: --metric {task.metric} is for rows with 'options', which some rows lack")
+        raise ValueError(f"{task.name}: --metric {task.scored_by} is for rows with 'options', which some rows lack")
     if "text" not in asks and len({row.options for row in (*task.train, *task.test)}) > 1:
         raise ValueError(f"{task.name}: a {kind} wants the same 'options' in every row of a task")
-    if task.metric == "pass@1" and not all(row.test for row in task.test):
+    if task.scored_by == "pass@1" and not all(row.test for row in task.test):
         raise ValueError(
             f"{task.name}: --metric pass@1 is for rows with a 'test', a program text, which some rows lack"
         )

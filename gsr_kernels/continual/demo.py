@@ -15,8 +15,10 @@ from gsr_kernels.continual import library
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.kinds import Kind
 from gsr_kernels.continual.learn import learn
+from gsr_kernels.continual.models import save
 from gsr_kernels.continual.ranks import on_rank0
 from gsr_kernels.continual.readers import Read, choose
+from gsr_kernels.continual.run_state import keep_whole
 from gsr_kernels.continual.settings import DemoSettings, RunSettings
 
 CAUTION = "One small model on the text of one machine: it shows the methods at work, it is no evidence on large models."
@@ -103,11 +105,4 @@ def pretrain(
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     plain = replace(settings, steps=size.pretrain_steps, lr=size.pretrain_lr, fsdp=False)
     learn(kind, model, rows, plain, lambda trainer, folder: None, folder.with_name("pretraining"), seed, tick)
-    partial = folder.with_name(".pretrained.partial")
-
-    def write() -> None:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        partial.rename(folder)
-
-    on_rank0(write)
+    keep_whole(folder, lambda partial: save(kind, model, partial))

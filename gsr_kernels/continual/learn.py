@@ -13,13 +13,12 @@ from zipfile import is_zipfile
 import torch
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
-from gsr_kernels.continual.epoch_sampler import EpochSampler
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.continual.fsdp import ShardedTrainer, shard
 from gsr_kernels.continual.kinds import Kind
 from gsr_kernels.continual.ranks import on_rank0, rank, world
 from gsr_kernels.continual.settings import RunSettings
-from gsr_kernels.continual.trainer import TaskTrainer, Watch, check_weights
+from gsr_kernels.continual.trainer import EpochSampler, TaskTrainer, Watch, check_weights
 
 # what the Trainer writes last into a checkpoint
 LAST = "trainer_state.json"
@@ -93,7 +92,7 @@ def learn(
 
 
 def steps_of(rows: int, settings: RunSettings) -> int:
-    """The optimizer steps of a task of so many rows."""
+    """Return the optimizer steps of a task of so many rows."""
     return settings.steps or max(1, math.ceil(settings.epochs * math.ceil(rows / settings.batch)))
 
 
@@ -103,7 +102,7 @@ def _log(state: TrainerState) -> list[dict[str, Any]]:
 
 
 def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> TrainingArguments:
-    """The Trainer's own settings of a task."""
+    """Return the Trainer's own settings of a task."""
     cuda = torch.cuda.is_available()
     share = settings.batch // world()
     micro = settings.micro_batch or share
@@ -138,7 +137,7 @@ def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> Tra
 
 
 def newest(folder: Path) -> str | None:
-    """The newest checkpoint that was written whole, by all ranks; others are removed."""
+    """Return the newest checkpoint that was written whole, by all ranks; others are removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     whole = [path for path in found if _is_whole(path)]
     for path in found:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gsr_kernels.continual.kinds import KINDS, Classifier, Kind, kind_of
-from gsr_kernels.continual.methods import ADAPTERS, METHODS
-from gsr_kernels.continual.results import Spectra
+from gsr_kernels.continual.methods import ADAPTER_METHODS, DENSE_METHODS
+from gsr_kernels.continual.metrics import Spectra
+from gsr_kernels.continual.ranks import on_rank0
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.optim.targets import find_targets
 from gsr_kernels.options import resolve_rank
@@ -33,11 +34,7 @@ def find_model(name: str) -> tuple[Any, Any]:
     """
     import transformers
 
-    config, tokenizer = (
-        _found(name, lambda auto=auto: auto.from_pretrained(name))
-        for auto in (transformers.AutoConfig, transformers.AutoTokenizer)
-    )
-    return config, tokenizer
+    return _found(transformers.AutoConfig, name), _found(transformers.AutoTokenizer, name)
 
 
 def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:
@@ -82,7 +79,7 @@ def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:
 
 
 def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None:
-    """Raises ValueError, before any weight is read, for a rank that the weights cannot have or a method does not, and
+    """Raise ValueError, before any weight is read, for a rank that the weights cannot have or a method does not, and
     for adapters that the model cannot have.
     """
     import transformers
@@ -94,12 +91,12 @@ def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None
     matrices = {target.name: target.parameter.shape[-2:] for target in targets if target.reason is None}
     resolve_rank(rank, {name: (d1, d2) for name, (d1, d2) in matrices.items()})
     W = torch.diag(torch.arange(4, 0, -1, dtype=torch.float32))
-    for act in [METHODS[name].act for name in settings.methods if name in METHODS]:
-        method = act(settings) if act is not None else None
-        if method is not None:
+    for act in [DENSE_METHODS[name].act for name in settings.methods if name in DENSE_METHODS]:
+        if act is not None:
+            method = act(settings)
             basis = method.decompose("a weight", W, None if rank is None else 2, None)
             method.prepare("a weight", W, basis)
-    adapted = [name for name in settings.methods if name in ADAPTERS]
+    adapted = [name for name in settings.methods if name in ADAPTER_METHODS]
     if adapted and kind is not Classifier:
         _check_adapters(model, config.model_type, settings, adapted)
 
@@ -135,25 +132,35 @@ def _check_adapters(model: Any, architecture: str, settings: RunSettings, adapte
 
 
 def load(kind: Kind, path: str | Path, dtype: str, seed: int) -> Any:
-    """The model on the device that there is, in evaluation; what its checkpoint lacks is drawn from the seed."""
+    """Load the model on the device that there is, in evaluation; what its checkpoint lacks is drawn from the seed."""
     import transformers
 
-    more = {"num_labels": len(kind.owner)} if isinstance(kind, Classifier) else {}
+    # a head of other labels gives way to a new one
+    head = {"num_labels": len(kind.owner), "ignore_mismatched_sizes": True} if isinstance(kind, Classifier) else {}
     torch.manual_seed(seed)
-    auto = getattr(transformers, kind.auto)
-    model = _found(
-        str(path),
-        # a head of other labels gives way to a new one
-        lambda: auto.from_pretrained(path, dtype=getattr(torch, dtype), ignore_mismatched_sizes=bool(more), **more),
-    )
+    model = _found(getattr(transformers, kind.auto), str(path), dtype=getattr(torch, dtype), **head)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = kind.tokenizer.pad_token_id
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
+def save(kind: Kind, model: Any, folder: Path, weights: Any = None) -> None:
+    """Have the first rank write a model with its tokenizer; all ranks call it.
+
+    Args:
+        weights: the model's state_dict, where it does not hold them itself.
+    """
+
+    def write() -> None:
+        model.save_pretrained(folder, state_dict=weights)
+        kind.tokenizer.save_pretrained(folder)
+
+    on_rank0(write)
+
+
 @torch.no_grad()
 def spectra(model: Any) -> Spectra:
-    """The singular values of the linear weights of the middle layer, of ``SPECTRA`` of them at most."""
+    """Return the singular values of the linear weights of the middle layer, of ``SPECTRA`` of them at most."""
     found = [
         target
         for target in find_targets(model, "all-linear", set(model.parameters()))
@@ -168,7 +175,7 @@ def spectra(model: Any) -> Spectra:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own bars and advice, which would tear the run's bar."""
+    """Silence transformers' own bars and advice, which would tear the run's bar."""
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -182,9 +189,9 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _found(name: str, get: Any) -> Any:
+def _found(auto: Any, name: str, **settings: Any) -> Any:
     try:
-        return get()
+        return auto.from_pretrained(name, **settings)
     except OSError as error:
         first = str(error).strip().splitlines()[0]
         raise FileNotFoundError(

@@ -7,9 +7,9 @@ import os
 import numpy as np
 from matplotlib.figure import Figure
 
-from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
+from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 from gsr_kernels.continual.report import over
-from gsr_kernels.continual.results import Results
+from gsr_kernels.plot import heatmap
 
 # panels beside each other
 ACROSS = 3
@@ -20,7 +20,7 @@ def lost(matrix: ResultMatrix) -> np.ndarray:
 
     The last task has no column: nothing came after it.
     """
-    rows = (BEFORE, *matrix.tasks)
+    rows = matrix.rows
     losses = np.full((len(matrix.tasks), len(matrix.columns) - 1), np.nan)
     for column, task in enumerate(matrix.columns[:-1]):
         learned = rows.index(task) if task in rows else 0
@@ -45,11 +45,7 @@ def draw_forgetting(results: Results, path: str | os.PathLike[str]) -> None:
     for axis in axes.flat[len(losses) :]:
         axis.set_visible(False)
     for axis, (title, each) in zip(axes.flat, losses.items()):
-        image = axis.imshow(each, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
-        for (row, column), loss in np.ndenumerate(each):
-            if not np.isnan(loss):
-                colour = "white" if abs(loss) > 0.6 * largest else "black"
-                axis.text(column, row, f"{loss:.1f}", ha="center", va="center", color=colour)
+        image = heatmap(axis, each, largest, ".1f")
         axis.set_title(f"{title}, F.Ra {over([matrix.fra() for matrix in methods[title]])}")
         axis.set_xticks(range(each.shape[1]), first.columns[:-1])
         axis.set_yticks(range(each.shape[0]), [f"after {task}" for task in first.tasks])

@@ -24,7 +24,7 @@ class FailedElsewhere(SystemExit):
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within, all processes that torchrun started are one group; each has its own GPU, where there are any.
+    """Join all processes that torchrun started in one group; each has its own GPU, where there are any.
 
     Raises ValueError where a machine has fewer GPUs than processes, or they were started otherwise.
     """
@@ -53,22 +53,22 @@ def joined() -> Iterator[None]:
 
 
 def world() -> int:
-    """How many there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """Return the index of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def first() -> bool:
-    """Whether this is the one that writes, prints and shows bars."""
+    """Return True on the one that writes, prints and shows bars."""
     return rank() == 0
 
 
 def gathered(value: T) -> list[T]:
-    """The value of every rank; all of them must ask."""
+    """Return the value of every rank; all of them must ask."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
@@ -76,17 +76,8 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def told(value: T) -> T:
-    """The first rank's value; all must ask."""
-    if world() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
-
-
 def run_on_all_ranks(act: Callable[[], T]) -> T:
-    """What ``act`` returns here, which exchanges nothing; all must ask.
+    """Run ``act``, which exchanges nothing, and return its result on this rank; all must ask.
 
     Where it fails on some ranks, the first of them raises what it met, and all others FailedElsewhere.
     """
@@ -103,5 +94,8 @@ def run_on_all_ranks(act: Callable[[], T]) -> T:
 
 
 def on_rank0(act: Callable[[], T]) -> T:
-    """What ``act`` returns on the first rank, which alone does it; where it fails there, it fails everywhere."""
-    return told(run_on_all_ranks(act if first() else lambda: None))  # type: ignore[return-value]
+    """Run ``act`` on the first rank, and return its result on all; where it fails there, it fails everywhere."""
+    found = [run_on_all_ranks(act if first() else lambda: None)]
+    if world() > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""What a sequential run says: the paper's table and a verdict in words."""
+"""Report of a sequential run: the paper's table and a verdict in words."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from gsr_kernels.continual.methods import BOUNDS
-from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
-from gsr_kernels.continual.results import Results
+from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 
 BASELINE = "SeqFT"
 LEGEND = """\
@@ -22,7 +21,7 @@ NAMES = (8, 15)
 
 
 def learned(matrix: ResultMatrix) -> float:
-    """The mean score on a task right after learning it: what forgetting must be weighed against."""
+    """Return the mean score on a task right after learning it: what forgetting must be weighed against."""
     return statistics.mean(matrix.score(task, task) for task in matrix.tasks)
 
 
@@ -35,7 +34,7 @@ FIGURES: dict[str, tuple[Callable[[ResultMatrix], float], int]] = {
 
 
 def report(results: Results, conditions: str, *notes: str) -> str:
-    """All that is printed: conditions, table, figures, verdict, notes."""
+    """Return all that is printed: conditions, table, figures, verdict, notes."""
     methods = results.methods()
     parts = [conditions, table(results.matrices)]
     if methods:
@@ -48,7 +47,7 @@ def report(results: Results, conditions: str, *notes: str) -> str:
 
 
 def table(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
-    """The paper's Table 2: every score after each task, then F.Ra and AP; mean ± deviation over the seeds."""
+    """Return the paper's Table 2: every score after each task, then F.Ra and AP; mean ± deviation over the seeds."""
     first = next(iter(matrices.values()))
     rows: list[list[str]] = [_row("start", "", first, BEFORE)]
     for title, each in matrices.items():
@@ -65,7 +64,7 @@ def table(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
 
 
 def figures(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
-    """What each method comes to at the end, a line a method."""
+    """Return the figures of each method at the end, a line a method."""
     rows = [["", "at the end", *FIGURES]]
     for title, each in matrices.items():
         rows.append([title, "", *(over([value(matrix) for matrix in each]) for value, _ in FIGURES.values())])
@@ -73,7 +72,7 @@ def figures(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
 
 
 def verdict(title: str, ours: Sequence[ResultMatrix], baseline: Sequence[ResultMatrix]) -> str:
-    """How a method compares with the baseline, seed by seed, in words; see ``confidence`` for what is a difference."""
+    """Compare a method with the baseline, seed by seed, in words; see ``confidence`` for what is a difference."""
     gains = {
         name: [sign * (value(mine) - value(theirs)) for mine, theirs in zip(ours, baseline)]
         for name, (value, sign) in FIGURES.items()
@@ -100,7 +99,7 @@ def over(values: Sequence[float], sign: str = "") -> str:
 
 
 def confidence(values: Sequence[float]) -> float:
-    """How far, in [0, 1], two or more values tell their mean from zero: Student's t of n - 1 degrees of freedom.
+    """Return, in [0, 1], how far two or more values tell their mean from zero: Student's t, n - 1 degrees of freedom.
 
     Above 0.95 the 95 % interval of the mean leaves zero out. Abramowitz and Stegun, 26.7.3 and 26.7.4.
     """
@@ -136,14 +135,9 @@ def _row(title: str, after: str, matrices: Sequence[ResultMatrix], row: str, for
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows as lines: two columns of names to the left, cells to the right."""
+    """Return the rows as lines: two columns of names to the left, cells to the right."""
     widest = [max(map(len, column)) for column in zip(*(row for row in rows if row))]
-    names = [max(least, width) for least, width in zip(NAMES, widest)]
-    cells = [max(CELL, width) for width in widest[2:]]
-    return [
-        " ".join(
-            [*(f"{name:<{width}}" for name, width in zip(row, names))]
-            + [f"{cell:>{width}}" for cell, width in zip(row[2:], cells)]
-        )
-        for row in rows
-    ]
+    least = [*NAMES, *[CELL] * len(widest[2:])]
+    sides = "<" * len(NAMES) + ">" * len(widest[2:])
+    widths = [f"{side}{max(pair)}" for side, *pair in zip(sides, least, widest)]
+    return [" ".join(f"{text:{width}}" for text, width in zip(row, widths)) for row in rows]

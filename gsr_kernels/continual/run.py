@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,22 +15,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+import gsr_kernels
 from gsr_kernels.continual.checks import check_asked, check_names, check_processes, metrics_of
 from gsr_kernels.continual.evaluators import EVALUATORS, check_metrics
-from gsr_kernels.continual.examples import Source, TextTask
-from gsr_kernels.continual.folder import environment
-from gsr_kernels.continual.methods import ADAPTERS, BOUNDS, METHODS, TITLES, adapter_rates, check_methods
+from gsr_kernels.continual.examples import Source
+from gsr_kernels.continual.folder import commit
+from gsr_kernels.continual.methods import ADAPTER_METHODS, BOUNDS, METHODS, TITLES, check_methods
+from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.ranks import first, world
-from gsr_kernels.continual.readers import Read, read
-from gsr_kernels.continual.readers.retained import read_retained
-from gsr_kernels.continual.results import Results
+from gsr_kernels.continual.readers import Read, read, read_retained
 from gsr_kernels.continual.settings import DemoSettings, RunSettings, flags, given
 from gsr_kernels.messages import install
-
-# what must be the same where a run goes on
-SAME = ("settings", "methods", "retained", "tasks")
 
 
 class Run:
@@ -47,8 +46,7 @@ class Run:
         for package in ("transformers", "accelerate"):
             if find_spec(package) is None:
                 raise ValueError(f"continual needs the package {package}: {install('runner')}")
-        chosen = given(RunSettings, args)
-        size = given(DemoSettings, args)
+        chosen, size = given(RunSettings, args), given(DemoSettings, args)
         if args.model is None:
             chosen["demo"] = DemoSettings(**size)
         elif size:
@@ -56,18 +54,15 @@ class Run:
         self.settings = RunSettings(methods=names, **chosen)
         check_methods(names, [*chosen])
         check_processes(self.settings)
-        self._described = {
-            TITLES[name]: METHODS[name].described(name, self.settings) for name in names if name not in BOUNDS
-        }
         if args.data is None and args.model is not None:
             raise ValueError("--data is wanted with --model: a folder with a task in each JSON-lines file")
-        self.notes: Sequence[str] = ()
 
         from gsr_kernels.continual.kinds import Classifier, Writer
         from gsr_kernels.continual.models import find_model, open_kind, quiet
         from gsr_kernels.continual.score import check_room
 
         self.retained: tuple[Source, ...] = ()
+        self.notes: Sequence[str] = ()
         with quiet():
             if self.settings.demo is not None:
                 from gsr_kernels.continual import demo
@@ -78,7 +73,7 @@ class Run:
             else:
                 self.kind = open_kind(self.settings, *find_model(str(self.settings.model)))
         classifies = isinstance(self.kind, Classifier)
-        if classifies and (adapted := [name for name in names if name in ADAPTERS]):
+        if classifies and (adapted := [name for name in names if name in ADAPTER_METHODS]):
             raise ValueError(f"method {adapted[0]} is for models that write, not for a classifier")
         if not classifies and self.settings.head_lr is not None:
             raise ValueError("head_lr is for a classifier's new head; a model that writes has none")
@@ -90,22 +85,20 @@ class Run:
             there = read(args.data, args.order, args.partial, instructed=not classifies)
         self.lacking = there.lacking
         metrics = metrics_of(args.metric, [source.name for source in there.sources])
-        self.tasks = tuple(source.scored(metrics.get(source.name)) for source in there.sources)
+        self.tasks = tuple(
+            dataclasses.replace(source, metric=metrics.get(source.name, source.metric)) for source in there.sources
+        )
         self.retained += tuple(read_retained(path, self._fits) for path in args.retain or ())
         check_names(self.tasks, self.retained)
-        check_metrics([source.scored_by for source in (*self.tasks, *self.retained)])
+        self._all = (*self.retained, *self.tasks)
+        check_metrics([source.scored_by for source in self._all])
         self._draws = [self._draw(seed) for seed in self.settings.numbers]
-        for retained, tasks in self._draws:
-            for task in (*retained, *tasks):
-                check_asked(task, self.kind.asks, self.kind.name)
-                if isinstance(self.kind, Writer):
-                    check_room(self.kind, task, self.settings.new_tokens)
-        rows = {
-            row: None
-            for retained, tasks in self._draws
-            for task in (*retained, *tasks)
-            for row in (*task.train, *task.test)
-        }
+        drawn = [task for retained, tasks in self._draws for task in (*retained, *tasks)]
+        for task in drawn:
+            check_asked(task, self.kind.asks, self.kind.name)
+            if isinstance(self.kind, Writer):
+                check_room(self.kind, task, self.settings.new_tokens)
+        rows = dict.fromkeys(row for task in drawn for row in (*task.train, *task.test))
         if isinstance(self.kind, Classifier):
             self.kind.choose_among(row.options for row in rows)
         # a row that the tokenizer cannot take is met now
@@ -116,39 +109,45 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that decides the numbers, for config.json."""
-        here = environment()
-        for package in ("transformers", "accelerate", "peft", "tokenizers"):
-            here["versions"][package] = version(package) if find_spec(package) else None
+        """Return all that decides the numbers, for config.json."""
+        names = ("torch", "numpy", "transformers", "accelerate", "peft", "tokenizers")
+        packages = {name: version(name) if find_spec(name) else None for name in names}
+        ours = {"gsr_kernels": gsr_kernels.__version__, "commit": commit(), "python": platform.python_version()}
         return {
             "settings": dataclasses.asdict(self.settings) | {"kind": self.kind.name, "processes": world()},
-            "methods": self._described,
+            "methods": {
+                METHODS[name].title: METHODS[name].described(self.settings)
+                for name in self.settings.methods
+                if name in METHODS
+            },
             "retained": {source.name: source.described() for source in self.retained},
             "tasks": {source.name: source.described() for source in self.tasks},
             "lacking": list(self.lacking),
-            **here,
+            "versions": ours | packages,
+            "machine": platform.platform(),
+            "threads": torch.get_num_threads(),
         }
 
     def check_same(self, before: Mapping[str, Any]) -> None:
-        """Raises ValueError, naming what differs, where a folder's configuration is not this run's."""
+        """Raise ValueError, naming what differs, where a folder's configuration is not this run's."""
         now = json.loads(json.dumps(self.config))
         # a folder of before a setting came was made as its default says
         were = {"processes": 1} | {each.name: each.default for each in flags(RunSettings)}
         before = {**before, "settings": were | before.get("settings", {})}
-        for part in SAME:
-            for key in {**before.get(part, {}), **now[part]}:
-                old, new = before.get(part, {}).get(key), now[part].get(key)
-                if old != new:
-                    raise ValueError(f"--resume: {part} {key} was {old!r} in {self.out} and is {new!r} now")
+        for part in ("settings", "methods", "retained", "tasks"):
+            old, new = before.get(part, {}), now[part]
+            for key in {**old, **new}:
+                if old.get(key) != new.get(key):
+                    raise ValueError(
+                        f"--resume: {part} {key} was {old.get(key)!r} in {self.out} and is {new.get(key)!r} now"
+                    )
         for part in ("tasks", "retained", "lacking"):
-            old, new = list(before.get(part, ())), list(now[part])
-            if old != new:
-                raise ValueError(
-                    f"--resume: the order of {part} was {', '.join(old)} in {self.out} and is {', '.join(new)} now"
-                )
+            was, is_now = (", ".join(config.get(part, ())) for config in (before, now))
+            if was != is_now:
+                raise ValueError(f"--resume: the order of {part} was {was} in {self.out} and is {is_now} now")
 
     def run(self, keep: Callable[[Results], object]) -> Results:
-        """Trains and scores what the folder does not hold yet; ``keep`` is called after every method of a seed."""
+        """Train and score what the folder does not hold yet; ``keep`` is called after every method of a seed."""
         from gsr_kernels.continual.models import quiet
         from gsr_kernels.continual.task_sequence import TaskSequence
 
@@ -156,14 +155,17 @@ class Run:
         # accelerate collects at every task; what is there by now need not be passed over each time
         gc.collect()
         gc.freeze()
-        results = Results(self._score(), {})
+        scores = (f"{source.name}: percent, {EVALUATORS[source.scored_by].about}" for source in self._all)
+        results = Results("; ".join(scores), {})
         # a log file wants few lines
         interval = 0.2 if sys.stderr.isatty() else 20.0
         shown = {"mininterval": interval, "smoothing": 0, "dynamic_ncols": True, "disable": not first()}
         with quiet(), tqdm(unit="step", **shown) as bar:
             folders = [self.out / "work" / f"seed-{seed}" for seed in self.settings.numbers]
             sequences = [
-                TaskSequence(self.settings, self.kind, self._start(folder), *draw, seed, folder, bar)
+                TaskSequence(
+                    self.settings, self.kind, self.settings.model or folder / "pretrained", *draw, seed, folder, bar
+                )
                 for folder, draw, seed in zip(folders, self._draws, self.settings.numbers)
             ]
             bar.total = sum(sequence.steps(name) for sequence in sequences for name in self.settings.methods)
@@ -182,14 +184,17 @@ class Run:
         return results
 
     def conditions(self, results: Results) -> str:
-        """What was learned, and how."""
+        """Describe what was learned, and how."""
         settings = self.settings
         length = f"{settings.steps} steps" if settings.steps else f"{settings.epochs:g} epochs"
-        done = results.seeds() if len(results.matrices) == len(settings.methods) else 0
+        whole = len(results.matrices) == len(settings.methods)
+        done = min(map(len, results.matrices.values())) if whole else 0
         seeds = str(settings.seeds) if done == settings.seeds else f"{done} of {settings.seeds}, unfinished"
         by = f", by {world()} processes, {'FSDP2' if settings.fsdp else 'DDP'}" if world() > 1 else ""
         clipped = f"clipped to norm {settings.max_grad_norm:g}" if settings.max_grad_norm else "not clipped"
-        width = max(len(source.name) for source in (*self.retained, *self.tasks))
+        adapts = ADAPTER_METHODS.keys() & set(settings.methods)
+        rates = f", {settings.adapter_lr:g} for adapters (rank {settings.adapter_rank})" if adapts else ""
+        width = max(len(source.name) for source in self._all)
         size = settings.demo
         model = f"{settings.model} ({self.kind.name})"
         if size is not None:
@@ -201,13 +206,13 @@ class Run:
             f"{model} learns {len(self.tasks)} tasks in turn, {length} of {settings.batch} rows a step each{by}.",
             f"Seeds: {seeds}; each with an order of the rows, and where a task has no test rows of its own a split of "
             "them, the same for every method.",
-            f"AdamW, lr {settings.lr:g} for every method{adapter_rates(settings)}, warm-up "
+            f"AdamW, lr {settings.lr:g} for every method{rates}, warm-up "
             f"{settings.warmup:.0%}, then {settings.schedule}; gradients {clipped}; "
             f"rho {settings.rho:g}, rank {settings.rank or 'full'}.",
             "",
         ]
-        for source, what in [(one, "known before, ") for one in self.retained] + [(one, "") for one in self.tasks]:
-            about = EVALUATORS[source.scored_by].about
+        for source in self._all:
+            about, what = EVALUATORS[source.scored_by].about, "known before, " if source in self.retained else ""
             lines.append(f"  {source.name:<{width}}  {source.about}; {what}score: {about}, %")
         if self.lacking:
             lines += ["", f"Lacking in this copy of the data, and left out: {', '.join(self.lacking)}."]
@@ -220,15 +225,8 @@ class Run:
         # beside the end of a text
         return len(self.kind.tokenizer(text, add_special_tokens=False)["input_ids"]) < self.settings.max_tokens
 
-    def _start(self, folder: Path) -> str | Path:
-        return folder / "pretrained" if self.settings.model is None else self.settings.model
-
-    def _draw(self, seed: int) -> tuple[list[TextTask], list[TextTask]]:
+    def _draw(self, seed: int) -> tuple[list[Source], list[Source]]:
         limits = {"train_rows": self.settings.train_rows, "test_rows": self.settings.test_rows}
         # a text that is pretrained on is split anew by each seed
         retained = [source.draw(seed if source.train else 0, test_rows=limits["test_rows"]) for source in self.retained]
         return retained, [source.draw(seed, **limits) for source in self.tasks]
-
-    def _score(self) -> str:
-        sources = (*self.retained, *self.tasks)
-        return "; ".join(f"{source.name}: percent, {EVALUATORS[source.scored_by].about}" for source in sources)

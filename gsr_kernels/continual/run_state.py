@@ -4,83 +4,86 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gsr_kernels.continual.metrics import ResultMatrix
+from gsr_kernels.continual.folder import write_json
+from gsr_kernels.continual.metrics import ResultMatrix, Spectra
 from gsr_kernels.continual.ranks import on_rank0
-from gsr_kernels.continual.results import Spectra
-from gsr_kernels.io.atomic import replacing
 
 
+@dataclass
 class RunState:
     """Finished stages of one method: their scores, spectra and logs, and the model after each.
 
     Args:
         folder: of this method alone; what it holds of finished stages is read.
-        empty: the matrix before any stage.
+        matrix: before any stage.
         keep_models: leave the model of every stage, not the last alone.
     """
 
-    def __init__(self, folder: Path, empty: ResultMatrix, keep_models: bool) -> None:
-        self.folder = folder
-        self.matrix = empty
-        self.spectra: dict[str, Spectra] = {}
-        self.logs: dict[str, list[dict[str, Any]]] = {}
-        self.done: list[str] = []
-        self._keep_models = keep_models
-        written = on_rank0(lambda: self._file.read_text(encoding="utf-8") if self._file.is_file() else None)
-        if written is not None:
-            data = json.loads(written)
-            self.matrix = ResultMatrix.from_json(json.dumps(data["matrix"]))
+    folder: Path
+    matrix: ResultMatrix
+    keep_models: bool
+    spectra: dict[str, Spectra] = field(default_factory=dict)
+    logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        data = read_state(self._file)
+        if data is not None:
+            self.matrix = ResultMatrix.from_dict(data["matrix"])
             self.spectra, self.logs, self.done = data["spectra"], data["logs"], data["done"]
 
     def model(self, stage: str) -> Path:
-        """Where the model after a stage is."""
+        """Return the folder of the model after a stage."""
         return self.folder / "models" / stage
 
     def work(self, stage: str) -> Path:
-        """Where the checkpoints within a stage are."""
+        """Return the folder of the checkpoints within a stage."""
         return self.folder / "training" / stage
 
-    def check_order(self, stages: Sequence[str]) -> None:
-        """Raises ValueError where what is done is not how these stages begin."""
-        if self.done != list(stages[: len(self.done)]):
-            raise ValueError(
-                f"{self._file}: {', '.join(self.done)} are done, which is no beginning of {', '.join(stages)}: give "
-                "another --out"
-            )
-
     def keep(self, stage: str, save: Callable[[Path], object]) -> None:
-        """Has the model after a stage written, whole or not at all."""
-        partial = self.folder / "models" / f".{stage}.partial"
-
-        def take_its_place() -> None:
-            shutil.rmtree(self.model(stage), ignore_errors=True)
-            partial.rename(self.model(stage))
-
-        on_rank0(lambda: shutil.rmtree(partial, ignore_errors=True))
-        save(partial)
-        on_rank0(take_its_place)
+        """Have the model after a stage written, whole or not at all."""
+        keep_whole(self.model(stage), save)
 
     def finish(self, stage: str, scores: dict[str, float], spectra: Spectra, log: list[dict[str, Any]]) -> None:
-        """A stage is over: its checkpoints, and the model before it, are wanted no longer."""
+        """End a stage: its checkpoints, and the model before it, are wanted no longer."""
         self.matrix.record(stage, scores)
         self.spectra[stage] = spectra
         self.logs[stage] = log
         before, self.done = self.done, [*self.done, stage]
-        on_rank0(lambda: self._finish(stage, before))
 
-    def _finish(self, stage: str, before: Sequence[str]) -> None:
-        data = {"matrix": json.loads(self.matrix.to_json()), "spectra": self.spectra, "done": self.done}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._file) as path:
-            path.write_text(json.dumps({**data, "logs": self.logs}), encoding="utf-8")
-        shutil.rmtree(self.work(stage), ignore_errors=True)
-        if before and not self._keep_models:
-            shutil.rmtree(self.model(before[-1]), ignore_errors=True)
+        def finish() -> None:
+            matrix = self.matrix.to_dict()
+            write_json(self._file, {"matrix": matrix, "spectra": self.spectra, "done": self.done, "logs": self.logs})
+            shutil.rmtree(self.work(stage), ignore_errors=True)
+            if before and not self.keep_models:
+                shutil.rmtree(self.model(before[-1]), ignore_errors=True)
+
+        on_rank0(finish)
 
     @property
     def _file(self) -> Path:
         return self.folder / "state.json"
+
+
+def keep_whole(folder: Path, save: Callable[[Path], object]) -> None:
+    """Have a folder written, whole or not at all; all ranks call ``save``."""
+    partial = folder.with_name(f".{folder.name}.partial")
+
+    def take_its_place() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    on_rank0(lambda: shutil.rmtree(partial, ignore_errors=True))
+    save(partial)
+    on_rank0(take_its_place)
+
+
+def read_state(file: Path) -> Any:
+    """Return, on all ranks, what a JSON file holds; None where there is none."""
+    written = on_rank0(lambda: file.read_text(encoding="utf-8") if file.is_file() else None)
+    return None if written is None else json.loads(written)

@@ -9,21 +9,21 @@ from typing import Any
 from tqdm import tqdm
 
 from gsr_kernels.continual.evaluators import EVALUATORS, Answer
-from gsr_kernels.continual.examples import TextTask
+from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.kinds import Kind, Writer
 from gsr_kernels.continual.ranks import first, gathered, on_rank0, rank, run_on_all_ranks, world
 from gsr_kernels.io.atomic import replacing
 
 
-def score(kind: Kind, model: Any, task: TextTask, new_tokens: int | None, file: Path) -> float:
-    """In percent, by the task's evaluator; the answers go to ``file``, a JSON line each.
+def score(kind: Kind, model: Any, task: Source, new_tokens: int | None, file: Path) -> float:
+    """Return the score in percent, by the task's evaluator; the answers go to ``file``, a JSON line each.
 
     Every rank has its copy of the model answer its share of the rows.
 
     Args:
         new_tokens: of an answer at most; None: as many as the task's longest completion has.
     """
-    evaluator = EVALUATORS[task.metric]
+    evaluator = EVALUATORS[task.scored_by]
     if new_tokens is None and evaluator.asks == "text":
         new_tokens = longest(kind, task)
     own = task.test[rank() :: world()]
@@ -41,7 +41,7 @@ def score(kind: Kind, model: Any, task: TextTask, new_tokens: int | None, file: 
     return on_rank0(lambda: evaluator.total(task.test, answers))
 
 
-def _write(task: TextTask, answers: list[Answer], file: Path) -> None:
+def _write(task: Source, answers: list[Answer], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as path, path.open("w", encoding="utf-8") as lines:
         for row, answer in zip(task.test, answers):
@@ -49,15 +49,15 @@ def _write(task: TextTask, answers: list[Answer], file: Path) -> None:
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def longest(kind: Kind, task: TextTask) -> int:
-    """The tokens of the longest completion that is trained on, or known, with its end; at most what is trained on."""
+def longest(kind: Kind, task: Source) -> int:
+    """Count the tokens of the longest completion that is trained on, or known, with its end; at most ``max_tokens``."""
     texts = [row.completion for row in task.train or task.test]
     return min(kind.max_tokens, 1 + max(map(len, kind.tokenizer(texts, add_special_tokens=False)["input_ids"])))
 
 
-def check_room(kind: Writer, task: TextTask, new_tokens: int | None) -> None:
-    """Raises ValueError where the model has too few positions for an answer; see ``score``."""
-    if EVALUATORS[task.metric].asks != "text" or kind.positions is None:
+def check_room(kind: Writer, task: Source, new_tokens: int | None) -> None:
+    """Raise ValueError where the model has too few positions for an answer; see ``score``."""
+    if EVALUATORS[task.scored_by].asks != "text" or kind.positions is None:
         return
     wanted = longest(kind, task) if new_tokens is None else new_tokens
     needed = max(kind.room(row, wanted) for row in task.test)

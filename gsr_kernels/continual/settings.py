@@ -8,34 +8,58 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from gsr_kernels.checks import check_rho
 from gsr_kernels.cli import rank_of
 from gsr_kernels.options import RANK
 
 KINDS = ("causal", "seq2seq", "classifier")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 DTYPES = ("float32", "bfloat16")
+# what a number must be
+RULES: dict[str, Callable[[float], bool]] = {
+    "at least 1": lambda number: number >= 1,
+    "at least 0": lambda number: number >= 0,
+    "finite and at least 0": lambda number: math.isfinite(number) and number >= 0,
+    "positive and finite": lambda number: math.isfinite(number) and number > 0,
+    "a share in [0, 1)": lambda number: 0 <= number < 1,
+    "a finite number in [0, 1]": lambda number: 0 <= number <= 1,
+    RANK: lambda number: number >= 1 if isinstance(number, int) else 0 < number < 1,
+}
 
 
-def option(default: Any, about: str, type: Callable[[str], Any] | None = None, **flag: Any) -> Any:
-    """Return a field that is a flag: its default, what it is for, and how its text is read; a bool has no text."""
-    return field(default=default, metadata={"help": about, "type": type, **flag})
+def option(default: Any, about: str, type: Callable[[str], Any] | None = None, must: str = "", **flag: Any) -> Any:
+    """Return a field that is a flag.
+
+    Args:
+        about: what it is for.
+        type: how its text is read; a bool has no text.
+        must: one of ``RULES``.
+    """
+    return field(default=default, metadata={"must": must, "flag": {"help": about, "type": type, **flag}})
+
+
+def count(default: int | None, about: str) -> Any:
+    """Return a field that is a flag, a number from 1 on."""
+    return option(default, about, int, "at least 1")
+
+
+def positive(default: float | None, about: str) -> Any:
+    """Return a field that is a flag, a positive number."""
+    return option(default, about, float, "positive and finite")
 
 
 @dataclass(frozen=True)
 class DemoSettings:
     """Model of the demo. Raises ValueError, naming the field, for what cannot be."""
 
-    width: int = option(64, "of the demo's model", int)
-    layers: int = option(2, "of the demo's model", int)
-    pretrain_steps: int = option(500, "of the demo's model, before all tasks", int)
-    pretrain_lr: float = option(3e-3, "of the demo's model, before all tasks", float)
+    width: int = count(64, "of the demo's model")
+    layers: int = count(2, "of the demo's model")
+    pretrain_steps: int = count(500, "of the demo's model, before all tasks")
+    pretrain_lr: float = positive(3e-3, "of the demo's model, before all tasks")
     heads: int = 4
     kv_heads: int = 2
 
     def __post_init__(self) -> None:
-        check_at_least_1(self, "width", "layers", "pretrain_steps")
-        check_positive(self, "pretrain_lr")
+        check(self)
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of 2 * heads = {2 * self.heads}")
 
@@ -52,40 +76,42 @@ class RunSettings:
     )
     methods: tuple[str, ...] = ("seqft", "gsr")
     demo: DemoSettings | None = None
-    rho: float = option(0.5, "of GSR, in [0, 1]", float)
-    rank: int | float | None = option(None, f"of a weight: {RANK}; default: all", rank_of)
+    rho: float = option(0.5, "of GSR, in [0, 1]", float, "a finite number in [0, 1]")
+    rank: int | float | None = option(None, f"of a weight: {RANK}; default: all", rank_of, RANK)
     # of 3e-3, 1e-2 and 3e-2 the one where SeqLoRA learned most on the demo's tasks, width 64, 2 layers
-    adapter_lr: float = option(1e-2, "of AdamW on adapters", float)
-    adapter_rank: int = option(8, "of adapters", int)
-    adapter_dropout: float = option(0.0, "of adapters", float)
-    adapter_lam: float | None = option(None, "strength of o-lora (default: 0.5) or ps-lora (default: 0.1)", float)
+    adapter_lr: float = positive(1e-2, "of AdamW on adapters")
+    adapter_rank: int = count(8, "of adapters")
+    adapter_dropout: float = option(0.0, "of adapters", float, "a share in [0, 1)")
+    adapter_lam: float | None = positive(None, "strength of o-lora (default: 0.5) or ps-lora (default: 0.1)")
     adapter_targets: str | None = option(
         None, "PEFT's target_modules, such as all-linear; default: PEFT's own choice, query and value", str
     )
-    seeds: int = option(1, "repetitions", int)
-    steps: int | None = option(None, "for each task; default: those of --epochs", int)
-    lr: float = option(3e-5, "of AdamW, for every method", float)
-    first_seed: int = option(0, "number of the first of the seeds", int)
+    seeds: int = count(1, "repetitions")
+    steps: int | None = count(None, "for each task; default: those of --epochs")
+    lr: float = positive(3e-5, "of AdamW, for every method")
+    first_seed: int = option(0, "number of the first of the seeds", int, "at least 0")
     kind: str | None = option(None, "what the model is; default: what its configuration says", str, choices=KINDS)
-    epochs: float = option(3.0, "over the rows of a task, unless --steps is given", float)
-    batch: int = option(32, "rows of an optimizer step", int)
-    micro_batch: int | None = option(None, "rows at a time within a step, default all; the rest is accumulated", int)
-    warmup: float = option(0.05, "share of the steps of a task in which the rate rises", float)
+    epochs: float = positive(3.0, "over the rows of a task, unless --steps is given")
+    batch: int = count(32, "rows of an optimizer step")
+    micro_batch: int | None = count(None, "rows at a time within a step, default all; the rest is accumulated")
+    warmup: float = option(0.05, "share of the steps of a task in which the rate rises", float, "a share in [0, 1)")
     schedule: str = option("linear", "of the rate after that", str, choices=SCHEDULES)
-    weight_decay: float = option(0.0, "of AdamW", float)
-    max_grad_norm: float = option(1.0, "to which the gradient of all that is trained is clipped; 0: it is not", float)
-    head_lr: float | None = option(None, "of a new classification head; default: --lr", float)
+    weight_decay: float = option(0.0, "of AdamW", float, "finite and at least 0")
+    max_grad_norm: float = option(
+        1.0, "to which the gradient of all that is trained is clipped; 0: it is not", float, "finite and at least 0"
+    )
+    head_lr: float | None = positive(None, "of a new classification head; default: --lr")
     bf16: bool = option(False, "train under bfloat16 autocast")
     dtype: str = option("float32", "of the weights", str, choices=DTYPES)
     gradient_checkpointing: bool = option(False, "spend time to save memory")
-    max_tokens: int = option(512, "of a row; longer prompts are truncated", int)
-    new_tokens: int | None = option(None, "of an answer; default: the longest completion of the task's rows", int)
+    max_tokens: int = count(512, "of a row; longer prompts are truncated")
+    new_tokens: int | None = count(None, "of an answer; default: the longest completion of the task's rows")
     chat: bool = option(False, "put prompts through the tokenizer's chat template")
-    train_rows: int | None = option(None, "of a task at most, default all", int)
-    test_rows: int | None = option(None, "of a task at most, default all", int)
-    eval_batch: int = option(32, "rows that answer at a time", int)
+    train_rows: int | None = count(None, "of a task at most, default all")
+    test_rows: int | None = count(None, "of a task at most, default all")
+    eval_batch: int = count(32, "rows that answer at a time")
     fsdp: bool = option(False, "shard the model over the processes of torchrun (FSDP2), instead of DDP")
-    save_every: int = option(100, "steps between checkpoints within a task", int)
+    save_every: int = count(100, "steps between checkpoints within a task")
     keep_models: bool = option(False, "keep the model after every task, not the last alone")
 
     @property
@@ -94,49 +120,28 @@ class RunSettings:
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def __post_init__(self) -> None:
-        check_rho(self.rho)
-        if self.rank is not None and not (self.rank >= 1 if isinstance(self.rank, int) else 0 < self.rank < 1):
-            raise ValueError(f"rank must be {RANK}, got {self.rank}")
-        check_at_least_1(self, "seeds", "steps", "batch", "micro_batch", "max_tokens", "new_tokens", "train_rows")
-        check_at_least_1(self, "test_rows", "eval_batch", "save_every", "adapter_rank")
-        if self.first_seed < 0:
-            raise ValueError(f"first_seed must be at least 0, got {self.first_seed}")
-        check_positive(self, "lr", "head_lr", "epochs", "adapter_lr", "adapter_lam")
-        for name in ("warmup", "adapter_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a share in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "max_grad_norm"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        check(self)
         if self.batch % (self.micro_batch or self.batch):
             raise ValueError(f"micro_batch {self.micro_batch} must divide batch {self.batch}")
 
 
-def check_at_least_1(settings: Any, *names: str) -> None:
-    """Raise ValueError for a field below 1."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def check_positive(settings: Any, *names: str) -> None:
-    """Raise ValueError for a field that is not a positive finite number."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+def check(settings: Any) -> None:
+    """Raise ValueError for a field that breaks its rule; None breaks none."""
+    for each in flags(type(settings)):
+        must, value = each.metadata["must"], getattr(settings, each.name)
+        if must and value is not None and not RULES[must](value):
+            raise ValueError(f"{each.name} must be {must}, got {value}")
 
 
 def flags(settings: type[RunSettings] | type[DemoSettings]) -> list[Field]:
     """Return the fields that are flags."""
-    return [each for each in fields(settings) if "help" in each.metadata]
+    return [each for each in fields(settings) if "flag" in each.metadata]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field that is one."""
     for each in (*flags(RunSettings), *flags(DemoSettings)):
-        about = dict(each.metadata)
+        about = dict(each.metadata["flag"])
         if about["type"] is None:
             del about["type"]
             about["action"] = argparse.BooleanOptionalAction

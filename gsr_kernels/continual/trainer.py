@@ -1,20 +1,54 @@
-"""The Trainer of a task, and what watches it."""
+"""Trainer of a task, its rows, and what watches it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from gsr_kernels.continual.kinds import IGNORED
 from gsr_kernels.continual.ranks import FailedElsewhere, first, gathered, world
+
+
+class EpochSampler(Dataset):
+    """Rows in the order of the steps: all of them in each epoch, every time shuffled anew.
+
+    An epoch ends with a step of as many rows as the others: what is lacking is filled with a row whose labels count
+    for nothing. So a step is the same on any number of processes.
+
+    Args:
+        rows: as ``Kind.features`` gives them.
+        batch: rows of a step.
+        steps: of the task.
+        seed: of the order.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], batch: int, steps: int, seed: int) -> None:
+        self.rows = rows
+        shortest = min(rows, key=lambda row: len(row["input_ids"]))
+        labels = shortest["labels"]
+        self._filling = {**shortest, "labels": [IGNORED] * len(labels) if isinstance(labels, list) else IGNORED}
+        self._order: list[int | None] = []
+        for epoch in range(steps):
+            if len(self._order) < batch * steps:
+                generator = torch.Generator().manual_seed(seed + epoch)
+                self._order += torch.randperm(len(rows), generator=generator).tolist()
+                self._order += [None] * (-len(self._order) % batch)
+        del self._order[batch * steps :]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._order[index]
+        return self._filling if row is None else self.rows[row]
 
 
 class TaskTrainer(Trainer):
@@ -30,20 +64,20 @@ class TaskTrainer(Trainer):
         return SequentialSampler(rows)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Of filling alone nothing is learned; one process among several takes it, since the others wait for it."""
+        """Learn nothing of filling alone; one process among several takes it, since the others wait for it."""
         labels = inputs["labels"]
         if world() == 1 and not (labels != IGNORED).any():
             return torch.zeros((), device=labels.device)
         return super().training_step(model, inputs, *args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Every rank's, before the first one removes the older checkpoint."""
+        """Save every rank's, before the first one removes the older checkpoint."""
         super()._save_rng_state(output_dir)
         if world() > 1:
             dist.barrier()
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
-        """The Trainer's own, with the head in groups of its own, decayed or not as they were."""
+        """Return the Trainer's own, with the head in groups of its own, decayed or not as they were."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if self.head_lr is not None and fresh:
@@ -58,32 +92,28 @@ class TaskTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Moves the run's bar, and stops what diverges."""
+    """Callback that moves the run's bar, and stops what diverges."""
 
     def __init__(self, tick: Callable[[int, bool], object], lr: float) -> None:
         self._tick = tick
         self._lr = lr
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Steps of a checkpoint were taken before."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Count the steps of a checkpoint, which were taken before."""
         self._tick(state.global_step, True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """One more step."""
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Count one more step."""
         self._tick(1, False)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
-        """The loss since the last record."""
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Check the loss since the last record."""
         if not math.isfinite(logs.get("loss", 0.0)):
             raise _diverged(f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high")
 
 
 def check_weights(model: nn.Module, lr: float) -> None:
-    """Raises FloatingPointError where training has left a weight NaN or Inf, which the last losses need not tell."""
+    """Raise FloatingPointError where training has left a weight NaN or Inf, which the last losses need not tell."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # of sharded weights each rank has its shards
     shards = [getattr(parameter, "_local_tensor", parameter) for parameter in trained]

@@ -40,10 +40,7 @@ def little_text():
 
 def measured(folder):
     text = json.loads((folder / "results.json").read_text())
-    return {
-        title: [ResultMatrix.from_json(json.dumps(matrix)) for matrix in each]
-        for title, each in text["matrices"].items()
-    }
+    return {title: [ResultMatrix.from_dict(matrix) for matrix in each] for title, each in text["matrices"].items()}
 
 
 def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
@@ -110,7 +107,7 @@ def test_finished_seeds_survive_what_ends_the_run(error, data, tmp_path, monkeyp
     learn = TaskSequence.learn
 
     def ends(sequence, name):
-        if sequence._seed == 1:
+        if sequence.seed == 1:
             raise error
         return learn(sequence, name)
 

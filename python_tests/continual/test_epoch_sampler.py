@@ -2,9 +2,8 @@
 
 import torch
 
-from gsr_kernels.continual.epoch_sampler import EpochSampler
 from gsr_kernels.continual.kinds import IGNORED
-from gsr_kernels.continual.trainer import TaskTrainer
+from gsr_kernels.continual.trainer import EpochSampler, TaskTrainer
 
 ROWS = [{"input_ids": [number] * (number + 1), "labels": [number] * (number + 1)} for number in range(5)]
 FILLING = {"input_ids": [0], "labels": [IGNORED]}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, SwitchTransformersConfig
 
-from gsr_kernels.continual.examples import Example, TextTask
+from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.kinds import IGNORED
 from gsr_kernels.continual.models import load
 from gsr_kernels.continual.score import check_room, score
@@ -69,7 +69,7 @@ def test_prompts_are_whole_when_answers_are_asked_for(tmp_path, monkeypatch):
     kind = tiny_kind(RunSettings(model=save_model("causal", tmp_path), max_tokens=64))
     model = load(kind, tmp_path, "float32", 0)
     rows = (Example("question about the river", "yes"),)
-    task = TextTask("t", "exact", (*rows, Example("q", "x y z " * 40)), rows)
+    task = Source("t", "", (*rows, Example("q", "x y z " * 40)), rows, "exact")
     seen, generate = [], model.generate
     monkeypatch.setattr(model, "generate", lambda **asked: seen.append(asked["input_ids"]) or generate(**asked))
     score(kind, model, task, None, tmp_path / "answers.jsonl")

@@ -107,24 +107,14 @@ def random_matrix(seed, tasks=4, known=0):
 @pytest.mark.parametrize("seed", range(3))
 def test_definitions_without_known_tasks(seed):
     matrix = random_matrix(seed)
-    t1, t2, t3, t4 = matrix.tasks
+    t1, t2, t3, t4 = rows = matrix.tasks
     a = matrix.score
-    rows = {t1: 10, t2: 20, t3: 30, t4: 40}
-    scratch = {t2: 50.0, t3: 60.0, t4: 70.0}
     assert matrix.fra() == pytest.approx(
         (max(a(t1, t1), a(t1, t2), a(t1, t3)) + max(a(t2, t2), a(t2, t3)) + a(t3, t3) - sum(a(t, t4) for t in rows)
          + a(t4, t4)) / 3
     )  # fmt: skip
     assert matrix.ap() == pytest.approx(sum(a(t, t4) for t in rows) / 4)
-    assert matrix.acc(rows) == pytest.approx(sum(n * a(t, t4) for t, n in rows.items()) / 100)
     assert matrix.bwt() == pytest.approx(sum(a(t, t4) - a(t, t) for t in (t1, t2, t3)) / 3)
-    assert matrix.fwt(scratch) == pytest.approx((a(t2, t1) + a(t3, t2) + a(t4, t3) - 180) / 3)
-    assert matrix.fr() == pytest.approx(
-        (a(t1, t1) + max(a(t2, t1), a(t2, t2)) + max(a(t3, t1), a(t3, t2), a(t3, t3)) - sum(a(t, t4) for t in rows)
-         + a(t4, t4)) / 3
-    )  # fmt: skip
-    first, second = a(t1, t1), (a(t1, t2) + a(t2, t2)) / 2
-    assert matrix.aaa(t2) == pytest.approx((first + second) / 2)
 
 
 def test_known_tasks_count_as_learned_before_the_first():
@@ -132,13 +122,10 @@ def test_known_tasks_count_as_learned_before_the_first():
     a = matrix.score
     lost = a("k1", BEFORE) - a("k1", "t1")
     assert matrix.fra() == pytest.approx(lost)
-    assert matrix.fr() == pytest.approx(lost)
     assert matrix.bwt() == pytest.approx(-lost)
-    assert matrix.aaa() == pytest.approx((a("k1", "t1") + a("t1", "t1")) / 2)
-    assert matrix.acc({"k1": 3, "t1": 1}) == pytest.approx((3 * a("k1", "t1") + a("t1", "t1")) / 4)
 
 
-@pytest.mark.parametrize("metric", ["fra", "fr", "bwt", "aaa"])
+@pytest.mark.parametrize("metric", ["fra", "bwt"])
 @pytest.mark.parametrize("after", ["t1", "t2", "t3", None])
 def test_a_prefix_is_the_run_that_ended_there(metric, after):
     whole = random_matrix(1, known=2)
@@ -153,10 +140,8 @@ def test_row_zero_is_optional_without_known_tasks():
     matrix = ResultMatrix(["a", "b"])
     matrix.record("a", {"a": 90.0, "b": 10.0})
     matrix.record("b", {"a": 70.0, "b": 80.0})
-    assert matrix.fra() == matrix.fr() == -matrix.bwt() == pytest.approx(20.0)
+    assert matrix.fra() == -matrix.bwt() == pytest.approx(20.0)
     assert matrix.ap() == pytest.approx(75.0)
-    assert matrix.fwt({"b": 4.0}) == pytest.approx(6.0)
-    assert matrix.aaa() == pytest.approx(82.5)
 
 
 def test_missing_cells_are_refused_by_name():
@@ -167,28 +152,26 @@ def test_missing_cells_are_refused_by_name():
         matrix.ap()
     with pytest.raises(ValueError, match="score on general before any training is missing"):
         matrix.fra()
-    with pytest.raises(ValueError, match="score on b after a is missing"):
-        matrix.fwt({"b": 0.0})
 
 
 def test_json_round_trip_keeps_missing_cells():
     matrix = random_matrix(2, known=1)
-    assert ResultMatrix.from_json(matrix.to_json()) == matrix
+    assert ResultMatrix.from_dict(json.loads(json.dumps(matrix.to_dict()))) == matrix
     partial = ResultMatrix(["a", "b"])
     partial.record("a", {"a": 0.1 + 0.2})
-    again = ResultMatrix.from_json(partial.to_json())
+    again = ResultMatrix.from_dict(partial.to_dict())
     assert again == partial and again.score("a", "a") == 0.1 + 0.2
-    assert json.loads(partial.to_json())["cells"][0] == [None, None]
+    assert partial.to_dict()["cells"][0] == [None, None]
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[1]", '{"tasks": ["a"], "known": [], "cells": [[1.0]]}', '{"tasks": [], "known": [], "cells": []}',
+    ['""', "{}", "[1]", '{"tasks": ["a"], "known": [], "cells": [[1.0]]}', '{"tasks": [], "known": [], "cells": []}',
      '{"tasks": ["a"], "known": [], "cells": [[1.0], [Infinity]]}'],
 )  # fmt: skip
 def test_json_of_something_else_is_refused(text):
     with pytest.raises(ValueError, match="no result matrix"):
-        ResultMatrix.from_json(text)
+        ResultMatrix.from_dict(json.loads(text))
 
 
 @pytest.mark.parametrize(
@@ -226,26 +209,9 @@ def test_bad_scores_are_refused_and_nothing_is_set():
 def test_metrics_that_need_an_earlier_task_refuse_one():
     matrix = ResultMatrix(["a"])
     matrix.record("a", {"a": 50.0})
-    assert matrix.ap() == matrix.aaa() == matrix.acc({"a": 7}) == 50.0
-    for metric in (matrix.fra, matrix.fr, matrix.bwt):
+    assert matrix.ap() == 50.0
+    for metric in (matrix.fra, matrix.bwt):
         with pytest.raises(ValueError, match="a learned one to look back on"):
             metric()
         with pytest.raises(ValueError, match="needs a trained task"):
             getattr(random_matrix(0, known=2), metric.__name__)(BEFORE)
-    with pytest.raises(ValueError, match="at least two trained tasks"):
-        matrix.fwt({})
-    with pytest.raises(ValueError, match="at least one trained task"):
-        matrix.aaa(BEFORE)
-
-
-def test_acc_and_fwt_name_what_they_lack():
-    matrix = random_matrix(3)
-    with pytest.raises(ValueError, match=r"rows\['t2'\] must be a positive number"):
-        matrix.acc({"t1": 1, "t2": 0, "t3": 1, "t4": 1})
-    with pytest.raises(ValueError, match="scratch has no score for t3, t4"):
-        matrix.fwt({"t2": 1.0})
-    for bad in NO_NUMBERS:
-        with pytest.raises(ValueError, match=r"rows\['t2'\] is .*: it must be a finite number"):
-            matrix.acc({"t1": 1, "t2": bad, "t3": 1, "t4": 1})
-        with pytest.raises(ValueError, match=r"scratch\['t3'\] is .*: it must be a finite number"):
-            matrix.fwt({"t2": 1.0, "t3": bad, "t4": 1.0})

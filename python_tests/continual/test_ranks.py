@@ -17,7 +17,7 @@ from transformers import Trainer, trainer
 from gsr_kernels.__main__ import main
 from gsr_kernels.continual import plots
 from gsr_kernels.continual.evaluators import EVALUATORS
-from gsr_kernels.continual.examples import Example, TextTask
+from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.ranks import FailedElsewhere
 from gsr_kernels.continual.score import score
 from gsr_kernels.continual.trainer import Watch
@@ -80,7 +80,7 @@ def scored(folder):
     kind = SimpleNamespace(asks=("text",), answers=lambda model, own, asked, new_tokens: ["x = 1"] * len(own))
     seen, programs = [], EVALUATORS["pass@1"]
     EVALUATORS["pass@1"] = programs._replace(total=lambda *given: seen.append(len(given[0])) or programs.total(*given))
-    return score(kind, None, TextTask("code", "pass@1", (), rows), 4, Path(folder) / "code.jsonl"), seen
+    return score(kind, None, Source("code", "", (), rows, "pass@1"), 4, Path(folder) / "code.jsonl"), seen
 
 
 def killed(arguments):

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from gsr_kernels.continual.readers import ORDERS, read
-from gsr_kernels.continual.readers.retained import read_retained
+from gsr_kernels.continual.readers import ORDERS, read, read_retained
 
 
 def write(path, content):
@@ -46,6 +45,39 @@ def test_lines_may_be_empty_hold_more_keys_and_end_as_on_windows(tmp_path):
     # what is there twice is learned or scored, never both
     drawn = first.draw(0)
     assert len(drawn.train) == len(drawn.test) == 1
+
+
+@pytest.mark.parametrize("layout", ["lines", "benchmark", "trace"])
+def test_a_byte_order_mark_is_no_part_of_a_file(layout, tmp_path):
+    if layout == "lines":
+        write(tmp_path / "a.jsonl", "\n".join(json.dumps({"prompt": f"{i}", "completion": "c"}) for i in range(2)))
+    elif layout == "benchmark":
+        cl_benchmark(tmp_path, "SC/amazon")
+    else:
+        for split in ("train", "test"):
+            write(tmp_path / "FOMC" / f"{split}.json", [{"prompt": "p", "answer": split}])
+    plain = read(tmp_path).sources[0]
+    for file in tmp_path.rglob("*.json*"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read(tmp_path).sources[0] == plain
+    for text in ("bare", "marked"):
+        (tmp_path / f"{text}.txt").write_bytes(b"\xef\xbb\xbf" * (text == "marked") + b"a text")
+    bare, marked = (read_retained(tmp_path / f"{text}.txt", bool) for text in ("bare", "marked"))
+    assert bare.test == marked.test
+
+
+@pytest.mark.parametrize(
+    ("row", "keys"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}]}, "'messages'"),
+        ({"instruction": "a", "input": "", "output": "b"}, "'instruction', 'input', 'output'"),
+    ],
+)
+def test_a_row_of_another_format_is_told_what_is_wanted(row, keys, tmp_path):
+    write(tmp_path / "a.jsonl", json.dumps(row))
+    wanted = f'\'prompt\' must be a text, got None: write each row as {{"prompt": text, "completion": text}}; .* {keys}'
+    with pytest.raises(ValueError, match=wanted):
+        read(tmp_path)
 
 
 def test_what_is_no_utf8_is_named(tmp_path):
@@ -126,7 +158,7 @@ def test_a_malformed_line_is_named(row, message, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("SC/amazon/train.json", [{"sentence": "a"}], "train.json, row 1: must hold the texts 'sentence' and 'label'"),
+        ("SC/amazon/train.json", [{"sentence": "a"}], "train.json, row 1: 'label' must be a text, got None"),
         ("SC/amazon/train.json", [{"sentence": "a", "label": "Ugly"}], "row 1: 'completion' ' Ugly' is none of the"),
         ("SC/amazon/train.json", {}, "must be a list of at least one row"),
         ("SC/amazon/train.json", "[", "train.json: no JSON"),
@@ -166,7 +198,7 @@ def test_a_folder_without_tasks_says_what_it_should_hold(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no folder"):
         read(tmp_path / "absent")
     write(tmp_path / "half" / "train.jsonl", '{"prompt": "a", "completion": "b"}')
-    with pytest.raises(FileNotFoundError, match=r"half lacks test.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"half/test.jsonl is missing"):
         read(tmp_path)
     write(tmp_path / "half" / "test.jsonl", "")
     with pytest.raises(ValueError, match=r"test.jsonl: is empty"):

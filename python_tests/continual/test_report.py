@@ -5,10 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
+from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 from gsr_kernels.continual.plots import draw_forgetting, draw_spectra, lost
 from gsr_kernels.continual.report import confidence, over, table, verdict
-from gsr_kernels.continual.results import Results
 
 
 def matrix(learned, kept, known=50.0):

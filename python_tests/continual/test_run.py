@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from gsr_kernels.__main__ import main
+from gsr_kernels.continual.adapter_strategy import PROTECTED
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.continual.folder import claimed
 from gsr_kernels.continual.learn import arguments
 from gsr_kernels.continual.metrics import BEFORE
 from gsr_kernels.continual.models import load
 from gsr_kernels.continual.settings import RunSettings
-from gsr_kernels.continual.strategies.adapters import PROTECTED
 from gsr_kernels.continual.task_sequence import TaskSequence
 from gsr_kernels.continual.trainer import TaskTrainer, Watch
 from gsr_kernels.methods.base import part

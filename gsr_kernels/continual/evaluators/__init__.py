@@ -1,16 +1,16 @@
-"""What a score can be, by name: the one table of evaluators. A score is in percent, and more is better."""
+"""Evaluators by name. A score is in percent, and more is better."""
 
 from __future__ import annotations
 
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from gsr_kernels.continual.evaluators.program import check_programs, passes
-from gsr_kernels.continual.evaluators.sari import sari
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.messages import install
 
@@ -33,7 +33,7 @@ class Evaluator(NamedTuple):
 
 
 def mean(each: Callable[[Example, str], float]) -> Callable[[Sequence[Example], Sequence[str]], float]:
-    """The mean over rows of what ``each`` gives one, in [0, 1], in percent."""
+    """Return the mean over rows of what ``each`` gives one, in [0, 1], in percent."""
     return lambda rows, answers: 100 * statistics.fmean(map(each, rows, answers))
 
 
@@ -59,6 +59,26 @@ def edit(row: Example, answer: str) -> float:
     from rapidfuzz.fuzz import ratio
 
     return ratio(answer.strip(), row.completion.strip()) / 100
+
+
+def sari(source: Sequence[str], answer: Sequence[str], reference: Sequence[str]) -> float:
+    """Return in [0, 1] how well a simplification keeps, deletes and adds words (Xu et al., TACL 2016).
+
+    It is the mean over n-grams of one to four words of the F1 of what is kept, the F1 of what is added and the
+    precision of what is deleted. Where there is nothing to do and nothing done that counts as right.
+    """
+    scores = []
+    for n in (1, 2, 3, 4):
+        S, C, R = (Counter(zip(*(words[i:] for i in range(n)))) for words in (source, answer, reference))
+        kept, wanted = S & C, S & R
+        right = kept & wanted
+        keep = _f1(_share(right, kept), _ratio(right.total(), wanted.total()))
+        gone = S - C
+        delete = _share(gone & (S - R), gone)
+        new, asked = C.keys() - S.keys(), R.keys() - S.keys()
+        add = _f1(_ratio(len(new & asked), len(new)), _ratio(len(new & asked), len(asked)))
+        scores.append((keep + delete + add) / 3)
+    return sum(scores) / len(scores)
 
 
 def simpler(row: Example, answer: str) -> float:
@@ -105,7 +125,7 @@ EVALUATORS = {
 
 
 def check_metrics(names: Iterable[str]) -> None:
-    """Raises ValueError for an unknown metric, one that needs what is not installed or what the machine lacks."""
+    """Raise ValueError for an unknown metric, one that needs what is not installed or what the machine lacks."""
     for name in names:
         if name not in EVALUATORS:
             raise ValueError(f"--metric {name!r} is unknown; there are {', '.join(EVALUATORS)}")
@@ -123,3 +143,16 @@ def _plain(text: str) -> str:
 def _first_word(text: str) -> str:
     words = re.findall(r"\w+", text.casefold().removeprefix("answer:"))
     return words[0] if words else ""
+
+
+def _share(right: Counter, done: Counter) -> float:
+    """Return the mean over distinct n-grams of the part of each that was right."""
+    return _ratio(sum(right[gram] / count for gram, count in done.items()), len(done))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0
+
+
+def _f1(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

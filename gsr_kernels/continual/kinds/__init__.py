@@ -1,14 +1,19 @@
-"""The three kinds of model that the runner trains, one file each."""
+"""The three kinds of model that the runner trains."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
+
 from gsr_kernels.continual.kinds.base import IGNORED, Kind
-from gsr_kernels.continual.kinds.causal import Causal
 from gsr_kernels.continual.kinds.classifier import Classifier
-from gsr_kernels.continual.kinds.seq2seq import Seq2Seq
-from gsr_kernels.continual.kinds.text import Writer
+from gsr_kernels.continual.kinds.writers import Causal, Seq2Seq, Writer
 
 KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Causal, Seq2Seq, Classifier)}
 
@@ -16,28 +21,22 @@ __all__ = ["IGNORED", "KINDS", "Causal", "Classifier", "Kind", "Seq2Seq", "Write
 
 
 def kind_of(config: Any, wanted: str | None) -> type[Kind]:
-    """The kind of a model by its configuration, or the one ``wanted`` if it can be that.
+    """Return the kind of a model by its configuration, or the one ``wanted`` if it can be that.
 
     Raises:
         ValueError: it can be none of them, or not the one wanted.
     """
-    from transformers import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_MASKED_LM_MAPPING,
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    )
-
     of = type(config)
-    heads = {
-        Causal.name: of in MODEL_FOR_CAUSAL_LM_MAPPING,
-        Seq2Seq.name: of in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-        Classifier.name: of in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    heads: dict[type[Kind], Any] = {
+        Causal: MODEL_FOR_CAUSAL_LM_MAPPING,
+        Seq2Seq: MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        Classifier: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     }
-    can = [name for name, has in heads.items() if has]
+    can = [kind for kind, models in heads.items() if of in models]
     if wanted is not None:
-        if wanted not in can:
-            raise ValueError(f"--kind {wanted}: {config.model_type} has no such head, but {', '.join(can) or 'none'}")
+        if KINDS[wanted] not in can:
+            names = ", ".join(kind.name for kind in can) or "none"
+            raise ValueError(f"--kind {wanted}: {config.model_type} has no such head, but {names}")
         return KINDS[wanted]
     if not can:
         raise ValueError(
@@ -45,10 +44,10 @@ def kind_of(config: Any, wanted: str | None) -> type[Kind]:
             "model, an encoder–decoder or a text encoder"
         )
     named = " ".join(getattr(config, "architectures", None) or ())
-    if heads[Seq2Seq.name] and config.is_encoder_decoder:
+    if Seq2Seq in can and config.is_encoder_decoder:
         return Seq2Seq
     # an encoder can be had as a decoder too: what its checkpoint says comes first
-    encodes = of in MODEL_FOR_MASKED_LM_MAPPING or not heads[Causal.name]
-    if heads[Classifier.name] and "CausalLM" not in named and (encodes or "SequenceClassification" in named):
+    encodes = of in MODEL_FOR_MASKED_LM_MAPPING or Causal not in can
+    if Classifier in can and "CausalLM" not in named and (encodes or "SequenceClassification" in named):
         return Classifier
-    return Causal if heads[Causal.name] else KINDS[can[0]]
+    return can[0]

@@ -1,4 +1,4 @@
-"""What the three kinds of model have in common."""
+"""Base of the three kinds of model: rows into features, features into batches, batches into answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from gsr_kernels.continual.evaluators import Answer
 from gsr_kernels.continual.examples import Example
 
-Features = dict[str, list[int]]
+Features = dict[str, Any]
 
 # a label that no loss counts
 IGNORED = -100
@@ -36,7 +36,7 @@ def mean_loss(logits: Tensor, labels: Tensor, items: Any = None) -> Tensor:
 
 @dataclass
 class Kind(ABC):
-    """Rows into features, features into batches, batches into answers.
+    """Kind of model.
 
     Args:
         tokenizer: of transformers, with a padding token.
@@ -62,28 +62,27 @@ class Kind(ABC):
 
     @abstractmethod
     def features(self, row: Example) -> Features:
-        """A row as the model is trained on it."""
+        """Return a row as the model is trained on it."""
 
     @abstractmethod
     def answers(self, model: Any, rows: Sequence[Example], asked: str, new_tokens: int) -> list[Answer]:
-        """What the model says to each row: ``asked`` is one of ``asks``, a text has at most so many tokens."""
+        """Answer each row: ``asked`` is one of ``asks``, a text has at most so many tokens."""
 
-    @abstractmethod
     def loss(self, model: Any) -> Callable[..., Tensor]:
-        """For the Trainer's ``compute_loss_func``; see ``mean_loss``. Many models' own takes the mean of every
+        """Return the Trainer's ``compute_loss_func``; see ``mean_loss``. Many models' own takes the mean of every
         micro-batch, which is NaN where it is all filling.
         """
+        return lambda outputs, labels, num_items_in_batch=None: mean_loss(outputs.logits, labels, num_items_in_batch)
 
     @abstractmethod
     def collator(self, model: Any = None) -> Any:
-        """Features into a padded batch; of ``model``, if it has a decoder of its own, that one's input too."""
+        """Make features a padded batch; of ``model``, if it has a decoder of its own, that one's input too."""
 
     def batches(
-        self, rows: Sequence[Example], features: Sequence[Features], device: torch.device
+        self, features: Sequence[Features], device: torch.device, collate: Callable[[list[Features]], Any]
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Batches of rows of like lengths, with their indices, on the device."""
-        collate = self.collator()
-        order = sorted(range(len(rows)), key=lambda index: len(features[index]["input_ids"]))
+        """Yield batches of rows of like lengths, with their indices, on the device."""
+        order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]))
         for start in range(0, len(order), self.batch):
             indices = order[start : start + self.batch]
             batch = collate([features[index] for index in indices])

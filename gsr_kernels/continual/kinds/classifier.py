@@ -19,7 +19,6 @@ class Classifier(Kind):
     """A label is an index among the options of all tasks, one task after the other; see ``choose_among``.
 
     The task is known: a row's logits count among the options of its own task alone, in training and in scoring.
-
     """
 
     name = "classifier"
@@ -31,7 +30,7 @@ class Classifier(Kind):
     _first: dict[tuple[str, ...], int] = field(default_factory=dict)
 
     def choose_among(self, groups: Iterable[tuple[str, ...]]) -> None:
-        """Makes labels of the options of each task; equal options of two tasks are the same labels."""
+        """Make labels of the options of each task; equal options of two tasks are the same labels."""
         owners: list[int] = []
         for index, group in enumerate(dict.fromkeys(groups)):
             self._first[group] = len(owners)
@@ -65,7 +64,7 @@ class Classifier(Kind):
         """See Kind.answers: the option with the largest logit."""
         model.eval()
         chosen = [""] * len(rows)
-        for indices, batch in self.batches(rows, [self.features(row) for row in rows], model.device):
+        for indices, batch in self.batches([self.features(row) for row in rows], model.device, self.collator()):
             labels = batch.pop("labels")
             for index, best in zip(indices, self._among(model(**batch).logits, labels).argmax(-1).tolist()):
                 options = rows[index].options

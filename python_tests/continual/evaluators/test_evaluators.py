@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from gsr_kernels.continual.evaluators import EVALUATORS, check_metrics
-from gsr_kernels.continual.evaluators.sari import sari
+from gsr_kernels.continual.evaluators import EVALUATORS, check_metrics, sari
 from gsr_kernels.continual.examples import Example
 
 TEXTS = [name for name, evaluator in EVALUATORS.items() if evaluator.asks == "text" and name != "pass@1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +17,32 @@ from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.adapters.factors import find_factors
 from gsr_kernels.adapters.merge_model import merge_and_unload
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
-from gsr_kernels.continual.adapter_methods import ADAPTER_METHODS, GRADIENT_ROWS, AdapterMethod
-from gsr_kernels.continual.kinds import IGNORED, Kind
-from gsr_kernels.continual.models import load, lora_config
+from gsr_kernels.continual.kinds import IGNORED
+from gsr_kernels.continual.methods import GRADIENT_ROWS
+from gsr_kernels.continual.models import lora_config
 from gsr_kernels.continual.ranks import on_rank0, rank, world
-from gsr_kernels.continual.settings import RunSettings
-from gsr_kernels.continual.strategies.base import Strategy, batch_loss
+from gsr_kernels.continual.strategy import Strategy, batch_loss
 from gsr_kernels.integrations.transformers import attach_to
 from gsr_kernels.optim import attach
 
 PROTECTED = "protected.safetensors"
 
 
-def adapter_strategy(kind: Kind, settings: RunSettings, start: str | Path, name: str, seed: int) -> Strategy:
-    """Return the strategy of the method of this name."""
-    method = ADAPTER_METHODS[name]
-    return (Balanced if method.balanced else Adapted)(kind, settings, start, method, seed)
-
-
+@dataclass
 class Adapted(Strategy):
     """Strategy that keeps the adapters beside the model."""
 
-    def __init__(self, kind: Kind, settings: RunSettings, start: str | Path, method: AdapterMethod, seed: int) -> None:
-        self.lr = settings.adapter_lr
-        self._kind, self._settings, self._start, self._method, self._seed = kind, settings, start, method, seed
-        self._peft: Any = None
-        self._names: list[str] = []
+    _peft: Any = field(default=None, init=False)
+    _names: list[str] = field(default_factory=list, init=False)
+
+    @property
+    def lr(self) -> float:
+        """See Strategy.lr."""
+        return self.settings.adapter_lr
 
     def open(self, folder: Path | None) -> None:
         """See Strategy.open: the adapters, on the model that the run began with."""
-        self.model = load(self._kind, self._start, self._settings.dtype, self._seed)
+        super().open(None)
         found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder is not None else []
         self._names = [path.name for path in found]
         for path in found:
@@ -56,20 +53,20 @@ class Adapted(Strategy):
 
     def begin(self) -> None:
         """See Strategy.begin: a new adapter, where every task has one of its own; it alone is trained."""
-        if self._method.own or not self._names:
+        if self.method.own or not self._names:
             self._add(f"task-{len(self._names) + 1:03}")
         # all of PEFT's models keep the list of active adapters there
         self._peft.base_model.set_adapter(self._names)
         for name, parameter in self._peft.named_parameters():
             parameter.requires_grad_(f".{self._names[-1]}." in name)
-        if self._settings.gradient_checkpointing:
+        if self.settings.gradient_checkpointing:
             self.model.enable_input_require_grads()
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Strategy.prepare."""
-        term = self._method.term_of(self.model, self._settings)
-        if term is not None:
-            attach_to(trainer, term)
+        acts = self.method.act(self.settings, len(self._names))
+        if acts is not None:
+            attach_to(trainer, acts)
 
     def save(self, folder: Path) -> None:
         """See Strategy.save: a folder an adapter, as PEFT writes them."""
@@ -77,15 +74,18 @@ class Adapted(Strategy):
 
     def whole(self) -> Any:
         """See Strategy.whole: a copy with the adapters merged."""
-        merged: Any = merge_and_unload(copy.deepcopy(self._peft), self._names, self._method.how)
+        return self._merged(copy.deepcopy(self._peft))
+
+    def _merged(self, adapted: PeftModel) -> Any:
+        merged: Any = merge_and_unload(adapted, self._names, self.method.how)
         # as it came: the adapters had frozen it
         return merged.eval().requires_grad_()
 
     def _add(self, name: str) -> None:
-        config = lora_config(self._settings)
+        config = lora_config(self.settings)
         # a generator of its own: what training draws stays the same
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed + len(self._names))
+            torch.manual_seed(self.seed + len(self._names))
             if self._names:
                 self._peft.add_adapter(name, config)
             else:
@@ -98,7 +98,7 @@ class Balanced(Adapted):
 
     def open(self, folder: Path | None) -> None:
         """See Strategy.open."""
-        self.model = load(self._kind, folder or self._start, self._settings.dtype, self._seed)
+        Strategy.open(self, folder)
         self._handle: Any = None
         self._eblora = EBLoRA()
         if folder is not None:
@@ -126,26 +126,21 @@ class Balanced(Adapted):
             factors,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            scale=(width / self._settings.adapter_rank) ** 0.5,
+            scale=(width / self.settings.adapter_rank) ** 0.5,
         )
         self._handle = attach(self.model, trainer.optimizer, self._eblora)
-        self._handle.start_task(parts[rank()], batch_loss(self._kind, trainer, labels / sum(map(len, parts))))
+        self._handle.start_task(parts[rank()], batch_loss(self.kind, trainer, labels / sum(map(len, parts))))
 
     def save(self, folder: Path) -> None:
-        """See Strategy.save: with the tokenizer, so that the folder is complete."""
-        model = self.whole()
-
-        def write() -> None:
-            model.save_pretrained(folder)
-            self._kind.tokenizer.save_pretrained(folder)
-            save_file(self._eblora.state_dict(), folder / PROTECTED)
-
-        on_rank0(write)
+        """See Strategy.save."""
+        self.whole()
+        Strategy.save(self, folder)
+        on_rank0(lambda: save_file(self._eblora.state_dict(), folder / PROTECTED))
 
     def whole(self) -> Any:
         """See Strategy.whole: the task is over, and its adapter a part of the model."""
         if self._names:
             self._handle.finish_task()
-            self.model = merge_and_unload(self._peft, self._names, self._method.how).eval().requires_grad_()
+            self.model = self._merged(self._peft)
             self._names = []
         return self.model

@@ -1,1 +1,0 @@
-"""Strategies of learning a task, around the Trainer: on the weights themselves, or on adapters of them."""

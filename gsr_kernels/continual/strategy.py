@@ -1,0 +1,132 @@
+"""Strategies of learning a task, around the Trainer, on the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer
+
+from gsr_kernels.continual.kinds import Kind
+from gsr_kernels.continual.methods import EWC_LAM, EWC_ROWS
+from gsr_kernels.continual.models import load, save
+from gsr_kernels.continual.ranks import on_rank0
+from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.integrations.transformers import attach_to
+from gsr_kernels.methods import EWC
+
+# a file, and a directory of the shards
+BASES, SHARDS = "bases.safetensors", "bases"
+CONSOLIDATED = "ewc.safetensors"
+
+
+@dataclass
+class Strategy:
+    """Strategy that trains and keeps the model itself: ``open`` once, then for every task ``begin``, ``prepare``,
+    ``save`` and ``whole``, in this order.
+
+    Args:
+        kind: of the model.
+        settings: of the run.
+        start: the model before all tasks.
+        method: of ``DENSE_METHODS`` or ``ADAPTER_METHODS``; None is plain fine-tuning.
+        seed: of what the model's checkpoint lacks.
+
+    ``model``: what the Trainer trains, None before ``open``.
+    """
+
+    kind: Kind
+    settings: RunSettings
+    start: str | Path
+    method: Any
+    seed: int
+    model: Any = field(default=None, init=False)
+
+    @property
+    def lr(self) -> float:
+        """Return the rate of the optimizer."""
+        return self.settings.lr
+
+    def open(self, folder: Path | None) -> None:
+        """Load the model as ``save`` wrote it after a task, or as it is before any; where FSDP2 has sharded it, whole
+        again.
+        """
+        self.model = self._load(folder or self.start)
+
+    def begin(self) -> None:
+        """Begin a task; bases are taken when its Trainer makes its optimizer."""
+
+    def prepare(self, trainer: Trainer, folder: Path) -> None:
+        """Ready the Trainer, also one that has nothing left to do but to load its last checkpoint.
+
+        What is put into the folder, such as bases, is there when the task is resumed.
+        """
+        acts = None if self.method is None or self.method.act is None else self.method.act(self.settings)
+        if acts is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            bases = folder / (SHARDS if self.settings.fsdp else BASES)
+            attach_to(trainer, method=acts, rank=self.settings.rank, bases=bases)
+
+    def save(self, folder: Path) -> None:
+        """Have the first rank write what ``open`` reads, with the tokenizer; all ranks call it."""
+        # in the host memory of the first rank
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        sharded = isinstance(self.model, FSDPModule)
+        gathered = get_model_state_dict(self.model, options=options) if sharded else None
+        save(self.kind, self.model, folder, gathered)
+
+    def whole(self) -> Any:
+        """Return a model that computes what has been learned."""
+        return self.model
+
+    def _load(self, path: str | Path) -> Any:
+        return load(self.kind, path, self.settings.dtype, self.seed)
+
+
+class Consolidated(Strategy):
+    """EWC: the weights are held where earlier tasks needed them; what it holds is kept beside the model."""
+
+    def open(self, folder: Path | None) -> None:
+        """See Strategy.open."""
+        super().open(folder)
+        self._ewc = EWC(EWC_LAM)
+        if folder is not None:
+            self._ewc.load_state_dict(load_file(folder / CONSOLIDATED, device=str(self.model.device)))
+
+    def prepare(self, trainer: Trainer, folder: Path) -> None:
+        """See Strategy.prepare."""
+        attach_to(trainer, self._ewc)
+        rows: Any = trainer.train_dataset
+        self._rows, self._loss = rows.rows[:EWC_ROWS], batch_loss(self.kind, trainer)
+
+    def save(self, folder: Path) -> None:
+        """See Strategy.save: the task is learned, and consolidated from its first rows."""
+        self.model.eval()
+        self._ewc.bind(self.model).finish_task([[row] for row in self._rows], self._loss)
+        super().save(folder)
+        on_rank0(lambda: save_file(self._ewc.state_dict(), folder / CONSOLIDATED))
+
+
+def batch_loss(kind: Kind, trainer: Trainer, items: float | None = None) -> Callable[[Any, Any], Tensor]:
+    """Return the loss of a model on rows, as the Trainer computes it.
+
+    Args:
+        items: labels that the sum over the rows is divided by; None: those of the rows.
+    """
+    settings: Any = trainer.args
+
+    def loss(model: Any, rows: Any) -> Tensor:
+        batch: Any = trainer.data_collator(rows)
+        batch = batch.to(model.device)
+        labels = batch.pop("labels")
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
+            return kind.loss(model)(model(**batch), labels, items)
+
+    return loss
