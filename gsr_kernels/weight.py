@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gsr_kernels.basis import SpectralBasis, fingerprint
+from gsr_kernels.distributed.layout import local
 from gsr_kernels.distributed.schemes import Scheme
 from gsr_kernels.distributed.shard import fingerprint_of_shards
 from gsr_kernels.methods import Method
@@ -47,6 +48,11 @@ class Weight:
         """Return whether this rank has whole matrices, on which any method acts alone."""
         return not self.scheme.layout.shards_matrices
 
+    @property
+    def held(self) -> Tensor:
+        """Return what this rank has of the weight, of one process all of it, as it is now."""
+        return local(self.parameter).detach()
+
     def keep(self, basis: SpectralBasis) -> None:
         """Take a basis that is on the weight's device."""
         self.basis = in_host_memory(basis) if self.offloaded else basis
@@ -73,9 +79,12 @@ def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
     return basis
 
 
-def origin(weight: Weight, parameter: Tensor) -> str:
-    """Return the fingerprint of a weight as its method decomposes it, which a stored basis of it must have."""
-    return _of_kind(weight, fingerprint_of_shards(parameter, weight.scheme.layout))
+def origin(weight: Weight) -> str:
+    """Return the fingerprint of a weight as its method decomposes it, which a stored basis of it must have.
+
+    All ranks that share the weight must call.
+    """
+    return _of_kind(weight, fingerprint_of_shards(weight.held, weight.scheme.layout))
 
 
 def _of_kind(weight: Weight, of_weight: str) -> str:

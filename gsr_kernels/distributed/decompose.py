@@ -19,13 +19,12 @@ from gsr_kernels.linalg.side_by_side import progress, svd_cost
 from gsr_kernels.weight import Weight, decompose_one, origin
 
 
-def decompose_shared(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
+def decompose_shared(weights: Sequence[Weight]) -> list[SpectralBasis]:
     """Return this rank's shard of a new basis of every weight; every rank of every weight's mesh must call it.
 
-    ``parameters`` are the ranks' own shards. Sketches of sharded weights are found by all their ranks together, experts
-    by those that hold them. Of the others the most costly come first, one a rank in each round: those of a round cost
-    about the same, so that no rank waits long for another. Beside its own shards and what is on its way a rank holds
-    one whole weight, then its factors.
+    Sketches of sharded weights are found by all their ranks together, experts by those that hold them. Of the others
+    the most costly come first, one a rank in each round: those of a round cost about the same, so that no rank waits
+    long for another. Beside its own shards and what is on its way a rank holds one whole weight, then its factors.
 
     Raises ValueError, on every rank, where one cannot decompose its weight; RuntimeError where its memory is too small.
     """
@@ -35,14 +34,13 @@ def decompose_shared(weights: Sequence[Weight], parameters: Sequence[Tensor]) ->
     # NCCL wants all ranks of a group to have met before some of them exchange messages
     all_ranks_agree(True, layouts)
     with progress("singular bases", sum(costs), shown=dist.get_rank() == 0) as bar:
-        for index, (weight, shard) in enumerate(zip(weights, parameters)):
+        for index, weight in enumerate(weights):
             if is_from_shards(weight) or _has_whole_experts(weight):
-                bases[index] = (basis_from_shards if is_from_shards(weight) else _basis_of_experts)(weight, shard)
+                bases[index] = (basis_from_shards if is_from_shards(weight) else _basis_of_experts)(weight)
                 bar.update(costs[index])
         others = [index for index in range(len(weights)) if index not in bases]
         for indices in _rounds(others, [layouts[index].ranks for index in others], costs):
-            each = [weights[index] for index in indices], [parameters[index] for index in indices]
-            bases.update(zip(indices, _round(*each)))
+            bases.update(zip(indices, _round([weights[index] for index in indices])))
             bar.update(sum(costs[index] for index in indices))
     return [bases[index] for index in range(len(weights))]
 
@@ -58,9 +56,9 @@ def _rounds(weights: Sequence[int], ranks: Sequence[list[int]], costs: Sequence[
             yield indices[start : start + len(mesh)]
 
 
-def _round(weights: Sequence[Weight], shards: Sequence[Tensor]) -> list[SpectralBasis]:
+def _round(weights: Sequence[Weight]) -> list[SpectralBasis]:
     """Return this rank's shards of the bases, of which the i-th rank of the one mesh decomposes the i-th."""
-    layouts = [weight.scheme.layout for weight in weights]
+    layouts, shards = [weight.scheme.layout for weight in weights], [weight.held for weight in weights]
     mesh = layouts[0]
     gathered = [gather(layouts, shards)]
 
@@ -93,13 +91,13 @@ def _has_whole_experts(weight: Weight) -> bool:
     return len(layout.shape) > 2 and not layout.shards_matrices and not weight.method.basis_kind
 
 
-def _basis_of_experts(weight: Weight, held: Tensor) -> SpectralBasis:
-    """Return the basis of the matrices ``held [n, .., d1, d2]`` of this rank; all ranks of its mesh must call it.
+def _basis_of_experts(weight: Weight) -> SpectralBasis:
+    """Return the basis of the matrices of a weight that this rank holds; all ranks of its mesh must call it.
 
     Replicas decompose an equal number each and send it to the others, so that all have the same bits. Raises as
     ``decompose_and_describe``.
     """
-    layout = weight.scheme.layout
+    layout, held = weight.scheme.layout, weight.held
     shares = _shares(layout)
     mine = shares[layout.index]
     decomposed, described = decompose_and_describe(
@@ -123,7 +121,7 @@ def _basis_of_experts(weight: Weight, held: Tensor) -> SpectralBasis:
                 transfers.send(index, whole[mine])
                 transfers.receive(index, whole[others])
     transfers.run()
-    known = {**one["metadata"], "fingerprint": origin(weight, held)}
+    known = {**one["metadata"], "fingerprint": origin(weight)}
     return as_shard(layout, factors, **known).to(held.device)
 
 

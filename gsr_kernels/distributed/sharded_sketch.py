@@ -48,16 +48,16 @@ def is_from_shards(weight: Weight) -> bool:
     return weight.rank + defaults(weight.rank, most)[0] < most
 
 
-def basis_from_shards(weight: Weight, shard: Tensor) -> SpectralBasis:
-    """Return this rank's shard of a weight's randomized basis, from its shard of it; all ranks of its mesh must call.
+def basis_from_shards(weight: Weight) -> SpectralBasis:
+    """Return this rank's shard of a weight's randomized basis, from the shards; all ranks of its mesh must call.
 
     Raises ValueError by its name, on every rank, where the weight holds NaN or Inf or a σ overflows.
     """
-    layout = weight.scheme.layout
+    layout, shard = weight.scheme.layout, weight.held
     wide = torch.float64 if shard.dtype == torch.float64 else torch.float32
     try:
         with full_precision(shard.device), torch.no_grad():
-            W, exponent = _finite_and_scaled(shard.detach().to(wide), layout)
+            W, exponent = _finite_and_scaled(shard.to(wide), layout)
             U, S, Vh = _sketched(W, layout, weight.rank or 0)
             S = unscaled(S, exponent)
     except (ValueError, torch.linalg.LinAlgError) as error:
@@ -67,7 +67,7 @@ def basis_from_shards(weight: Weight, shard: Tensor) -> SpectralBasis:
     layouts = weight.scheme.factors(factor_shapes(layout.shape, S.shape[-1]))
     U, Vh = U[..., slice(*layouts["U"].block()[-1])], Vh[..., slice(*layouts["Vh"].block()[-2]), :]
     factors = {"U": U.to(storage).contiguous(), "S": S.contiguous(), "Vh": Vh.to(storage).contiguous()}
-    return as_shard(layout, factors, origin(weight, shard), None, True)
+    return as_shard(layout, factors, origin(weight), None, True)
 
 
 def _finite_and_scaled(W: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -25,16 +24,7 @@ from gsr_kernels.distributed.layout import Layout, local, shape_of, slices
 from gsr_kernels.distributed.schemes import factor_shapes
 from gsr_kernels.distributed.shard import as_shard, metadata
 from gsr_kernels.io.atomic import locked
-from gsr_kernels.io.bases_file import (
-    FACTORS,
-    FORMAT,
-    FORMAT_VERSION,
-    aligned,
-    before,
-    check_folder,
-    file_entries,
-    find_name,
-)
+from gsr_kernels.io.bases_file import FACTORS, FORMAT, FORMAT_VERSION, before, check_folder, file_entries, load_bases
 from gsr_kernels.weight import Weight
 
 ENTRIES = "entries"
@@ -80,13 +70,19 @@ def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settin
         try:
             dcp.save(state, checkpoint_id=partial, process_group=writers.group)
         except CheckpointException as error:
-            raise RuntimeError(f"bases: {path} could not be written: {_cause(error)}") from error
+            # of the first rank that failed: torch's own text holds a traceback of each
+            rank, (cause, _) = next(iter(error.failures.items()))
+            met = f"rank {rank} met {type(cause).__name__}: {cause}"
+            raise RuntimeError(f"bases: {path} could not be written: {met}") from error
 
     on_rank0(lambda: _remove(partial), layouts)
     run_on_all_ranks(write, layouts)
 
     def take_its_place() -> None:
-        with _waiting(path.parent):
+        # another group of this file system waits
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            locked(folder, wait=True)
             if path.exists():
                 _remove(old)
                 path.rename(old)
@@ -97,6 +93,8 @@ def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settin
                     old.rename(path)
                 raise
             _remove(old)
+        finally:
+            os.close(folder)
 
     on_rank0(take_its_place, layouts)
 
@@ -107,23 +105,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _cause(error: CheckpointException) -> str:
-    """Return what the first rank that failed met: torch's own text holds a traceback of each."""
-    rank, (cause, _) = next(iter(error.failures.items()))
-    return f"rank {rank} met {type(cause).__name__}: {cause}"
-
-
-@contextmanager
-def _waiting(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, on this file system, waiting for those who hold it."""
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        locked(held, wait=True)
-        yield
-    finally:
-        os.close(held)
 
 
 def _read_directory(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
@@ -149,7 +130,12 @@ def _read_directory(path: str | os.PathLike[str], weights: Sequence[Weight]) -> 
     with _damage_named(path):
         dcp.load(state, checkpoint_id=path, no_dist=True)
     return {
-        weight.name: _basis(weight, {f: local(state[f"{weight.name}.{f}"]) for f in FACTORS}, entries[weight.name])
+        weight.name: as_shard(
+            weight.scheme.layout,
+            {factor: local(state[f"{weight.name}.{factor}"]) for factor in FACTORS},
+            # what was written before sketches were kept does not say
+            **{"randomized": False, **entries[weight.name]},
+        )
         for weight in wanted
     }
 
@@ -166,24 +152,17 @@ def _damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _read_file(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"bases: no file {os.fspath(path)}; handle.save_bases(path) writes one")
     found = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            entries = file_entries(path, file.metadata() or {})
-            for weight in weights:
-                name = find_name(weight.name, entries)
-                if name is None:
-                    continue
-                stored = {factor: file.get_slice(f"{name}.{factor}") for factor in FACTORS}
-                shapes = {factor: torch.Size(one.get_shape()) for factor, one in stored.items()}
-                if _fits(weight, shapes, entries[name]["head_dim"]):
-                    own = {factor: slices(layout.block()) for factor, layout in weight.scheme.factors(shapes).items()}
-                    factors = {factor: aligned(stored[factor][own[factor]]) for factor in FACTORS}
-                    found[weight.name] = _basis(weight, factors, entries[name])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"bases: {os.fspath(path)} is truncated or damaged ({error}); write it anew") from error
+    for weight in weights:
+        # of one weight at a time the whole factors, where a rank keeps shards of them
+        for basis in load_bases(path, [weight.name]).values():
+            shapes = {factor: getattr(basis, factor).shape for factor in FACTORS}
+            if _fits(weight, shapes, basis.head_dim):
+                factors = {
+                    factor: getattr(basis, factor)[slices(layout.block())].clone()
+                    for factor, layout in weight.scheme.factors(shapes).items()
+                }
+                found[weight.name] = as_shard(weight.scheme.layout, factors, **metadata(basis))
     return found
 
 
@@ -191,12 +170,6 @@ def _fits(weight: Weight, shapes: Mapping[str, torch.Size], head_dim: int | None
     """Return True if factors of these shapes are those of a weight's matrices, of whatever rank."""
     matrices, expected = _matrices(weight)
     return (*shapes["U"][:-1], shapes["Vh"][-1]) == tuple(matrices.shape) and head_dim == expected
-
-
-def _basis(weight: Weight, factors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> SpectralBasis:
-    # what was written before sketches were kept does not say
-    found = entry.get("randomized", False)
-    return as_shard(weight.scheme.layout, factors, entry["fingerprint"], entry["head_dim"], found)
 
 
 def _matrices(weight: Weight) -> tuple[Tensor, int | None]:

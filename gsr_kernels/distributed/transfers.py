@@ -55,11 +55,11 @@ def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None
     if mesh.index < len(layouts):
         layout, shard = layouts[mesh.index], shards[mesh.index]
         whole = torch.empty(layout.shape, dtype=shard.dtype, device=mesh.device)
-        whole[slices(layout.block())] = shard.detach().to(mesh.device)
+        whole[slices(layout.block())] = shard.to(mesh.device)
     for before, after in _partners(mesh):
         transfers = Transfers(mesh)
         if before < len(layouts) and _is_lacking(blocks[before].get(mesh.index), layouts[before].block(before)):
-            transfers.send(before, shards[before].detach())
+            transfers.send(before, shards[before])
         target = arriving = None
         if whole is not None and _is_lacking(blocks[mesh.index].get(after), layout.block()):
             target = whole[slices(blocks[mesh.index][after])]

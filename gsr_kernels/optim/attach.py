@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from gsr_kernels.distributed.agreement import (
     on_rank0,
     run_on_all_ranks,
 )
-from gsr_kernels.distributed.layout import local
 from gsr_kernels.distributed.placements import advise, check_same_parameters, read_layouts
 from gsr_kernels.distributed.schemes import choose_scheme
 from gsr_kernels.io.bases_file import add_bases, check_folder, is_stored
@@ -36,10 +34,10 @@ from gsr_kernels.offload import BASIS_DEVICES
 from gsr_kernels.optim.bases import decompose, prepare, stored_bases, stored_basis
 from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.model_handle import ModelHandle, model_methods
-from gsr_kernels.optim.report import summary, warn_missing
+from gsr_kernels.optim.report import summary, warn, warn_pinned
 from gsr_kernels.optim.step import MethodStep
 from gsr_kernels.optim.supported import check_model, innermost, swaps_weights
-from gsr_kernels.optim.targets import find_targets, warn_pinned
+from gsr_kernels.optim.targets import find_targets
 from gsr_kernels.options import Rank, Rho, clamped_from, resolve_heads, resolve_rank, resolve_rho
 from gsr_kernels.weight import Weight, origin
 
@@ -222,12 +220,12 @@ def attach(
     trainable = sum(parameter.numel() for parameter in dict.fromkeys(parameters) if parameter.requires_grad)
     coverage = sum(parameter.numel() for parameter in matched.values()) / trainable
     file = path if not other and (not absent or adding) else None
-    step = MethodStep(optimizer, weights, found, nonfinite, record_every, path, file, stale)
+    step = MethodStep(optimizer, weights, found, nonfinite == "error", record_every, path, file, stale)
     handle = Handle(step, coverage)
     if path is not None and not there:
         handle.save_bases(path)
     if path is not None and absent:
-        warn_missing(absent, path, adding)
+        warn("added" if adding else "missing", [weight.name for weight in absent], file=path)
         if adding:
             on_rank0(lambda: add_bases(path, {w.name: w.basis for w in absent}), list(layouts.values()))
     if is_rank0(list(layouts.values())):
@@ -237,11 +235,7 @@ def attach(
     confined = [w for w in weights if getattr(w.method, "out_of_span", None) == "drop" and w.basis.full_rank]
     warn_pinned({weight.name: weight.basis for weight in confined})
     if coverage < 0.5:
-        warnings.warn(
-            f"gsr_kernels: only {coverage:.1%} of the trainable parameters are under the method; print(handle) says "
-            "what was skipped and why",
-            stacklevel=2,
-        )
+        warn("coverage", coverage=coverage)
     return handle
 
 
@@ -251,22 +245,20 @@ def _fill(weights: list[Weight], path: str | None, there: bool) -> tuple[list[We
     Returns the weights that a file which is there lacks, those of which it holds another basis, of another rank, say,
     and those whose basis there was taken from other values than they have.
     """
-    parameters = [local(weight.parameter) for weight in weights]
     file = stored_bases(path, weights) if path is not None and there else {}
     if there and not file:
         raise ValueError(f"bases: {path} holds none of the matched weights, as another model's; name another file")
-    kept = [stored_basis(weight, W, file.get(weight.name)) for weight, W in zip(weights, parameters)]
-    missing = [place for place, basis in enumerate(kept) if basis is None]
-    fresh = iter(decompose([weights[place] for place in missing], [parameters[place] for place in missing]))
+    kept = [stored_basis(weight, file.get(weight.name)) for weight in weights]
+    missing = [weight for weight, basis in zip(weights, kept) if basis is None]
+    fresh = iter(decompose(missing))
     bases = [next(fresh) if basis is None else basis for basis in kept]
-    for weight, W, basis, state in zip(weights, parameters, bases, prepare(weights, parameters, bases)):
+    for weight, basis, state in zip(weights, bases, prepare(weights, bases)):
         weight.keep(basis)
         weight.state = state
-        weight.skipped = torch.zeros((), dtype=torch.int64, device=W.device)
-    loaded = [(weight, W) for weight, W, basis in zip(weights, parameters, kept) if basis is not None]
-    stale = [weight for weight, W in loaded if weight.basis.fingerprint != origin(weight, W)]
-    absent = [weights[i] for i in missing if weights[i].name not in file] if there else []
-    other = [weights[i] for i in missing if weights[i].name in file]
+        weight.skipped = torch.zeros((), dtype=torch.int64, device=weight.held.device)
+    stale = [weight for weight in weights if weight not in missing and weight.basis.fingerprint != origin(weight)]
+    absent = [weight for weight in missing if weight.name not in file] if there else []
+    other = [weight for weight in missing if weight.name in file]
     return absent, other, stale
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis, split_heads
@@ -22,8 +21,8 @@ from gsr_kernels.weight import Weight, decompose_one
 
 
 @without_autocast()
-def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[SpectralBasis]:
-    """Return a new basis of every parameter, with the fingerprint of the weight that it came from.
+def decompose(weights: Sequence[Weight]) -> list[SpectralBasis]:
+    """Return a new basis of every weight, with the fingerprint of the weight that it came from.
 
     The most costly first, when the least is held beside its workspace, under a progress bar weighted by cost; on a GPU
     several at once (``side_by_side``). Weights that several ranks hold are dealt out among them.
@@ -34,9 +33,8 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
     if shared:
         from gsr_kernels.distributed.decompose import decompose_shared
 
-        dealt = decompose_shared([weights[place] for place in shared], [parameters[place] for place in shared])
-        bases.update(zip(shared, dealt))
-    jobs = [_job(weights[place], parameters[place]) for place in alone]
+        bases.update(zip(shared, decompose_shared([weights[place] for place in shared])))
+    jobs = [_job(weights[place]) for place in alone]
 
     first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
     costs = [svd_cost(job.shape) for job in jobs]
@@ -48,7 +46,8 @@ def decompose(weights: Sequence[Weight], parameters: Sequence[Tensor]) -> list[S
     return [bases[place] for place in range(len(weights))]
 
 
-def _job(weight: Weight, W: Tensor) -> Job:
+def _job(weight: Weight) -> Job:
+    W = weight.held
     shape = split_heads(W, weight.heads)[0].shape
     # a basis that the weight and the rank alone decide; what a method does instead is no other thread's
     plain = weight.randomized or type(weight.method).decompose is Method.decompose
@@ -58,13 +57,10 @@ def _job(weight: Weight, W: Tensor) -> Job:
     return Job(shape, W.device, lambda: W, partial(decompose_one, weight), wide, sketch, key)
 
 
-def prepare(weights: Sequence[Weight], parameters: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> list[State]:
-    """Return what the methods keep for every parameter."""
+def prepare(weights: Sequence[Weight], bases: Sequence[SpectralBasis]) -> list[State]:
+    """Return what the methods keep for every weight."""
     with torch.no_grad(), without_autocast():
-        return [
-            weight.method.prepare(weight.name, basis.split(parameter), basis)
-            for weight, parameter, basis in zip(weights, parameters, bases)
-        ]
+        return [weight.method.prepare(weight.name, B.split(weight.held), B) for weight, B in zip(weights, bases)]
 
 
 def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
@@ -79,17 +75,18 @@ def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dic
     return read_shared(path, weights)
 
 
-def stored_basis(weight: Weight, parameter: Tensor, stored: SpectralBasis | None) -> SpectralBasis | None:
-    """A basis from a file, on the weight's device, if it has the weight's shape, split and rank; else None.
+def stored_basis(weight: Weight, stored: SpectralBasis | None) -> SpectralBasis | None:
+    """Return a basis from a file, on the weight's device, if it has the weight's shape, split and rank; else None.
 
     One that a sketch found serves only where a sketch is asked for.
     """
     if stored is None or stored.randomized > weight.randomized:
         return None
-    matrices, head_dim = split_heads(parameter, weight.heads)
+    W = weight.held
+    matrices, head_dim = split_heads(W, weight.heads)
     shape = matrices.shape if weight.whole else weight.scheme.layout.shape
     if stored.shape != shape or stored.head_dim != head_dim:
         return None
     # a method with bases of its own chose their rank
     fits = weight.method.basis_kind or stored.rank == (weight.rank or min(shape[-2:]))
-    return stored.to(parameter.device) if fits else None
+    return stored.to(W.device) if fits else None

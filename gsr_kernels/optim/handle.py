@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.agreement import on_rank0
+from gsr_kernels.distributed.layout import local_gradient
 from gsr_kernels.io.bases_file import save_bases
 from gsr_kernels.messages import some
 from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
 from gsr_kernels.optim.metrics import directions, overview, summarize
-from gsr_kernels.optim.report import describe, summary, warn_findings, warn_unsaved
+from gsr_kernels.optim.report import describe, summary, warn, warn_findings
 from gsr_kernels.optim.step import MethodStep, OwnStep, act_on_gradients
 from gsr_kernels.optim.supported import innermost
 
@@ -126,10 +127,10 @@ class Handle:
             raise ValueError(f"name must be one of {some(self.bases)}, got {name!r}")
         if not found[0].whole:
             raise ValueError(f"{name} is sharded over ranks: directions() needs a whole gradient on each")
-        G = self._step.gradient(found[0])
+        G = local_gradient(name, found[0].parameter)
         if G is None:
             raise ValueError(f"{name} has no gradient: call directions() between backward() and optimizer.step()")
-        return directions(found[0], self._step.parameter(found[0]), G)
+        return directions(found[0], G)
 
     def save_bases(self, path: str | os.PathLike[str]) -> None:
         """Write the bases to a file that ``attach(bases=path)`` reads; it appears whole or not at all.
@@ -155,7 +156,7 @@ class Handle:
         step = self._step
         if step.count and step.file is None and not self._unsaved:
             self._unsaved = True
-            warn_unsaved()
+            warn("unsaved")
         # one weight that is not sharded tells, and asks no other rank
         one = [weight for weight in self.weights if not weight.scheme.layout.mesh_dims()][:1]
         if step.count == step.begun and not step.rehearsed and step.changed(one):
@@ -179,9 +180,8 @@ class Handle:
         """
         state.check_version(saved["format_version"])
         step = self._step
-        parameters = [step.parameter(weight) for weight in self.weights]
         path = bases or step.file or step.given
-        read = state.load_weight_states(self.weights, parameters, saved["weights"], path, saved["bases"] or None)
+        read = state.load_weight_states(self.weights, saved["weights"], path, saved["bases"] or None)
         # of a checkpoint's task nobody knows the beginning; a round trip within this one changes nothing
         step.begun = step.begun if step.count == saved["steps"] else -1
         step.count, step.refresh_every = saved["steps"], saved["refresh_every"]

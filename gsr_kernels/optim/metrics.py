@@ -60,7 +60,7 @@ def overview(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def directions(weight: Weight, W: Tensor, G: Tensor) -> dict[str, Tensor]:
+def directions(weight: Weight, G: Tensor) -> dict[str, Tensor]:
     """Return what gradient G does to each singular direction, ``[.., k]`` each; nothing is changed.
 
     ``sigma``; ``g`` and ``rescaled``, the diagonals of ``Uᵀ G V`` and ``Uᵀ G' V``; ``turn_left`` and ``turn_right``,
@@ -74,7 +74,7 @@ def directions(weight: Weight, W: Tensor, G: Tensor) -> dict[str, Tensor]:
 
     rescaled = split.clone()
     state = {key: value.clone() for key, value in weight.state.items()}
-    weight.method.transform([rescaled], [basis.split(W)], [basis], [state])
+    weight.method.transform([rescaled], [basis.split(weight.held)], [basis], [state])
     return {
         "sigma": basis.S,
         "g": N.diagonal(dim1=-2, dim2=-1),

@@ -3,11 +3,66 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.messages import some
 from gsr_kernels.optim.targets import Target
 from gsr_kernels.weight import Weight
+
+# a weight with so many times more columns than rows is hardly a layer's: a probe or a new head
+FEW = 32
+
+WARNINGS = {
+    "unreached": (
+        "no step of the optimizer has reached the method since attach() or refresh(): training steps another optimizer "
+        "than the one that attach() was given, or inside backward(), or not at all yet"
+    ),
+    "uncovered": (
+        "{count} matrices train without the method ({names}): at attach() they were frozen or not in the optimizer. "
+        "handle.remove() and attach() again take them in"
+    ),
+    "idle": (
+        "{count} of {total} matched weights have had no gradient at any step ({names}): they are frozen, unused, or "
+        "gradients are set to None before optimizer.step()"
+    ),
+    "coverage": (
+        "only {coverage:.1%} of the trainable parameters are under the method; print(handle) says what was skipped and "
+        "why"
+    ),
+    "changed": (
+        "{count} weights have changed between attach() and the first step ({names}): the bases are those from before. "
+        "Load or convert a model before attach(), or call handle.refresh()"
+    ),
+    "stale": (
+        "bases: {file} was taken from other weights, or another dtype of them, for {count} of those in attach() "
+        "({names}): these are decomposed anew. To resume within a task, load the checkpoint's optimizer or handle "
+        "state before the first step"
+    ),
+    "added": (
+        "bases: {file} lacks {count} of the matched weights ({names}): they were decomposed now and are added to it"
+    ),
+    "missing": (
+        "bases: {file} lacks {count} of the matched weights ({names}): they were decomposed now and are in no file: "
+        "handle.save_bases(path) keeps all, which a resume will need"
+    ),
+    "unsaved": (
+        "bases: a checkpoint is written whose bases are in no file: without them no run can go on from it. "
+        "Give attach(bases=PATH), or call handle.save_bases(PATH) before the checkpoint"
+    ),
+    "unconfirmed": (
+        "the optimizer's state came from a checkpoint that holds nothing for the method; the bases are those of the "
+        "weights in attach(). To resume within a task, load handle.state_dict() as well"
+    ),
+    "settings": (
+        "the checkpoint was made with {method}, and this run goes on with the settings given to attach() ({count} "
+        "weights differ)"
+    ),
+    "pinned": (
+        '{names} {what}: "drop" confines them to the directions that they have now. If they are new, leave them out by '
+        'targets=, or use out_of_span="keep"'
+    ),
+}
 
 
 def summary(weights: Sequence[Weight], coverage: float) -> str:
@@ -38,6 +93,13 @@ def describe(weights: Sequence[Weight], found: Sequence[Target], coverage: float
     return "\n".join(lines)
 
 
+def warn(kind: str, names: Sequence[str] = (), **details: object) -> str:
+    """Give one of ``WARNINGS``, of these weights, and return its text."""
+    text = WARNINGS[kind].format(count=len(names), names=some(names), **details)
+    warnings.warn(f"gsr_kernels: {text}", stacklevel=3)
+    return text
+
+
 def warn_findings(weights: Sequence[Weight], uncovered: Sequence[str], steps: int, unreached: bool) -> list[str]:
     """Warn of all that is silently wrong, and return the warnings.
 
@@ -46,72 +108,20 @@ def warn_findings(weights: Sequence[Weight], uncovered: Sequence[str], steps: in
         steps: those that the method has seen.
         unreached: whether weights move, or should, in none of them.
     """
-    found = []
-    if unreached:
-        found.append(
-            "no step of the optimizer has reached the method since attach() or refresh(): training steps another "
-            "optimizer than the one that attach() was given, or inside backward(), or not at all yet"
-        )
-    if uncovered:
-        found.append(
-            f"{len(uncovered)} matrices train without the method ({some(uncovered)}): at attach() they were frozen or "
-            "not in the optimizer. handle.remove() and attach() again take them in"
-        )
-    idle = [weight.name for weight in weights if not weight.steps]
-    if idle and steps:
-        found.append(
-            f"{len(idle)} of {len(weights)} matched weights have had no gradient at any step ({some(idle)}): they are "
-            "frozen, unused, or gradients are set to None before optimizer.step()"
-        )
-    for finding in found:
-        warnings.warn(f"gsr_kernels: {finding}", stacklevel=3)
-    return found
+    idle = [weight.name for weight in weights if not weight.steps] if steps else []
+    found = [warn("unreached")] if unreached else []
+    found += [warn("uncovered", uncovered)] if uncovered else []
+    return found + ([warn("idle", idle, total=len(weights))] if idle else [])
 
 
-def warn_stale(weights: Sequence[Weight], file: str | None) -> None:
-    """Warn of bases that a file holds of other weights, and that no checkpoint has asked for."""
-    warnings.warn(
-        f"gsr_kernels: bases: {file} was taken from other weights, or another dtype of them, for {len(weights)} of "
-        f"those in attach() ({some([weight.name for weight in weights])}): these are decomposed anew. To resume within "
-        "a task, load the checkpoint's optimizer or handle state before the first step",
-        stacklevel=3,
-    )
+def warn_pinned(bases: Mapping[str, SpectralBasis]) -> None:
+    """Warn of weights that whole bases under "drop" confine to the few directions that they were drawn with.
 
-
-def warn_missing(weights: Sequence[Weight], file: str, added: bool) -> None:
-    """Warn of weights that a bases file lacks, and say what became of them."""
-    what = "added to it" if added else "in no file: handle.save_bases(path) keeps all, which a resume will need"
-    warnings.warn(
-        f"gsr_kernels: bases: {file} lacks {len(weights)} of the matched weights "
-        f"({some([weight.name for weight in weights])}): they were decomposed now and are {what}",
-        stacklevel=3,
-    )
-
-
-def warn_unconfirmed() -> None:
-    """Warn that the optimizer's state was loaded and that of the method was not with it."""
-    warnings.warn(
-        "gsr_kernels: the optimizer's state came from a checkpoint that holds nothing for the method; the bases are "
-        "those of the weights in attach(). To resume within a task, load handle.state_dict() as well",
-        stacklevel=3,
-    )
-
-
-def warn_unsaved() -> None:
-    """Warn that a checkpoint is written whose bases are in no file."""
-    warnings.warn(
-        "gsr_kernels: bases: a checkpoint is written, and the bases that it needs are in no file: without them no run "
-        "can go on from it. Give attach(bases=PATH), or call handle.save_bases(PATH) before the checkpoint",
-        stacklevel=3,
-    )
-
-
-def warn_changed(weights: Sequence[Weight]) -> None:
-    """Warn of weights that were loaded or converted after attach(), if there are any."""
-    if weights:
-        warnings.warn(
-            f"gsr_kernels: {len(weights)} weights have changed between attach() and the first step "
-            f"({some([weight.name for weight in weights])}): the bases are those from before. Load or convert a model "
-            "before attach(), or call handle.refresh()",
-            stacklevel=3,
-        )
+    "drop" leaves a wide weight's rows in the span that they have now, which suits a pretrained layer and not one of few
+    rows. A zero weight has no directions of its own.
+    """
+    few = [name for name, basis in bases.items() if basis.rank * FEW <= max(basis.shape[-2:])]
+    zero = [name for name, basis in bases.items() if not basis.S.any()]
+    for names, what in ((few, f"have sides that differ {FEW} times or more"), (zero, "are zero")):
+        if names:
+            warn("pinned", names, what=what)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from gsr_kernels.io.bases_file import is_stored
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import State
 from gsr_kernels.optim.bases import prepare, stored_bases
+from gsr_kernels.optim.report import warn
 from gsr_kernels.weight import Weight
 
 FORMAT_VERSION = 1
@@ -43,7 +43,6 @@ def weight_states(weights: Sequence[Weight]) -> dict[str, dict[str, Any]]:
 
 def load_weight_states(
     weights: Sequence[Weight],
-    parameters: Sequence[Tensor],
     saved: Mapping[str, Mapping[str, Any]],
     bases: str | os.PathLike[str] | None,
     wanted: str | None,
@@ -60,18 +59,14 @@ def load_weight_states(
             f"{some(sorted(saved.keys() - names))} beside them; attach() with the targets that it was made with"
         )
     found = _find([weight for weight in weights if not _same(weight.basis, saved[weight.name])], saved, bases, wanted)
-    states = _states(weights, parameters, saved, found)
+    states = [_state(weight, saved[weight.name]["state"], found.get(weight.name)) for weight in weights]
     other = [weight.name for weight in weights if repr(weight.method) != saved[weight.name]["method"]]
     if other:
-        warnings.warn(
-            f"gsr_kernels: the checkpoint was made with {saved[other[0]]['method']}, and this run goes on with the "
-            f"settings given to attach() ({len(other)} weights differ)",
-            stacklevel=3,
-        )
-    for weight, parameter, state in zip(weights, parameters, states):
+        warn("settings", other, method=saved[other[0]]["method"])
+    for weight, state in zip(weights, states):
         entry = saved[weight.name]
         if weight.name in found:
-            weight.keep(found[weight.name].to(parameter.device))
+            weight.keep(found[weight.name].to(weight.held.device))
         weight.state = state
         weight.steps = entry["steps"]
         if not weight.scheme.layout.shards_batch:
@@ -107,20 +102,11 @@ def _find(
     return found
 
 
-def _states(
-    weights: Sequence[Weight],
-    parameters: Sequence[Tensor],
-    saved: Mapping[str, Mapping[str, Any]],
-    found: Mapping[str, SpectralBasis],
-) -> list[State]:
-    states = []
-    for weight, parameter in zip(weights, parameters):
-        basis = found.get(weight.name)
-        [fresh] = [weight.state] if basis is None else prepare([weight], [parameter], [basis.to(parameter.device)])
-        lasting = {key: value.to(parameter.device).clone() for key, value in saved[weight.name]["state"].items()}
-        # with another method the saved state is of no use
-        states.append({key: lasting.get(key, value) for key, value in fresh.items()})
-    return states
+def _state(weight: Weight, saved: Mapping[str, Tensor], basis: SpectralBasis | None) -> State:
+    device = weight.held.device
+    fresh = weight.state if basis is None else prepare([weight], [basis.to(device)])[0]
+    # with another method the saved state is of no use
+    return {key: saved[key].to(device).clone() if key in saved else value for key, value in fresh.items()}
 
 
 def _same(basis: SpectralBasis, entry: Mapping[str, Any]) -> bool:

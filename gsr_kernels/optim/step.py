@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from gsr_kernels.methods import Method
 from gsr_kernels.offload import visits
 from gsr_kernels.optim.bases import decompose, prepare
 from gsr_kernels.optim.metrics import measure_after, measure_before
-from gsr_kernels.optim.report import warn_changed, warn_findings, warn_stale, warn_unconfirmed
+from gsr_kernels.optim.report import warn, warn_findings
 from gsr_kernels.optim.targets import FROZEN, NOT_HELD, Target
 from gsr_kernels.weight import Weight, origin
 
@@ -40,46 +41,44 @@ class OwnStep(Optimizer):
         raise NotImplementedError
 
 
+@dataclass(eq=False)
 class MethodStep:
-    """The method's part of every step of one optimizer: ``begin``, ``rewrite``, then the update, then ``end``.
+    """The method's part of every step of one optimizer: ``begin``, ``rewrite``, then the update, then ``end``."""
 
-    Attributes:
-        count, begun: the steps that were taken, in all and when the task began; ``begun`` is -1 after a checkpoint.
-        rehearsed: whether the step under way is a checkpoint's, which fills a new optimizer and moves nothing.
-        given, file: where bases are looked for, and where all those of now are stored.
-        stale: the weights whose basis in ``given`` was taken from other values than they have.
-        unconfirmed: the optimizer's state came from a checkpoint that holds nothing for the method.
-        refresh_every: steps between two refreshes of a weight; 0 for none.
-    """
+    optimizer: Optimizer
+    weights: Sequence[Weight]
+    found: Sequence[Target]
+    # whether a gradient that is not finite is an error, and every how many steps one is measured
+    strict: bool
+    record_every: int
+    # where bases are looked for, and where all those of now are stored
+    given: str | None
+    file: str | None
+    # the weights whose basis in ``given`` was taken from other values than they have
+    stale: list[Weight]
+    # the steps that were taken, in all and when the task began; -1 after a checkpoint
+    count: int = 0
+    begun: int = 0
+    # whether the step under way is a checkpoint's, which fills a new optimizer and moves nothing
+    rehearsed: bool = False
+    # whether the optimizer's state came from a checkpoint that holds nothing for the method
+    unconfirmed: bool = False
+    # steps between two refreshes of a weight; 0 for none
+    refresh_every: int = 0
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        weights: Sequence[Weight],
-        found: Sequence[Target],
-        nonfinite: str,
-        record_every: int,
-        given: str | None,
-        file: str | None,
-        stale: Sequence[Weight],
-    ) -> None:
-        self.optimizer, self.weights, self.found = optimizer, weights, found
-        self.methods = list({id(weight.method): weight.method for weight in weights}.values())
-        self.meshes: list[Layout] = [one.scheme.layout for one in weights if one.scheme.layout.mesh is not None]
-        self.given, self.file, self.stale = given, file, list(stale)
-        self.count, self.begun, self.rehearsed, self.unconfirmed, self.refresh_every = 0, 0, False, False, 0
-        self._kind = weights[0].skipped.device.type
-        self._sharded = [weight for weight in weights if not weight.whole]
+    def __post_init__(self) -> None:
+        """Sort the weights by what a step does to them."""
+        self.methods = list({id(weight.method): weight.method for weight in self.weights}.values())
+        self.meshes: list[Layout] = [w.scheme.layout for w in self.weights if w.scheme.layout.mesh is not None]
+        self._kind = self.weights[0].skipped.device.type
+        self._sharded = [weight for weight in self.weights if not weight.whole]
         self._split_over_ranks = set(self._sharded)
-        self._constraining = [weight for weight in weights if weight.method.constrains]
-        self._strict, self._record_every = nonfinite == "error", record_every
+        self._constraining = [weight for weight in self.weights if weight.method.constrains]
         # what attach() met: anything else in the optimizer came later
-        self._met = {p for group in optimizer.param_groups for p in group["params"]} | {one.parameter for one in found}
-
-    @property
-    def whole_gradients(self) -> bool:
-        """Return whether gradients are looked at before they are rewritten, so that nothing may be fused."""
-        return self._strict or bool(self._record_every)
+        held = (p for group in self.optimizer.param_groups for p in group["params"])
+        self._met = {*held, *(target.parameter for target in self.found)}
+        # gradients are looked at before they are rewritten, so that nothing may be fused
+        self.whole_gradients = self.strict or bool(self.record_every)
 
     def begin(self) -> Live | None:
         """Return the weights that have a gradient, or None where the step is a rehearsal."""
@@ -90,9 +89,11 @@ class MethodStep:
         self.decompose_stale()
         if self.unconfirmed:
             self.unconfirmed = False
-            warn_unconfirmed()
+            warn("unconfirmed")
         if not self.count:
-            warn_changed(self.changed(self.weights))
+            changed = self.changed(self.weights)
+            if changed:
+                warn("changed", [weight.name for weight in changed])
         self.count += 1
         return live
 
@@ -111,9 +112,9 @@ class MethodStep:
             whole = [one for one in live if one[0] not in self._split_over_ranks] if self._sharded else live
             if self._sharded:
                 of = {id(weight): G for weight, _, _, G in live}
-                check = (lambda sums: self._check_finite(whole, sums)) if self._strict else None
+                check = (lambda sums: self._check_finite(whole, sums)) if self.strict else None
                 transform_shards(self._sharded, [of.get(id(weight)) for weight in self._sharded], check)
-            elif self._strict:
+            elif self.strict:
                 self._check_finite(whole, [])
             for method in self.methods if whole or not self._sharded else ():
                 mine = whole if len(self.methods) == 1 else [one for one in whole if one[0].method is method]
@@ -128,7 +129,7 @@ class MethodStep:
         overflow = getattr(self.optimizer, "found_inf", None) if self._constraining else None
         if overflow is None or not overflow.item():
             for weight in self._constraining:
-                W = self.parameter(weight)
+                W = weight.held
                 with torch.autocast(self._kind, enabled=False):
                     weight.method.constrain(weight.basis.split(W), weight.basis.to(W.device), weight.state)
         if self.refresh_every:
@@ -141,17 +142,16 @@ class MethodStep:
     def decompose_stale(self) -> None:
         """Decompose what the file held of other weights: no checkpoint has asked for it."""
         if self.stale:
-            warn_stale(self.stale, self.given)
+            warn("stale", [weight.name for weight in self.stale], file=self.given)
             self.refresh(self.stale)
 
     def refresh(self, weights: Sequence[Weight]) -> None:
         """Give weights new bases and the method new state; where one cannot be decomposed nothing is changed."""
         if not weights:
             return
-        parameters = [self.parameter(weight) for weight in weights]
-        bases = decompose(weights, parameters)
-        states = prepare(weights, parameters, bases)
-        for weight, basis, kept in zip(weights, bases, states):
+        self._check_held(weights)
+        bases = decompose(weights)
+        for weight, basis, kept in zip(weights, bases, prepare(weights, bases)):
             weight.keep(basis)
             weight.state = kept
         self.file, self.unconfirmed = None, False
@@ -161,7 +161,7 @@ class MethodStep:
 
     def changed(self, weights: Sequence[Weight]) -> list[Weight]:
         """Return those of the weights that are no longer what their bases were taken from; of shards all must ask."""
-        return [w for w in weights if w not in self.stale and w.basis.fingerprint != origin(w, self.parameter(w))]
+        return [weight for weight in weights if weight not in self.stale and weight.basis.fingerprint != origin(weight)]
 
     def uncovered(self) -> list[str]:
         """Return the matrices that have begun to train since attach(), without the method."""
@@ -174,17 +174,30 @@ class MethodStep:
                     names.append(late.get(p, f"{'x'.join(map(str, p.shape))} in group {i}"))
         return names
 
-    def parameter(self, weight: Weight) -> Tensor:
-        """Return what this rank has of a weight, of one process all of it.
+    def _collect(self) -> Live:
+        self._check_held(self.weights)
+        live = Live()
+        for weight in self.weights:
+            p = weight.parameter
+            G = local_gradient(weight.name, p)
+            if G is None:
+                continue
+            if G is p.grad and G.layout == torch.strided and 0 in G.stride():
+                # one element stands for several, and cannot be written as several
+                G = p.grad = G.contiguous()
+            live.append((weight, p, local(p), G))
+        return live
 
-        Raises RuntimeError where the optimizer holds another parameter in its place, or it was re-sharded.
-        """
-        p, layout, (group, index) = weight.parameter, weight.scheme.layout, weight.place
-        groups = self.optimizer.param_groups
-        held = groups[group]["params"][index : index + 1] if group < len(groups) else []
-        if not held or held[0] is not p or p.shape != layout.shape:
-            placements = getattr(held[0], "placements", None) if held else None
-            if placements is not None and tuple(placements) != layout.placements:
+    def _check_held(self, weights: Sequence[Weight]) -> None:
+        """Raise RuntimeError where the optimizer holds another parameter in place of a weight, or it was re-sharded."""
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        for weight in weights:
+            p, layout, (group, index) = weight.parameter, weight.scheme.layout, weight.place
+            found = groups[group][index] if group < len(groups) and index < len(groups[group]) else None
+            if found is p and p.shape == layout.shape:
+                continue
+            placements = getattr(found, "placements", layout.placements)
+            if tuple(placements) != layout.placements:
                 raise RuntimeError(
                     f"{weight.name} was re-sharded after attach(), and is placed as {placements}: call attach() "
                     "after fully_shard or Accelerator.prepare"
@@ -193,24 +206,6 @@ class MethodStep:
                 f"the optimizer's parameter groups no longer hold {weight.name} where attach() found it, but another "
                 "parameter or none: handle.remove(), then attach() again"
             )
-        return local(p)
-
-    def gradient(self, weight: Weight) -> Tensor | None:
-        """Return what this rank has of a weight's gradient."""
-        return local_gradient(weight.name, weight.parameter)
-
-    def _collect(self) -> Live:
-        live = Live()
-        for weight in self.weights:
-            p, W = weight.parameter, self.parameter(weight)
-            G = local_gradient(weight.name, p)
-            if G is None:
-                continue
-            if G is p.grad and G.layout == torch.strided and 0 in G.stride():
-                # one element stands for several, and cannot be written as several
-                G = p.grad = G.contiguous()
-            live.append((weight, p, W, G))
-        return live
 
     def _transform(self, method: Method, live: Live, scale: Tensor | None) -> None:
         for weight, _, _, G in live:
@@ -227,7 +222,7 @@ class MethodStep:
             self._rewrite_part(method, live[part], several, scale)
 
     def _rewrite_part(self, method: Method, live: Live, bases: list[SpectralBasis], scale: Tensor | None) -> None:
-        record = bool(self._record_every) and (self.count - 1) % self._record_every == 0
+        record = bool(self.record_every) and (self.count - 1) % self.record_every == 0
         gradients = [basis.split(G) for basis, (*_, G) in zip(bases, live)]
         matrices = [basis.split(W) for basis, (_, _, W, _) in zip(bases, live)]
         before = [measure_before(G, basis) for G, basis in zip(gradients, bases)] if record else []

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.messages import some
 
 # the parameters of linear layers: nn.Linear's and Conv1D's, MultiheadAttention's
@@ -31,8 +29,6 @@ HEADS = {
     "lm_head", "lm_heads", "embed_out", "output_embeddings", "score", "classifier", "qa_outputs", "pooler",
     "class_embed", "bbox_embed", "bbox_predictor",
 }  # fmt: skip
-# a weight with so many times more columns than rows is hardly a layer's: a probe or a new head
-FEW = 32
 # what wrappers put into names
 WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_forward_module|_fsdp_wrapped_module)\.")
 
@@ -228,20 +224,3 @@ def _output_embeddings(model: nn.Module | Mapping[str, nn.Parameter]) -> set[Ten
 
 def _plain(name: str) -> str:
     return WRAPPERS.sub("", name).removeprefix("module.")
-
-
-def warn_pinned(bases: Mapping[str, SpectralBasis]) -> None:
-    """Warn of weights that whole bases under "drop" confine to the few directions that they were drawn with.
-
-    "drop" leaves a wide weight's rows in the span that they have now, which suits a pretrained layer and not one of few
-    rows. A zero weight has no directions of its own.
-    """
-    few = [name for name, basis in bases.items() if basis.rank * FEW <= max(basis.shape[-2:])]
-    zero = [name for name, basis in bases.items() if not basis.S.any()]
-    for names, what in ((few, f"have sides that differ {FEW} times or more"), (zero, "are zero")):
-        if names:
-            warnings.warn(
-                f'gsr_kernels: {some(names)} {what}: "drop" confines them to the directions that they have now. If '
-                'they are new, leave them out by targets=, or use out_of_span="keep"',
-                stacklevel=4,
-            )

@@ -86,7 +86,7 @@ def test_sharded_weights_resume(tmp_path):
 
     try:
         trainer, _, handle = begin(1)
-        assert handle._step._record_every == 0
+        assert handle._step.record_every == 0
         trainer.save_checkpoint(tmp_path / "checkpoint")
         _, resumed, handle = begin(2, ckpt_path=tmp_path / "checkpoint")
         assert handle.state_dict()["steps"] == 6

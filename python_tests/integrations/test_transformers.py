@@ -46,7 +46,7 @@ def test_accumulation_clipping_and_logs(tmp_path):
     handle = Handle.of(trainer.optimizer)
     assert handle.state_dict()["steps"] == 4 and {weight.steps for weight in handle.weights} == {4}
     assert ["gsr/norm_ratio" in entry for entry in trainer.state.log_history] == [True, True, False]
-    assert handle._step._record_every == 2
+    assert handle._step.record_every == 2
 
 
 def test_fp32_weights_under_bf16_autocast(tmp_path):

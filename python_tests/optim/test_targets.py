@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from gsr_kernels import SpectralBasis
-from gsr_kernels.optim.targets import Names, find_targets, warn_pinned
+from gsr_kernels.optim.report import warn_pinned
+from gsr_kernels.optim.targets import Names, find_targets
 from gsr_kernels.options import resolve_rank
 
 NO_MATRIX = "not linear, by its name and dimensions"
