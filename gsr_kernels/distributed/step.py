@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -28,36 +27,6 @@ BUCKET = 200 * 2**20
 
 # index of a weight, and False for its products before the sum, True for those after it
 Task = tuple[int, bool]
-
-
-def transform_shards(
-    weights: Sequence[Weight],
-    gradients: Sequence[Tensor | None],
-    check: Callable[[list[Tensor]], None] | None = None,
-) -> None:
-    """Rewrite this rank's shards of gradients in place and count; every rank of every weight's mesh must call it.
-
-    A gradient that is None here counts as zero: other ranks may have theirs. The sum of a matrix whose gradient holds
-    NaN or Inf on any rank is so on all of them: it keeps its gradient as it came, with no further message. ``check``
-    is given all sums before any gradient is rewritten, and may raise.
-
-    Sums go out bucket by bucket, each under the first products of the next and the second products of the one before.
-    """
-    if not weights:
-        if check is not None:
-            check([])
-        return
-    key = [(weight.scheme, weight.basis.S.shape, weight.basis.S.dtype) for weight in weights]
-    plan = _plans.get(weights[0])
-    if plan is None or plan.key != key:
-        plan = _plans[weights[0]] = Plan(weights, key)
-    step = _Step(weights, gradients, plan)
-    if check is None:
-        step.run(plan.overlapped)
-    else:
-        step.run(plan.first)
-        check(step.sums.all())
-        step.run(plan.second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +60,14 @@ def make_buckets(
     return list(found.values())
 
 
-class Plan:
-    """Buckets and order of the products of all steps of the same weights.
+class ShardedStep:
+    """Rewrites this rank's shards of the gradients of the same weights at every step.
 
-    It holds for bases of the shapes and dtypes in ``key``.
+    Sums go out bucket by bucket, each under the first products of the next and the second products of the one before.
     """
 
-    def __init__(self, weights: Sequence[Weight], key: object) -> None:
-        self.key = key
+    def __init__(self, weights: Sequence[Weight]) -> None:
+        self._weights, self._key = weights, _key(weights)
         schemes, bases = [weight.scheme for weight in weights], [weight.basis for weight in weights]
         # one dtype on the wire, whatever the gradients of this rank have
         dtypes = [basis.S.dtype for basis in bases]
@@ -107,33 +76,43 @@ class Plan:
         elements = [prod(scheme.sums_shape(basis.rank, 0)) for scheme, basis in zip(schemes, bases)]
         sizes = [number * dtype.itemsize for number, dtype in zip(elements, dtypes)]
         buckets = make_buckets([scheme.layout for scheme in schemes], shapes, dtypes, sizes)
-        self.bucket_of = {index: bucket for bucket in buckets for index in bucket.indices}
+        self._bucket_of = {index: bucket for bucket in buckets for index in bucket.indices}
         first, second = ([[(i, after) for i in bucket.indices] for bucket in buckets] for after in (False, True))
         between = [tasks for pair in zip(first[1:], second) for tasks in pair]
-        self.first, self.second = list(chain(*first)), list(chain(*second))
-        self.overlapped = list(chain(*first[:1], *between, *second[-1:]))
+        self._first, self._second = list(chain(*first)), list(chain(*second))
+        self._overlapped = list(chain(*first[:1], *between, *second[-1:]))
         # of what ranks share, and need whole, of a weight's factors
-        self.factors: dict[int, Mapping[str, Layout]] = {
+        self._factors: dict[int, Mapping[str, Layout]] = {
             index: scheme.factors(factor_shapes(basis.shape, basis.rank))
             for index, (scheme, basis) in enumerate(zip(schemes, bases))
             if scheme.gathers
         }
-        self.offloaded = any(weight.offloaded for weight in weights)
-        self.rescale = [implementation("rescale", device=weight.skipped.device) for weight in weights]
+        self._offloaded = any(weight.offloaded for weight in weights)
+        self._rescale = [implementation("rescale", device=weight.skipped.device) for weight in weights]
 
+    def fits(self) -> bool:
+        """Return whether the bases still have the shapes and dtypes that the buckets were made for."""
+        return self._key == _key(self._weights)
 
-# by the first of their weights
-_plans: WeakKeyDictionary[Weight, Plan] = WeakKeyDictionary()
+    def rewrite(self, gradients: Sequence[Tensor | None], check: Callable[[list[Tensor]], None] | None = None) -> None:
+        """Rewrite gradients in place and count; every rank of every weight's mesh must call it.
 
-
-class _Step:
-    def __init__(self, weights: Sequence[Weight], gradients: Sequence[Tensor | None], plan: Plan) -> None:
-        self._weights, self._gradients, self._plan = weights, gradients, plan
-        self.sums = Sums(plan.bucket_of)
+        A gradient that is None here counts as zero: other ranks may have theirs. The sum of a matrix whose gradient
+        holds NaN or Inf on any rank is so on all of them: it keeps its gradient as it came, with no further message.
+        ``check`` is given all sums before any gradient is rewritten, and may raise.
+        """
+        self._gradients, self._sums = gradients, Sums(self._bucket_of)
         # what a rank keeps of its first products for its second
         self._kept: dict[int, Sequence[Tensor]] = {}
+        if check is None:
+            self._run(self._overlapped)
+        else:
+            self._run(self._first)
+            check(self._sums.all())
+            self._run(self._second)
+        del self._gradients, self._sums, self._kept
 
-    def run(self, tasks: Sequence[Task]) -> None:
+    def _run(self, tasks: Sequence[Task]) -> None:
         bases = self._bases(tasks)
         for index, after in tasks:
             # by no name: what was gathered goes when it was used
@@ -141,27 +120,27 @@ class _Step:
 
     def _bases(self, tasks: Sequence[Task]) -> Iterator[SpectralBasis]:
         """Return the bases of the tasks, where and as they are used."""
-        plan, weights = self._plan, [self._weights[index] for index, _ in tasks]
+        weights = [self._weights[index] for index, _ in tasks]
         bases = (weight.basis for weight in weights)
-        if plan.offloaded:
+        if self._offloaded:
             visiting = visits([weight.basis for weight in weights], [weight.skipped.device for weight in weights])
             bases = (basis for _, several in visiting for basis in several)
-        if not plan.factors:
+        if not self._factors:
             return bases
         needed = [weight.scheme.first or after for weight, (_, after) in zip(weights, tasks)]
-        layouts = (plan.factors.get(index) if whole else None for whole, (index, _) in zip(needed, tasks))
+        layouts = (self._factors.get(index) if whole else None for whole, (index, _) in zip(needed, tasks))
         return gathered(zip(bases, layouts))
 
     def first(self, index: int, basis: SpectralBasis) -> None:
         scheme, G = self._weights[index].scheme, self._gradients[index]
         if G is None:
-            self.sums.add(index, None)
+            self._sums.add(index, None)
         else:
             part, *self._kept[index] = scheme.partial(scheme.operands(G, basis))
-            self.sums.add(index, part)
+            self._sums.add(index, part)
 
     def second(self, index: int, basis: SpectralBasis) -> None:
-        weight, G, sums = self._weights[index], self._gradients[index], self.sums.take(index)
+        weight, G, sums = self._weights[index], self._gradients[index], self._sums.take(index)
         if G is None:
             return
         sums = sums.to(basis.S.device)
@@ -169,13 +148,17 @@ class _Step:
         operands = scheme.operands(G, basis)
         g = scheme.diagonal(sums, operands)
         finite = g.isfinite().all(-1)
-        rescaled = self._plan.rescale[index](g, basis.S, cast(GSR, weight.method).rho)
+        rescaled = self._rescale[index](g, basis.S, cast(GSR, weight.method).rho)
         delta = torch.where(finite.unsqueeze(-1), rescaled - g, 0).to(operands[1].dtype)
         shard = scheme.rescaled(sums.to(operands[1].dtype), self._kept.pop(index), operands, delta)
         G.copy_(torch.where(finite[..., None, None], shard.mT if scheme.transposed else shard, G))
         weight.steps += 1
         weight.finite = finite
         weight.skipped += (~finite).sum()
+
+
+def _key(weights: Sequence[Weight]) -> list[object]:
+    return [(weight.scheme, weight.basis.S.shape, weight.basis.S.dtype) for weight in weights]
 
 
 class Sums:

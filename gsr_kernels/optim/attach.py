@@ -82,10 +82,9 @@ def attach(
     """Put a method between a model's gradients and any torch optimizer, from the next ``optimizer.step()`` on.
 
     Args:
-        model: its weights are decomposed now; call ``handle.refresh()`` when the next task begins. Where the modules
-            are out of reach, a dict of named parameters, whose names then tell what is an embedding.
-        optimizer: holds the model's parameters; closures are supported. A wrapper with the optimizer inside
-            (Accelerate) is looked through.
+        model: or a dict of named parameters. They are decomposed now, and by ``handle.refresh()`` when the next task
+            begins.
+        optimizer: holds the model's parameters; also inside Accelerate's wrapper.
         method: what to do, or several in the order of their use; or give ``rho``, short for ``GSR(rho=rho)``,
             a number or ``{regex: number}``. Methods on a whole model (EWC, those on adapters) take no other argument.
         rank: directions kept of each weight. None: all; an int, clamped to each weight's own rank; a float in (0, 1):
@@ -95,26 +94,21 @@ def attach(
             of its own; whole by default, as in the paper.
         out_of_span: "drop" or "keep" what the bases do not span; None: "drop" where rank is None (the paper), else
             "keep".
-        bases: a file, one a task, that keeps the bases. If it is there, what matches its weight is loaded and the rest
-            decomposed: at once, or, where a checkpoint loaded before the first step may still ask for the stored one
-            (resume), at that step. If it is not, it is written now.
-        basis_device: "cpu" keeps the bases in host memory (pinned) and brings them to the weights' device at every
-            step, some at a time: for models beside which they do not fit. None: they stay beside the weights.
+        bases: a file, one a task, that keeps the bases. If it is not there it is written. Else what matches its weight
+            is loaded and the rest decomposed: at the first step, for a checkpoint may still ask for what is stored.
+        basis_device: "cpu" keeps the bases in host memory (pinned) and brings some at a time to the weights' device.
+            None: they stay beside the weights.
         nonfinite: "skip" leaves a matrix whose gradient holds NaN or Inf as it came and counts it, without waiting for
             the device; "error" raises FloatingPointError before any weight is changed.
         record_every: measure every n-th step for ``handle.metrics()``; 0: never.
-        randomized: find the bases by ``randomized_svd``: faster for a small ``rank``, and slightly less than the best.
-            Weights that ``rank`` leaves whole are decomposed exactly.
+        randomized: find the bases of truncated ``rank`` by ``randomized_svd``: faster, and slightly less than the best.
         shard_bases: of a weight that is sharded over ranks, also shard the factors that each would hold whole, and
-            gather them just before they are used, one weight at a time, twice a step: less memory, more traffic.
+            gather them twice a step, one weight at a time: less memory, more traffic.
 
-    Returns:
-        The handle: refresh, metrics, save_bases, state_dict, doctor, remove. Of methods on a whole model a
-        ``ModelHandle``: start_task, finish_task, scalars, state_dict, remove.
+    Returns the handle, of methods on a whole model a ``ModelHandle``.
 
-    Raises:
-        TypeError, ValueError, FileNotFoundError: what is not supported, by the name of the argument; the optimizer is
-            then as it was.
+    Raises TypeError, ValueError or FileNotFoundError for what is not supported, by the name of the argument; the
+    optimizer is then as it was.
     """
     settings = locals()
     if whole := model_methods(method):
@@ -164,38 +158,24 @@ def attach(
         )
     split = resolve_heads(heads, [target for target in found if target.reason is None])
     layouts = read_layouts(model, matched)
+    all_layouts = list(layouts.values())
     # a DTensor is whole by its shape alone
-    matrices = {name: split_heads(torch.empty(W.shape, device="meta"), split[name])[0] for name, W in matched.items()}
-    ranks = resolve_rank(rank, {name: (matrix.shape[-2], matrix.shape[-1]) for name, matrix in matrices.items()})
+    whole_weights = {name: torch.empty(W.shape, device="meta") for name, W in matched.items()}
+    sides = {name: split_heads(W, split[name])[0].shape[-2:] for name, W in whole_weights.items()}
+    ranks = resolve_rank(rank, {name: (d1, d2) for name, (d1, d2) in sides.items()})
 
     if randomized and rank is None:
         raise ValueError("randomized needs a rank: a whole basis is decomposed exactly")
     own = [one for one in methods.values() if one.basis_kind]
     if randomized and own:
         raise ValueError(f"randomized: {own[0]!r} has bases of its own, which no sketch finds; leave it out")
-    offloaded = basis_device is not None
-    weights = [
-        Weight(
-            name,
-            matched[name],
-            places[matched[name]],
-            methods[name],
-            ranks[name],
-            split[name],
-            choose_scheme(
-                name,
-                methods[name],
-                layouts[name],
-                ranks[name] or min(matrices[name].shape[-2:]),
-                split[name],
-                shard_bases,
-            ),
-            offloaded,
-            randomized and ranks[name] is not None,
-            clamped_from(rank, name, min(matrices[name].shape[-2:])),
-        )
-        for name in matched
-    ]
+    weights = []
+    for name, W in matched.items():
+        k, most, one = ranks[name], min(sides[name]), methods[name]
+        scheme = choose_scheme(name, one, layouts[name], k or most, split[name], shard_bases)
+        sketched, clamped = randomized and k is not None, clamped_from(rank, name, most)
+        place, offloaded = places[W], basis_device is not None
+        weights.append(Weight(name, W, place, one, k, split[name], scheme, offloaded, sketched, clamped))
     cut = [weight for weight in weights if not weight.whole]
     if record_every and cut:
         raise ValueError(f"record_every measures whole gradients: {cut[0].name} is sharded over ranks; leave it at 0")
@@ -210,10 +190,10 @@ def attach(
         )
     there, path = False, None if bases is None else os.fspath(bases)
     if path is not None:
-        run_on_all_ranks(lambda: check_folder(path), list(layouts.values()))
-        if any(layout.mesh_dims() for layout in layouts.values()):
-            common_layout(list(layouts.values()))
-        there = all_ranks_agree(is_stored(path), list(layouts.values()))
+        run_on_all_ranks(lambda: check_folder(path), all_layouts)
+        if any(layout.mesh_dims() for layout in all_layouts):
+            common_layout(all_layouts)
+        there = all_ranks_agree(is_stored(path), all_layouts)
     absent, other, stale = _fill(weights, path, there)
     # to a directory of shards nothing can be added
     adding = there and path is not None and bool(absent) and not other and Path(path).is_file()
@@ -227,11 +207,10 @@ def attach(
     if path is not None and absent:
         warn("added" if adding else "missing", [weight.name for weight in absent], file=path)
         if adding:
-            on_rank0(lambda: add_bases(path, {w.name: w.basis for w in absent}), list(layouts.values()))
-    if is_rank0(list(layouts.values())):
+            on_rank0(lambda: add_bases(path, {w.name: w.basis for w in absent}), all_layouts)
+    if is_rank0(all_layouts):
         tqdm.write(summary(weights, coverage), file=sys.stderr)
         advise(cut)
-
     confined = [w for w in weights if getattr(w.method, "out_of_span", None) == "drop" and w.basis.full_rank]
     warn_pinned({weight.name: weight.basis for weight in confined})
     if coverage < 0.5:

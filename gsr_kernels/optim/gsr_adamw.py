@@ -31,22 +31,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class GSRAdamW(OwnStep, AdamW):
     """``attach()`` and ``torch.optim.AdamW(fused=True)`` as one optimizer (Loshchilov and Hutter 2019).
 
-    On a GPU the kernels of the step move weight and moments where the rescaled gradient arises: it is never written,
-    and ``parameter.grad`` stays as backward() left it. What they do not serve, and everything on a CPU, is rescaled in
-    place and moved by torch. A matrix whose gradient holds NaN or Inf is skipped whole: weight, moments and, where no
-    matrix of its parameter moves, the step stay as they were, ``handle.metrics()`` counts it, and nothing waits for the
-    device.
+    On a GPU the kernels of the step move weight and moments where the rescaled gradient arises, and ``parameter.grad``
+    stays as backward() left it. What they do not support, and everything on a CPU, is rescaled in place and moved by
+    torch. A matrix whose gradient holds NaN or Inf is skipped whole: weight, moments and, where no matrix of its
+    parameter moves, the step stay as they were, and ``handle.metrics()`` counts it.
 
     Args:
         params: a model, its ``named_parameters()``, or groups of them,
-            ``[{"params": [(name, parameter), ..], "lr": ..}, ..]``. Of names alone, embeddings are told by what they
-            are called.
+            ``[{"params": [(name, parameter), ..], "lr": ..}, ..]``.
         lr, betas, eps, weight_decay, maximize, capturable: torch.optim.AdamW's; a tensor lr is read on the device.
-        method, rho, rank, targets, out_of_span, bases, randomized, shard_bases: attach()'s; ``handle`` is what it
-            returns.
+        method, rho, rank, targets, out_of_span, bases, randomized, shard_bases: attach()'s.
         state_dtype: of the moments of 16-bit parameters; None: the parameter's own.
         master_weights: keep a float32 copy of every 16-bit parameter, which AdamW moves, with moments in float32.
-        amsgrad: not served.
+        amsgrad: not supported.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: as torch.optim.AdamW and attach(); parameters without names; amsgrad.

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.agreement import all_ranks_agree
 from gsr_kernels.distributed.layout import Layout, local, local_gradient
-from gsr_kernels.distributed.step import transform_shards
+from gsr_kernels.distributed.step import ShardedStep
 from gsr_kernels.methods import Method
 from gsr_kernels.offload import visits
 from gsr_kernels.optim.bases import decompose, prepare
@@ -72,6 +72,7 @@ class MethodStep:
         self.meshes: list[Layout] = [w.scheme.layout for w in self.weights if w.scheme.layout.mesh is not None]
         self._kind = self.weights[0].skipped.device.type
         self._sharded = [weight for weight in self.weights if not weight.whole]
+        self._sharded_step: ShardedStep | None = None
         self._split_over_ranks = set(self._sharded)
         self._constraining = [weight for weight in self.weights if weight.method.constrains]
         # what attach() met: anything else in the optimizer came later
@@ -113,7 +114,9 @@ class MethodStep:
             if self._sharded:
                 of = {id(weight): G for weight, _, _, G in live}
                 check = (lambda sums: self._check_finite(whole, sums)) if self.strict else None
-                transform_shards(self._sharded, [of.get(id(weight)) for weight in self._sharded], check)
+                if self._sharded_step is None or not self._sharded_step.fits():
+                    self._sharded_step = ShardedStep(self._sharded)
+                self._sharded_step.rewrite([of.get(id(weight)) for weight in self._sharded], check)
             elif self.strict:
                 self._check_finite(whole, [])
             for method in self.methods if whole or not self._sharded else ():

@@ -77,7 +77,7 @@ def at_a_time():
     model = made(init_device_mesh("cpu", (2,)), [Shard(0)])
     optimizer, _ = attached(model, shard_bases=True, out_of_span="keep")
     set_gradients(model, matrices(1))
-    of = step._Step.first, step._Step.second
+    of = step.ShardedStep.first, step.ShardedStep.second
 
     def counting(act):
         def counted(self, index, basis):
@@ -88,11 +88,11 @@ def at_a_time():
 
         return counted
 
-    step._Step.first, step._Step.second = map(counting, of)
+    step.ShardedStep.first, step.ShardedStep.second = map(counting, of)
     try:
         optimizer.step()
     finally:
-        step._Step.first, step._Step.second = of
+        step.ShardedStep.first, step.ShardedStep.second = of
     return most, len(used)
 
 
