@@ -167,34 +167,32 @@ class Sums:
     def __init__(self, bucket_of: Mapping[int, Bucket]) -> None:
         self._bucket_of = bucket_of
         self._parts: dict[int, Tensor] = {}
-        # in the order in which they were filled
-        self._under_way: dict[Bucket, _Sum] = {}
+        self._filling = torch.empty(0)
+        self._under_way: dict[Bucket, dist.Work] = {}
 
     def add(self, index: int, part: Tensor | None) -> None:
         """Take a copy of a part, None for zeros; the last one of a bucket has it sent."""
         bucket = self._bucket_of[index]
         if index == bucket.indices[0]:
             counts = [shape.numel() for shape in bucket.shapes]
-            flat = torch.empty(sum(counts), dtype=bucket.dtype, device=bucket.layout.device)
-            views = [one.view(shape) for one, shape in zip(flat.split(counts), bucket.shapes)]
+            self._filling = torch.empty(sum(counts), dtype=bucket.dtype, device=bucket.layout.device)
+            views = [one.view(shape) for one, shape in zip(self._filling.split(counts), bucket.shapes)]
             self._parts.update(zip(bucket.indices, views))
-            self._under_way[bucket] = _Sum(flat, bucket.layout)
         if part is None:
             self._parts[index].zero_()
         else:
             self._parts[index].copy_(part)
         if index == bucket.indices[-1]:
-            # in every group of ranks the buckets come in this order, whatever other groups each of its ranks is in
-            *earlier, last = self._under_way.values()
-            for one in earlier:
-                one.reach_last()
-            last.begin()
+            # in every group of ranks the buckets come in this order, whatever other groups each of its ranks is in;
+            # sums of sums would come out wrong in any other order of mesh dimensions
+            *before, last = bucket.layout.sum_groups.values()
+            for group in before:
+                dist.all_reduce(self._filling, group=group)
+            self._under_way[bucket] = dist.all_reduce(self._filling, group=last, async_op=True)
+            self._filling = torch.empty(0)
 
     def take(self, index: int) -> Tensor:
-        """Return the sum that a part has gone into, where the ranks communicate; once, for it is not kept.
-
-        The bucket must be full, and the next one as well.
-        """
+        """Return the sum that a part of a full bucket has gone into, where the ranks communicate; once."""
         under_way = self._under_way.pop(self._bucket_of[index], None)
         if under_way is not None:
             under_way.wait()
@@ -206,29 +204,3 @@ class Sums:
             one.wait()
         self._under_way.clear()
         return [self._parts[index] for index in sorted(self._parts)]
-
-
-class _Sum:
-    """A tensor that is summed over one group of ranks of its layout after the other, in place."""
-
-    def __init__(self, flat: Tensor, layout: Layout) -> None:
-        # by mesh dimensions, as all ranks find them: sums of sums would come out wrong in any other order
-        self._flat, self._groups = flat, [*layout.sum_groups.values()]
-        self._work: dist.Work | None = None
-
-    def begin(self) -> None:
-        """Wait for the group that it is in, and begin with another."""
-        if self._work is not None:
-            self._work.wait()
-        self._work = dist.all_reduce(self._flat, group=self._groups.pop(0), async_op=True)
-
-    def reach_last(self) -> None:
-        """Begin with the last group."""
-        while self._groups:
-            self.begin()
-
-    def wait(self) -> None:
-        """Wait for the sum."""
-        self.reach_last()
-        if self._work is not None:
-            self._work.wait()

@@ -16,9 +16,8 @@ class MethodCallback(Callback):
 
         Trainer(callbacks=[MethodCallback(rho=0.5)])
 
-    Give ``bases=FILE`` to resume from a checkpoint. Every ``log_every_n_steps`` the logger has ``handle.scalars()``: of
-    GSR gsr/outside_span, gsr/on_diagonal, gsr/norm_ratio and gsr/skipped_nonfinite. ``handle`` is the handle while and
-    after fitting.
+    Give ``bases=PATH`` to resume from a checkpoint. Every ``log_every_n_steps`` the logger has ``handle.scalars()``.
+    ``handle`` is the handle while and after fitting.
 
     Args:
         method: as for ``attach``.

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from gsr_kernels.optim import Handle, ModelHandle, attach
@@ -21,27 +21,19 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
         attach_to(trainer, rho=0.5)
         attach_to(trainer, [PSLoRA(lam=0.01), OLoRA()])
 
-    The optimizer, its groups and its learning rate are the Trainer's own; under DDP the ranks share the decompositions,
-    under FSDP2 each keeps its shards. Give ``bases=PATH`` to resume from a checkpoint. Every ``logging_steps`` the log
-    has ``handle.scalars()``: of GSR gsr/outside_span, gsr/on_diagonal, gsr/norm_ratio and gsr/skipped_nonfinite.
-
-    A second ``train()`` from the start is another task: the bases are then those of the weights as they are. Methods on
-    a whole model, as those on adapters, are taken off when training ends, and also act on an optimizer that was given
-    as ``optimizers=``.
+    Give ``bases=PATH`` to resume from a checkpoint. Every ``logging_steps`` the log has ``handle.scalars()``. A second
+    ``train()`` from the start is another task: the bases are then those of the weights as they are. Methods on a whole
+    model, as those on adapters, are taken off when training ends.
 
     Args:
-        trainer: before ``train()``. For methods on single weights without an optimizer of its own: to one given as
-            ``optimizers=`` use attach().
+        trainer: before ``train()``, and without ``optimizers=`` where the method is on single weights.
         method: as for ``attach``.
         settings: as for ``attach``; ``record_every`` is ``logging_steps`` by default, under FSDP2 0: the log then has
             gsr/skipped_nonfinite alone.
 
-    Returns:
-        The callback, whose ``handle`` is there once training has begun.
+    Returns the callback, whose ``handle`` is there once training has begun.
 
-    Raises:
-        ValueError: trainer has its optimizer already.
-        TypeError: it trains by DeepSpeed or FSDP1.
+    Raises ValueError where the trainer has its optimizer already, TypeError where it trains by DeepSpeed or FSDP1.
     """
     if trainer.is_deepspeed_enabled:
         raise TypeError(
@@ -103,9 +95,7 @@ class MethodCallback(TrainerCallback):
         """Return the handle's state in the checkpoint that was loaded, if one was."""
         return self._loaded
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Attach to an optimizer that has no handle yet; another training from the start is another task."""
         # a training that failed has not ended
         self._take_off()
@@ -125,18 +115,14 @@ class MethodCallback(TrainerCallback):
         if saved is not None:
             handle.load_state_dict(saved)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Change ``logs`` for the callbacks that follow, and the history that the Trainer has written before."""
         if self.handle is not None and "loss" in logs:
             scalars = self.handle.scalars()
             logs.update(scalars)
             state.log_history[-1].update(scalars)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Give a model and an optimizer that outlive the training back as they were; warn where no step was taken."""
         self._take_off()
         if isinstance(self.handle, Handle) and not any(weight.steps for weight in self.handle.weights):

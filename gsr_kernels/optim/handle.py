@@ -76,11 +76,9 @@ class Handle:
         step.refresh(self.weights)
         step.begun = step.count
         warn_findings(self.weights, step.uncovered(), step.count, unreached)
-        if not reset_moments:
-            return
-        if isinstance(self._optimizer, OwnStep):
+        if reset_moments and isinstance(self._optimizer, OwnStep):
             self._optimizer.reset_moments()
-        else:
+        elif reset_moments:
             self._optimizer.state.clear()
 
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -178,8 +176,9 @@ class Handle:
 
         Raises ValueError, with nothing changed, where a basis is unavailable: the message names the file wanted.
         """
-        state.check_version(saved["format_version"])
-        step = self._step
+        version, step = saved["format_version"], self._step
+        if version > state.FORMAT_VERSION:
+            raise ValueError(f"the state has format {version}, newer than {state.FORMAT_VERSION}: upgrade gsr-kernels")
         path = bases or step.file or step.given
         read = state.load_weight_states(self.weights, saved["weights"], path, saved["bases"] or None)
         # of a checkpoint's task nobody knows the beginning; a round trip within this one changes nothing

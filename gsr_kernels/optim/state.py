@@ -74,12 +74,6 @@ def load_weight_states(
     return bool(found)
 
 
-def check_version(version: int) -> None:
-    """Raises ValueError for state of a newer format than this one."""
-    if version > FORMAT_VERSION:
-        raise ValueError(f"the state has format {version}, newer than {FORMAT_VERSION}: upgrade gsr-kernels")
-
-
 def _find(
     differing: Sequence[Weight],
     saved: Mapping[str, Mapping[str, Any]],
