@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -129,10 +130,7 @@ def _shares(layout: Layout) -> dict[int, slice]:
     """Return what each replica, by its index in the mesh, decomposes of this rank's matrices."""
     block = layout.block()
     replicas = [index for index in range(len(layout.ranks)) if layout.block(index) == block]
-    count, start = block[0][1] - block[0][0], 0
-    shares = {}
-    for i, index in enumerate(replicas):
-        # as even as can be
-        stop = count * (i + 1) // len(replicas)
-        shares[index], start = slice(start, stop), stop
-    return shares
+    count = block[0][1] - block[0][0]
+    # as even as can be
+    bounds = [count * i // len(replicas) for i in range(len(replicas) + 1)]
+    return {index: slice(*bound) for index, bound in zip(replicas, pairwise(bounds))}

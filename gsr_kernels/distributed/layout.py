@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -97,22 +98,21 @@ class Layout:
         Shards are those of ``torch.chunk``: 5 rows on 3 ranks are 2, 2, 1, and 2 rows are 1, 1, 0.
         """
         bounds = [(0, size) for size in self.shape]
-        rest = self.index if index is None else index
-        coordinate = [0] * len(self.placements)
-        for i in reversed(range(len(coordinate))):
-            rest, coordinate[i] = divmod(rest, self.mesh.size(i))
+        sides = [self.mesh.size(i) for i in range(len(self.placements))]
+        coordinate = np.unravel_index(self.index if index is None else index, sides)
         # fully_shard shards what tensor parallelism has sharded already, though it comes first in the mesh
-        for i in sorted(range(len(coordinate)), key=lambda i: split_factor(self.placements[i])):
+        for i in sorted(range(len(sides)), key=lambda i: split_factor(self.placements[i])):
             dim = sharded_dim(self.placements[i])
             if dim is not None:
                 start, stop = bounds[dim]
-                each = -(-(stop - start) // self.mesh.size(i))
-                low = min(start + coordinate[i] * each, stop)
+                each = -(-(stop - start) // sides[i])
+                low = min(start + int(coordinate[i]) * each, stop)
                 bounds[dim] = low, min(low + each, stop)
         return tuple(bounds)
 
+    @cached_property
     def holders(self) -> dict[Block, int]:
-        """Return each block that is not empty, with the first index of the mesh that holds it."""
+        """Each block that is not empty, with the first index of the mesh that holds it."""
         found: dict[Block, int] = {}
         for index in range(len(self.ranks)):
             found.setdefault(self.block(index), index)

@@ -103,10 +103,11 @@ class ShortSide(Scheme):
 
     def rescaled(self, sums: Tensor, kept: Sequence[Tensor], operands: Operands, delta: Tensor) -> Tensor:
         _, U, Vh = operands
-        return U @ kept[0].addcmul_(delta.unsqueeze(-1), Vh)
+        (A,) = kept or (sums,)
+        return U @ A.addcmul(delta.unsqueeze(-1), Vh)
 
 
-class LongSide(Scheme):
+class LongSide(ShortSide):
     """The same of a tall weight sharded in rows: Uᵀ G, ``[.., k, d2]``, is summed."""
 
     first = False
@@ -120,10 +121,6 @@ class LongSide(Scheme):
 
     def diagonal(self, sums: Tensor, operands: Operands) -> Tensor:
         return (sums * operands[2]).sum(-1)
-
-    def rescaled(self, sums: Tensor, kept: Sequence[Tensor], operands: Operands, delta: Tensor) -> Tensor:
-        _, U, Vh = operands
-        return U @ sums.addcmul(delta.unsqueeze(-1), Vh)
 
 
 class Core(Scheme):

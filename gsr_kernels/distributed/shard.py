@@ -59,7 +59,7 @@ def fingerprint_of_shards(shard: Tensor, layout: Layout) -> str:
         return fingerprint(shard)
     block = layout.block()
     # of replicas one counts
-    counts = layout.holders().get(block) == layout.index
+    counts = layout.holders.get(block) == layout.index
     total = bit_sum(shard, [start for start, _ in block], layout.shape) if counts else 0
     # int64 wraps as the sum modulo 2^64 does
     total -= (total >> 63) << 64

@@ -50,7 +50,6 @@ def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None
     Beside it a rank holds no more than one shard that is on its way.
     """
     mesh = layouts[0]
-    blocks = [{index: block for block, index in layout.holders().items()} for layout in layouts]
     whole = None
     if mesh.index < len(layouts):
         layout, shard = layouts[mesh.index], shards[mesh.index]
@@ -58,11 +57,11 @@ def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None
         whole[slices(layout.block())] = shard.to(mesh.device)
     for before, after in _partners(mesh):
         transfers = Transfers(mesh)
-        if before < len(layouts) and _is_lacking(blocks[before].get(mesh.index), layouts[before].block(before)):
+        if before < len(layouts) and _lacks(layouts[before], before, mesh.index):
             transfers.send(before, shards[before])
         target = arriving = None
-        if whole is not None and _is_lacking(blocks[mesh.index].get(after), layout.block()):
-            target = whole[slices(blocks[mesh.index][after])]
+        if whole is not None and _lacks(layout, mesh.index, after):
+            target = whole[slices(layout.block(after))]
             # rows arrive where they belong, columns beside it
             arriving = target if target.is_contiguous() else torch.empty_like(target).contiguous()
             transfers.receive(after, arriving)
@@ -70,6 +69,12 @@ def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None
         if target is not None and arriving is not None and arriving is not target:
             target.copy_(arriving)
     return whole
+
+
+def _lacks(layout: Layout, index: int, other: int) -> bool:
+    """Return whether the rank at an index lacks the block that another holds before all ranks."""
+    block = layout.block(other)
+    return block != layout.block(index) and layout.holders.get(block) == other
 
 
 def scatter(layouts: Sequence[Layout], own: Tensor | None, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
@@ -125,8 +130,3 @@ def _partners(mesh: Layout) -> list[tuple[int, int]]:
     """Return the indices as far before this rank's as the other is after it, nearest first: each rank meets all."""
     count = len(mesh.ranks)
     return [((mesh.index - far) % count, (mesh.index + far) % count) for far in range(1, count)]
-
-
-def _is_lacking(block: Any, own: Any) -> bool:
-    """Return True if a rank that has ``own`` lacks a block that another holds first."""
-    return block is not None and block != own

@@ -43,14 +43,15 @@ class MethodCallback(Callback):
         if self.handle is not None:
             self.handle.remove()
         self._sharded = any(hasattr(parameter, "placements") for parameter in pl_module.parameters())
-        measured = {"record_every": 0 if self._sharded else _interval(trainer)}
+        every: Any = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        measured = {"record_every": 0 if self._sharded else every}
         settings = self.settings if model_methods(self.method) else {**measured, **self.settings}
         self.handle = attach(pl_module, trainer.optimizers[0], self.method, **settings)
         self._resume()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Log."""
-        if self.handle is not None and trainer.global_step % _interval(trainer) == 0:
+        if self.handle is not None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict(self.handle.scalars())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,7 +74,3 @@ class MethodCallback(Callback):
         if self._loaded is not None and isinstance(self.handle, Handle):
             self.handle.load_state_dict(self._loaded)
             self._loaded = None
-
-
-def _interval(trainer: Trainer) -> int:
-    return trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -36,10 +36,6 @@ class FusedStep:
         self._objects: list[object] = []
         self._asked: list[object] = []
 
-    def forget(self) -> None:
-        """Let go of the bases and moments of the last step."""
-        self.__init__()  # type: ignore[misc]
-
     def plan(self, live: Live, groups: Groups, states: Sequence[State]) -> set[int]:
         """Return the ids of the parameters that ``run`` will update."""
         asked: list[object] = [group["maximize"] for group in groups]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -123,26 +124,23 @@ class GSRAdamW(OwnStep, AdamW):
                 raise ValueError("state_dict is not that of an AdamW: it lacks step, exp_avg or exp_avg_sq")
             final.update(given)
 
-        hook, names = (
-            self.register_load_state_dict_pre_hook(look),
-            [group.get("param_names") for group in self.param_groups],
-        )
+        hook = self.register_load_state_dict_pre_hook(look)
+        own = [group["param_names"] for group in self.param_groups]
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
-        ours = [p for group in self.param_groups for p in group["params"]]
-        theirs = [i for group in final["param_groups"] for i in group["params"]]
-        mine = [name for own in names for name in own or ()]
-        saved_as = dict(zip((name for group in final["param_groups"] for name in group.get("param_names", ())), theirs))
-        if len(mine) == len(ours) and saved_as.keys() == set(mine):
+        indices = [i for group in final["param_groups"] for i in group["params"]]
+        theirs = [name for group in final["param_groups"] for name in group.get("param_names", ())]
+        if set(theirs) == set(chain(*own)):
             # the same parameters, perhaps in another order
-            theirs = [saved_as[name] for name in mine]
-            for group, own in zip(self.param_groups, names):
-                group["param_names"] = own
-            self.state.clear()
-        for p, saved in zip(ours, (final["state"].get(i, {}) for i in theirs)):
-            if saved:
+            by_name = dict(zip(theirs, indices))
+            indices = [by_name[name] for name in chain(*own)]
+        self.state.clear()
+        for group, names in zip(self.param_groups, own):
+            group["param_names"] = names
+        for p, i in zip((p for group in self.param_groups for p in group["params"]), indices):
+            if saved := final["state"].get(i):
                 self.state[p] = self._state(p, saved)
 
     @torch._disable_dynamo
@@ -187,12 +185,12 @@ class GSRAdamW(OwnStep, AdamW):
 
     def refreshed(self) -> None:
         """See OwnStep."""
-        self._fused_step.forget()
+        self._fused_step = FusedStep()
         self._masters_agree = False
 
     def reset_moments(self) -> None:
         """See OwnStep. Masters stay: they are values of the parameters."""
-        self._fused_step.forget()
+        self._fused_step = FusedStep()
         masters = {p: {"master": state["master"]} for p, state in self.state.items() if "master" in state}
         self.state.clear()
         self.state.update(masters)

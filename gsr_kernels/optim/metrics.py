@@ -61,11 +61,7 @@ def overview(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 @torch.no_grad()
 def directions(weight: Weight, G: Tensor) -> dict[str, Tensor]:
-    """Return what gradient G does to each singular direction, ``[.., k]`` each; nothing is changed.
-
-    ``sigma``; ``g`` and ``rescaled``, the diagonals of ``Uᵀ G V`` and ``Uᵀ G' V``; ``turn_left`` and ``turn_right``,
-    the norms of the rows of H and K (paper, equation 3): how fast a step of this gradient turns each singular vector.
-    """
+    """Return ``handle.directions()`` for a gradient; nothing is changed."""
     basis = weight.basis.to(G.device)
     split = basis.split(G)
     wide, U, Vh = operands(split, basis)

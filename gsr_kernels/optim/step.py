@@ -217,11 +217,9 @@ class MethodStep:
             if G.device != weight.skipped.device:
                 # the model was moved after attach()
                 weight.move(G.device)
-        bases = [weight.basis for weight, *_ in live]
-        if not any(weight.offloaded for weight, *_ in live):
-            self._rewrite_part(method, live, bases, scale)
-            return
-        for part, several in visits(bases, [G.device for *_, G in live]):
+        bases, offloaded = [weight.basis for weight, *_ in live], any(weight.offloaded for weight, *_ in live)
+        parts = visits(bases, [G.device for *_, G in live]) if offloaded else [(slice(None), bases)]
+        for part, several in parts:
             self._rewrite_part(method, live[part], several, scale)
 
     def _rewrite_part(self, method: Method, live: Live, bases: list[SpectralBasis], scale: Tensor | None) -> None:
