@@ -169,7 +169,8 @@ def local_gradient(name: str, parameter: Tensor) -> Tensor | None:
     """Return this rank's shard of a parameter's gradient, by reference; None where it has none.
 
     Partial sums, as a sharded input leaves them to a replicated weight, are first redistributed to the parameter's
-    placement. Raises RuntimeError, by the parameter's name, for any other placement.
+    placement. Expanded ones, of which one element stands for several, are written in full. Raises RuntimeError, by the
+    parameter's name, for any other placement.
     """
     gradient = parameter.grad
     if gradient is None:
@@ -182,4 +183,6 @@ def local_gradient(name: str, parameter: Tensor) -> Tensor | None:
                 "optimizer.step()"
             )
         gradient = parameter.grad = gradient.redistribute(placements=expected)  # type: ignore[attr-defined]
+    elif placed is None and gradient.layout == torch.strided and 0 in gradient.stride():
+        gradient = parameter.grad = gradient.contiguous()
     return local(gradient)

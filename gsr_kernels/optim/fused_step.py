@@ -40,7 +40,8 @@ class FusedStep:
         """Return the ids of the parameters that ``run`` will update."""
         asked: list[object] = [group["maximize"] for group in groups]
         objects: list[object] = []
-        for (weight, p, _, G), state in zip(live, states):
+        for (weight, G), state in zip(live, states):
+            p = weight.parameter
             asked.append((p.dtype, p.stride(), G.dtype, G.layout, G.device))
             objects += weight, weight.basis, weight.skipped, p, state["exp_avg"], state["exp_avg_sq"], state["step"]
             objects.append(state.get("master"))
@@ -48,7 +49,8 @@ class FusedStep:
         if not same or not all(map(is_, objects, self._objects)):
             self._fused, self._launches = set(), []
             together: dict[tuple[GSR, torch.device], Launch] = {}
-            for (weight, p, _, G), state in zip(live, states):
+            for (weight, G), state in zip(live, states):
+                p = weight.parameter
                 moments = None if groups[weight.place[0]]["maximize"] else _moments(weight, p, G, state)
                 if moments is not None:
                     method: GSR = weight.method  # type: ignore[assignment]

@@ -165,15 +165,15 @@ class GSRAdamW(OwnStep, AdamW):
         fused: set[int] = set()
         rewritten: dict[int, Weight] = {}
         if method is not None and live is not None:
-            states = [self._state_of(p) for _, p, _, _ in live]
+            states = [self._state_of(weight.parameter) for weight, _ in live]
             if not self._masters_agree:
                 self._agree()
             if not method.whole_gradients:
                 fused = self._fused_step.plan(live, self.param_groups, states)
-            live = [one for one in live if id(one[1]) not in fused] if fused else live
+            live = [one for one in live if id(one[0].parameter) not in fused] if fused else live
             if live or not fused:
                 method.rewrite(live)
-            rewritten = {id(p): weight for weight, p, _, _ in live}
+            rewritten = {id(weight.parameter): weight for weight, _ in live}
         if fused:
             self._fused_step.run(self.param_groups, **scaler)
         for group in self.param_groups:

@@ -26,10 +26,7 @@ WARNINGS = {
         "{count} of {total} matched weights have had no gradient at any step ({names}): they are frozen, unused, or "
         "gradients are set to None before optimizer.step()"
     ),
-    "coverage": (
-        "only {coverage:.1%} of the trainable parameters are under the method; print(handle) says what was skipped and "
-        "why"
-    ),
+    "coverage": "only {coverage:.1%} of the trainable parameters are under the method: print(handle) says why",
     "changed": (
         "{count} weights have changed between attach() and the first step ({names}): the bases are those from before. "
         "Load or convert a model before attach(), or call handle.refresh()"
@@ -39,9 +36,7 @@ WARNINGS = {
         "({names}): these are decomposed anew. To resume within a task, load the checkpoint's optimizer or handle "
         "state before the first step"
     ),
-    "added": (
-        "bases: {file} lacks {count} of the matched weights ({names}): they were decomposed now and are added to it"
-    ),
+    "added": "bases: {file} lacks {count} of the matched weights ({names}): decomposed now, and added to it",
     "missing": (
         "bases: {file} lacks {count} of the matched weights ({names}): they were decomposed now and are in no file: "
         "handle.save_bases(path) keeps all, which a resume will need"
@@ -54,10 +49,7 @@ WARNINGS = {
         "the optimizer's state came from a checkpoint that holds nothing for the method; the bases are those of the "
         "weights in attach(). To resume within a task, load handle.state_dict() as well"
     ),
-    "settings": (
-        "the checkpoint was made with {method}, and this run goes on with the settings given to attach() ({count} "
-        "weights differ)"
-    ),
+    "settings": "the checkpoint was made with {method}, this run goes on with attach()'s settings ({count} weights)",
     "pinned": (
         '{names} {what}: "drop" confines them to the directions that they have now. If they are new, leave them out by '
         'targets=, or use out_of_span="keep"'
@@ -101,13 +93,7 @@ def warn(kind: str, names: Sequence[str] = (), **details: object) -> str:
 
 
 def warn_findings(weights: Sequence[Weight], uncovered: Sequence[str], steps: int, unreached: bool) -> list[str]:
-    """Warn of all that is silently wrong, and return the warnings.
-
-    Args:
-        uncovered: matrices that began to train after attach().
-        steps: those that the method has seen.
-        unreached: whether weights move, or should, in none of them.
-    """
+    """Warn of matrices that began to train after attach(), weights without gradients, steps without the method."""
     idle = [weight.name for weight in weights if not weight.steps] if steps else []
     found = [warn("unreached")] if unreached else []
     found += [warn("uncovered", uncovered)] if uncovered else []

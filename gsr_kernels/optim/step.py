@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.agreement import all_ranks_agree
-from gsr_kernels.distributed.layout import Layout, local, local_gradient
+from gsr_kernels.distributed.layout import Layout, local_gradient
 from gsr_kernels.distributed.step import ShardedStep
 from gsr_kernels.methods import Method
 from gsr_kernels.offload import visits
@@ -23,8 +23,8 @@ from gsr_kernels.optim.report import warn, warn_findings
 from gsr_kernels.optim.targets import FROZEN, NOT_HELD, Target
 from gsr_kernels.weight import Weight, origin
 
-# weights that have a gradient, each with its parameter and what this rank holds of parameter and gradient
-Live = list[tuple[Weight, Tensor, Tensor, Tensor]]
+# weights that have a gradient, each with what this rank holds of it
+Live = list[tuple[Weight, Tensor]]
 
 
 class OwnStep(Optimizer):
@@ -83,8 +83,10 @@ class MethodStep:
 
     def begin(self) -> Live | None:
         """Return the weights that have a gradient, or None where the step is a rehearsal."""
-        live = self._collect()
-        self.rehearsed = is_rehearsal(self.optimizer, [G for *_, G in live], self.meshes)
+        self._check_held(self.weights)
+        found = [(weight, local_gradient(weight.name, weight.parameter)) for weight in self.weights]
+        live = [(weight, G) for weight, G in found if G is not None]
+        self.rehearsed = is_rehearsal(self.optimizer, [G for _, G in live], self.meshes)
         if self.rehearsed:
             return None
         self.decompose_stale()
@@ -105,14 +107,14 @@ class MethodStep:
         scale = getattr(self.optimizer, "grad_scale", None)
         # which way a step goes decides which directions are minor: ascent along G is descent along -G
         groups = self.optimizer.param_groups
-        rising = [G for weight, _, _, G in live if groups[weight.place[0]].get("maximize")]
+        rising = [G for weight, G in live if groups[weight.place[0]].get("maximize")]
         _negate(rising)
         # under autocast the products would be taken in 16 bits, or refused
         with torch.autocast(self._kind, enabled=False), ExitStack() as after:
             after.callback(_negate, rising)
             whole = [one for one in live if one[0] not in self._split_over_ranks] if self._sharded else live
             if self._sharded:
-                of = {id(weight): G for weight, _, _, G in live}
+                of = {id(weight): G for weight, G in live}
                 check = (lambda sums: self._check_finite(whole, sums)) if self.strict else None
                 if self._sharded_step is None or not self._sharded_step.fits():
                     self._sharded_step = ShardedStep(self._sharded)
@@ -177,20 +179,6 @@ class MethodStep:
                     names.append(late.get(p, f"{'x'.join(map(str, p.shape))} in group {i}"))
         return names
 
-    def _collect(self) -> Live:
-        self._check_held(self.weights)
-        live = Live()
-        for weight in self.weights:
-            p = weight.parameter
-            G = local_gradient(weight.name, p)
-            if G is None:
-                continue
-            if G is p.grad and G.layout == torch.strided and 0 in G.stride():
-                # one element stands for several, and cannot be written as several
-                G = p.grad = G.contiguous()
-            live.append((weight, p, local(p), G))
-        return live
-
     def _check_held(self, weights: Sequence[Weight]) -> None:
         """Raise RuntimeError where the optimizer holds another parameter in place of a weight, or it was re-sharded."""
         groups = [group["params"] for group in self.optimizer.param_groups]
@@ -211,28 +199,29 @@ class MethodStep:
             )
 
     def _transform(self, method: Method, live: Live, scale: Tensor | None) -> None:
-        for weight, _, _, G in live:
+        for weight, G in live:
             if G.layout != torch.strided:
                 raise TypeError(f"the gradient of {weight.name} is sparse: build the layer with sparse=False")
             if G.device != weight.skipped.device:
                 # the model was moved after attach()
                 weight.move(G.device)
-        bases, offloaded = [weight.basis for weight, *_ in live], any(weight.offloaded for weight, *_ in live)
-        parts = visits(bases, [G.device for *_, G in live]) if offloaded else [(slice(None), bases)]
+        bases, offloaded = [weight.basis for weight, _ in live], any(weight.offloaded for weight, _ in live)
+        parts = visits(bases, [G.device for _, G in live]) if offloaded else [(slice(None), bases)]
         for part, several in parts:
             self._rewrite_part(method, live[part], several, scale)
 
     def _rewrite_part(self, method: Method, live: Live, bases: list[SpectralBasis], scale: Tensor | None) -> None:
         record = bool(self.record_every) and (self.count - 1) % self.record_every == 0
-        gradients = [basis.split(G) for basis, (*_, G) in zip(bases, live)]
-        matrices = [basis.split(W) for basis, (_, _, W, _) in zip(bases, live)]
+        weights = [weight for weight, _ in live]
+        gradients = [basis.split(G) for basis, (_, G) in zip(bases, live)]
+        matrices = [basis.split(weight.held) for basis, weight in zip(bases, weights)]
         before = [measure_before(G, basis) for G, basis in zip(gradients, bases)] if record else []
-        finite = method.transform(gradients, matrices, bases, [weight.state for weight, *_ in live], scale)
-        for (weight, *_), flags in zip(live, finite):
+        finite = method.transform(gradients, matrices, bases, [weight.state for weight in weights], scale)
+        for weight, flags in zip(weights, finite):
             weight.steps += 1
             weight.finite = flags
-        _count_skipped([weight for weight, *_ in live], finite)
-        for (weight, *_), G, measured, flags in zip(live, gradients, before, finite):
+        _count_skipped(weights, finite)
+        for weight, G, measured, flags in zip(weights, gradients, before, finite):
             fresh, ok = measure_after(G, measured), flags.all()
             # what was measured of NaN would blank every mean: the last finite record stays, zeros before there is one
             last = weight.measures or {key: torch.zeros_like(value) for key, value in fresh.items()}
@@ -243,7 +232,7 @@ class MethodStep:
 
         Before any is rewritten, so that the one at fault can be repaired and the step taken again; on every rank.
         """
-        found = [*((weight, G) for weight, *_, G in live), *zip(self._sharded, sums)]
+        found = [*live, *zip(self._sharded, sums)]
         faulty = [weight.name for weight, G in found if not G.isfinite().all()]
         if not all_ranks_agree(not faulty, self.meshes):
             name = faulty[0] if faulty else "a weight on another rank"

@@ -65,8 +65,7 @@ def find_targets(
     modules are named as their authors name them. The types of a model's modules only ever leave out more.
 
     Args:
-        model: names are its parameters', without the prefixes of torch.compile and other wrappers. Or its named
-            parameters alone.
+        model: or its named parameters; names lose the prefixes of torch.compile and other wrappers.
         targets: "all-linear": the linear matrices of the repeated layers (nn.Linear, transformers' Conv1D,
             MultiheadAttention's projections with q, k and v apart) and packed experts. Heads over labels or tokens,
             embeddings, routers and what lies outside the repeated layers are left to the optimizer. Else a regular
