@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.agreement import all_ranks_agree
-from gsr_kernels.distributed.layout import Layout, local_gradient
+from gsr_kernels.distributed.layout import Layout, local, local_gradient
 from gsr_kernels.distributed.step import ShardedStep
 from gsr_kernels.methods import Method
 from gsr_kernels.offload import visits
@@ -134,7 +134,7 @@ class MethodStep:
         overflow = getattr(self.optimizer, "found_inf", None) if self._constraining else None
         if overflow is None or not overflow.item():
             for weight in self._constraining:
-                W = weight.held
+                W = local(weight.parameter)
                 with torch.autocast(self._kind, enabled=False):
                     weight.method.constrain(weight.basis.split(W), weight.basis.to(W.device), weight.state)
         if self.refresh_every:
@@ -214,7 +214,7 @@ class MethodStep:
         record = bool(self.record_every) and (self.count - 1) % self.record_every == 0
         weights = [weight for weight, _ in live]
         gradients = [basis.split(G) for basis, (_, G) in zip(bases, live)]
-        matrices = [basis.split(weight.held) for basis, weight in zip(bases, weights)]
+        matrices = [basis.split(local(weight.parameter)) for basis, weight in zip(bases, weights)]
         before = [measure_before(G, basis) for G, basis in zip(gradients, bases)] if record else []
         finite = method.transform(gradients, matrices, bases, [weight.state for weight in weights], scale)
         for weight, flags in zip(weights, finite):
