@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -35,21 +36,13 @@ def read_layouts(model: object, parameters: Mapping[str, Tensor]) -> dict[str, L
 
 
 def check_same_parameters(model: nn.Module | Mapping[str, nn.Parameter], held: set[Tensor]) -> None:
-    """Raise ValueError, on all ranks, where their optimizers hold different parameters of a model that they share."""
-    replicas = _replicas(model)
-    meshes: dict[tuple[int, ...], tuple[Layout, list[str]]] = {}
-    for name, parameter in model.items() if isinstance(model, Mapping) else model.named_parameters():
-        mesh = getattr(parameter, "device_mesh", replicas[0] if replicas else None)
-        if mesh is not None:
-            layout = Layout(parameter.shape, mesh)
-            names = meshes.setdefault(tuple(sorted(layout.ranks)), (layout, []))[1]
-            names += [name] * (parameter in held)
-    # in one order on all ranks, since groups may overlap
-    for ranks in sorted(meshes):
-        layout, names = meshes[ranks]
+    """Raise ValueError, on all ranks, where the optimizers of DDP's replicas hold different parameters."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        names = [name for name, parameter in model.named_parameters() if parameter in held]
+        layout = Layout(torch.Size(), *_replicas(model))
         if not equal_on_all_ranks(names, [layout]):
             raise ValueError(
-                f"optimizer: the ranks {list(ranks)} hold different parameters in theirs, this one {len(names)} "
+                f"optimizer: the ranks {layout.ranks} hold different parameters in theirs, this one {len(names)} "
                 f"({some(names)}), as inside ZeroRedundancyOptimizer: give attach() the outer optimizer, or shard by "
                 "fully_shard"
             )
@@ -85,9 +78,8 @@ def shard_placement_fn(parameter: nn.Parameter, mesh: DeviceMesh | None = None) 
     """Shard matrices along their short side, where "drop" is free of traffic: ``fully_shard(shard_placement_fn=…)``.
 
     The price is memory: every rank then holds the long factor of the basis whole. Returns None, fully_shard's own
-    choice of the first dimension, where that is the short side; where the ranks do not divide the second, which
-    fully_shard refuses; where tensor parallelism has sharded the long side, and the short one would save nothing; and
-    for experts, which are then sharded into whole matrices.
+    choice of the first dimension, where that is the short side, where the ranks do not divide the second, where tensor
+    parallelism has sharded the long side, and for experts, which are then sharded into whole matrices.
 
     Args:
         mesh: that of fully_shard, by ``functools.partial(shard_placement_fn, mesh=mesh)``; of two dimensions (HSDP)

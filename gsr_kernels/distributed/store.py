@@ -30,8 +30,8 @@ from gsr_kernels.weight import Weight
 ENTRIES = "entries"
 
 
-def read_shared(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
-    """Return this rank's shards of the stored bases that have the shape of their weight, by name.
+def read_shared(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis | None]:
+    """Return this rank's shards of the stored bases by name, None where one has not the shape of its weight.
 
     Raises FileNotFoundError where there is neither file nor directory, ValueError where it is damaged, of another kind,
     or was not written to its end; where it does so on one rank, RuntimeError on the others.
@@ -86,12 +86,8 @@ def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settin
             if path.exists():
                 _remove(old)
                 path.rename(old)
-            try:
-                partial.rename(path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
-                raise
+            # readers find the old ones until the new ones stand there
+            partial.rename(path)
             _remove(old)
         finally:
             os.close(folder)
@@ -107,7 +103,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read_directory(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
+def _read_directory(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis | None]:
     with _damage_named(path):
         stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         header = {ENTRIES: torch.empty(stored[ENTRIES].size, dtype=torch.uint8)}  # type: ignore[union-attr]
@@ -151,12 +147,13 @@ def _damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-def _read_file(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
-    found = {}
+def _read_file(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis | None]:
+    found: dict[str, SpectralBasis | None] = {}
     for weight in weights:
         # of one weight at a time the whole factors, where a rank keeps shards of them
         for basis in load_bases(path, [weight.name]).values():
             shapes = {factor: getattr(basis, factor).shape for factor in FACTORS}
+            found[weight.name] = None
             if _fits(weight, shapes, basis.head_dim):
                 factors = {
                     factor: getattr(basis, factor)[slices(layout.block())].clone()

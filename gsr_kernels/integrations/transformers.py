@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
@@ -80,16 +79,15 @@ class MethodCallback(TrainerCallback):
         self.handle: Handle | ModelHandle | None = None
         self._method, self._settings = method, settings
         self._loaded: Any = None
-        self._watching: RemovableHandle | None = None
 
     def watch(self, optimizer: Optimizer) -> None:
         """Keep what a checkpoint of the optimizer holds, until there is a handle for it."""
-        if self._watching is not None:
-            self._watching.remove()
+
+        def keep(_: Optimizer, saved: dict[str, Any]) -> None:
+            self._loaded = saved.get(KEY)
+
         self._loaded = None
-        self._watching = innermost(optimizer).register_load_state_dict_pre_hook(
-            lambda _, saved: setattr(self, "_loaded", saved.get(KEY))
-        )
+        innermost(optimizer).register_load_state_dict_pre_hook(keep)
 
     def resumed(self, state: TrainerState) -> Any:
         """Return the handle's state in the checkpoint that was loaded, if one was."""

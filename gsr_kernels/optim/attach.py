@@ -219,11 +219,7 @@ def attach(
 
 
 def _fill(weights: list[Weight], path: str | None, there: bool) -> tuple[list[Weight], list[Weight], list[Weight]]:
-    """Give the weights their bases, those of the file where it has any of their shape.
-
-    Returns the weights that a file which is there lacks, those of which it holds another basis, of another rank, say,
-    and those whose basis there was taken from other values than they have.
-    """
+    """Give the weights their bases, of the file or new; return those that it lacks, has otherwise, or of old values."""
     file = stored_bases(path, weights) if path is not None and there else {}
     if there and not file:
         raise ValueError(f"bases: {path} holds none of the matched weights, as another model's; name another file")

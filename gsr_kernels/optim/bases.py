@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -63,8 +63,11 @@ def prepare(weights: Sequence[Weight], bases: Sequence[SpectralBasis]) -> list[S
         return [weight.method.prepare(weight.name, B.split(weight.held), B) for weight, B in zip(weights, bases)]
 
 
-def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis]:
-    """Return the bases of these weights in a file or a directory of parts, by name; raises as ``load_bases``."""
+def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> Mapping[str, SpectralBasis | None]:
+    """Return the bases of these weights in a file or a directory of parts, by name; None for one of another shape.
+
+    Raises as ``load_bases``.
+    """
     path = Path(path)
     if not path.exists() and before(path).exists():
         path = before(path)

@@ -85,13 +85,7 @@ class GSRAdamW(OwnStep, AdamW):
         super().__init__(groups, lr, betas, eps, weight_decay, maximize=maximize, capturable=capturable, fused=True)
         settings: dict[str, Any] = {"targets": targets, "out_of_span": out_of_span, "bases": bases}
         settings |= {"randomized": randomized, "shard_bases": shard_bases}
-        handle = attach(model, self, method, rho=rho, rank=rank, **settings)
-        constraining = [one for one in handle.methods if one.constrains]
-        if master_weights and constraining:
-            handle.remove()
-            raise ValueError(
-                f"master_weights: {type(constraining[0]).__name__} corrects the weights, not their masters"
-            )
+        attach(model, self, method, rho=rho, rank=rank, **settings)
         self._built = True
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.checks import is_integer
 from gsr_kernels.distributed.agreement import on_rank0
 from gsr_kernels.distributed.layout import local_gradient
 from gsr_kernels.io.bases_file import save_bases
@@ -21,7 +22,7 @@ from gsr_kernels.methods import Method
 from gsr_kernels.optim import state
 from gsr_kernels.optim.metrics import directions, overview, summarize
 from gsr_kernels.optim.report import describe, summary, warn, warn_findings
-from gsr_kernels.optim.step import MethodStep, OwnStep, act_on_gradients
+from gsr_kernels.optim.step import MethodStep, OwnStep, hook_before_steps
 from gsr_kernels.optim.supported import innermost
 
 # the handle of an optimizer by its id, so that none is given two; a handle lives as long as its optimizer
@@ -51,15 +52,12 @@ class Handle:
 
     @property
     def refresh_every(self) -> int:
-        """Steps between two refreshes of a weight within the task, a few weights a step so that none stalls; 0: none.
-
-        Raises ValueError where it is set to a negative number, or none.
-        """
+        """Steps between two refreshes of a weight within a task, a few weights a step so that none stalls; 0: none."""
         return self._step.refresh_every
 
     @refresh_every.setter
     def refresh_every(self, every: int) -> None:
-        if not isinstance(every, int) or isinstance(every, bool) or every < 0:
+        if not is_integer(every) or every < 0:
             raise ValueError(f"refresh_every must be the steps between two refreshes, or 0 for none, got {every!r}")
         self._step.refresh_every = every
 
@@ -238,7 +236,7 @@ class Handle:
         if isinstance(optimizer, OwnStep):
             optimizer.method_step = self._step
         else:
-            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(hook_before_steps(optimizer, self._transform))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         attached[id(optimizer)] = self
 
@@ -250,11 +248,6 @@ class Handle:
             self.load_state_dict(saved[state.KEY])
         else:
             self._step.unconfirmed = not self._step.count
-
-    # under torch.compile the steps of a method run as they are: traced, they would be taken while tracing as well
-    @torch._disable_dynamo
-    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
-        return act_on_gradients(self._transform, args, kwargs)
 
     def _transform(self) -> None:
         with torch.no_grad():

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gsr_kernels.methods.base import part
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
-from gsr_kernels.optim.step import act_on_gradients, is_rehearsal
+from gsr_kernels.optim.step import hook_before_steps, is_rehearsal
 from gsr_kernels.optim.supported import innermost
 
 
@@ -38,11 +38,7 @@ class ModelHandle:
             self._hooks += [*([_before_steps(bound, self._optimizer)] if bound.acts else []), *bound.watch()]
 
     def start_task(self, batches: Iterable[Any], loss: Loss) -> None:
-        """Begin a task where a method needs some of its data (EBLoRA).
-
-        Args:
-            batches: some of the task's.
-            loss: ``loss(model, batch)``.
+        """Begin a task where a method needs some of its batches, and ``loss(model, batch)`` (EBLoRA).
 
         Raises ValueError where the data is unusable; nothing has changed then.
         """
@@ -113,9 +109,4 @@ def _before_steps(bound: BoundMethod, optimizer: Optimizer) -> RemovableHandle:
             with torch.no_grad(), torch.autocast(gradients[0].device.type, enabled=False):
                 bound.act(optimizer)
 
-    # under torch.compile a method runs as it is: traced, it would act while tracing as well
-    @torch._disable_dynamo
-    def before_step(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        return act_on_gradients(act, args, kwargs)
-
-    return optimizer.register_step_pre_hook(before_step)
+    return hook_before_steps(optimizer, act)

@@ -101,11 +101,7 @@ def warn_findings(weights: Sequence[Weight], uncovered: Sequence[str], steps: in
 
 
 def warn_pinned(bases: Mapping[str, SpectralBasis]) -> None:
-    """Warn of weights that whole bases under "drop" confine to the few directions that they were drawn with.
-
-    "drop" leaves a wide weight's rows in the span that they have now, which suits a pretrained layer and not one of few
-    rows. A zero weight has no directions of its own.
-    """
+    """Warn of weights that whole bases under "drop" confine to the few directions that they were drawn with."""
     few = [name for name, basis in bases.items() if basis.rank * FEW <= max(basis.shape[-2:])]
     zero = [name for name, basis in bases.items() if not basis.S.any()]
     for names, what in ((few, f"have sides that differ {FEW} times or more"), (zero, "are zero")):

@@ -83,8 +83,9 @@ def _find(
     names = [weight.name for weight in differing]
     layouts = [weight.scheme.layout for weight in differing]
     there = path is not None and all_ranks_agree(is_stored(path), layouts)
-    found = stored_bases(path, differing) if names and path is not None and there else {}
-    missing = [name for name in names if name not in found or not _same(found[name], saved[name])]
+    stored = stored_bases(path, differing) if names and path is not None and there else {}
+    found = {name: basis for name, basis in stored.items() if basis is not None and _same(basis, saved[name])}
+    missing = [name for name in names if name not in found]
     if not all_ranks_agree(not missing, layouts):
         missing = missing or names
         source = f"in {wanted}" if wanted else "in no file: call handle.save_bases(path) before saving a checkpoint"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.agreement import all_ranks_agree
@@ -73,7 +74,6 @@ class MethodStep:
         self._kind = self.weights[0].skipped.device.type
         self._sharded = [weight for weight in self.weights if not weight.whole]
         self._sharded_step: ShardedStep | None = None
-        self._split_over_ranks = set(self._sharded)
         self._constraining = [weight for weight in self.weights if weight.method.constrains]
         # what attach() met: anything else in the optimizer came later
         held = (p for group in self.optimizer.param_groups for p in group["params"])
@@ -112,7 +112,7 @@ class MethodStep:
         # under autocast the products would be taken in 16 bits, or refused
         with torch.autocast(self._kind, enabled=False), ExitStack() as after:
             after.callback(_negate, rising)
-            whole = [one for one in live if one[0] not in self._split_over_ranks] if self._sharded else live
+            whole = [one for one in live if one[0].whole] if self._sharded else live
             if self._sharded:
                 of = {id(weight): G for weight, G in live}
                 check = (lambda sums: self._check_finite(whole, sums)) if self.strict else None
@@ -239,26 +239,27 @@ class MethodStep:
             raise FloatingPointError(f"the gradient of {name} holds NaN or Inf; nothing was changed")
 
 
-def act_on_gradients(
-    act: Callable[[], None], args: tuple, kwargs: dict[str, Any]
-) -> tuple[tuple, dict[str, Any]] | None:
-    """Call ``act`` in a hook before an optimizer step, or have the closure call it: the gradients come from there.
+def hook_before_steps(optimizer: Optimizer, act: Callable[[], None]) -> RemovableHandle:
+    """Have ``act`` called before every step, of one with a closure after it: the gradients come from there."""
 
-    Returns the step's arguments where they have changed.
-    """
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if closure is None:
-        act()
-        return None
+    # under torch.compile it runs as it is: traced, it would act while tracing as well
+    @torch._disable_dynamo
+    def before_step(_: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            act()
+            return None
 
-    def closure_then_act() -> Any:
-        loss = closure()
-        act()
-        return loss
+        def closure_then_act() -> Any:
+            loss = closure()
+            act()
+            return loss
 
-    if "closure" in kwargs:
-        return args, {**kwargs, "closure": closure_then_act}
-    return (args[0], closure_then_act, *args[2:]), kwargs
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closure_then_act}
+        return (args[0], closure_then_act, *args[2:]), kwargs
+
+    return optimizer.register_step_pre_hook(before_step)
 
 
 def is_rehearsal(optimizer: Optimizer, gradients: Sequence[Tensor], meshes: Sequence[Layout] = ()) -> bool:

@@ -73,6 +73,19 @@ def test_a_file_of_some_weights_is_completed_and_resumes(tmp_path):
     assert_same_weights(model, again)
 
 
+def test_replicas_leave_what_a_file_holds_of_another_shape(tmp_path):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for settings in ({}, {"heads": {"1": 2}}):
+            model = nn.parallel.DistributedDataParallel(make_model())
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            handle = attach(model, optimizer, rho=0.5, bases=tmp_path / "bases.safetensors", **settings)
+            assert bool(handle.state_dict()["bases"]) == (not settings)
+        assert load_bases(tmp_path / "bases.safetensors")["1.weight"].head_dim is None
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_method_that_corrects_weights_is_refused_16_bits():
     model = nn.Linear(8, 8).bfloat16()
     with pytest.raises(ValueError, match=r"OSF corrects weights.*float32 weights under bfloat16 autocast"):
