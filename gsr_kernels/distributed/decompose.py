@@ -36,9 +36,13 @@ def decompose_shared(weights: Sequence[Weight]) -> list[SpectralBasis]:
     all_ranks_agree(True, layouts)
     with progress("singular bases", sum(costs), shown=dist.get_rank() == 0) as bar:
         for index, weight in enumerate(weights):
-            if is_from_shards(weight) or _has_whole_experts(weight):
-                bases[index] = (basis_from_shards if is_from_shards(weight) else _basis_of_experts)(weight)
-                bar.update(costs[index])
+            layout = layouts[index]
+            if is_from_shards(weight):
+                bases[index] = basis_from_shards(weight)
+            elif len(layout.shape) > 2 and not layout.shards_matrices and not weight.method.basis_kind:
+                # several matrices, each whole on its rank, that can be decomposed one apart from another
+                bases[index] = _basis_of_experts(weight)
+        bar.update(sum(costs[index] for index in bases))
         others = [index for index in range(len(weights)) if index not in bases]
         for indices in _rounds(others, [layouts[index].ranks for index in others], costs):
             bases.update(zip(indices, _round([weights[index] for index in indices])))
@@ -84,12 +88,6 @@ def _round(weights: Sequence[Weight]) -> list[SpectralBasis]:
         as_shard(layout, factors_of_one, **one["metadata"]).to(shard.device)
         for layout, shard, factors_of_one, one in zip(layouts, shards, own, described)
     ]
-
-
-def _has_whole_experts(weight: Weight) -> bool:
-    """Return True for several matrices, each whole on its rank, that can be decomposed one apart from another."""
-    layout = weight.scheme.layout
-    return len(layout.shape) > 2 and not layout.shards_matrices and not weight.method.basis_kind
 
 
 def _basis_of_experts(weight: Weight) -> SpectralBasis:

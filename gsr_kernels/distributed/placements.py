@@ -83,8 +83,7 @@ def shard_placement_fn(parameter: nn.Parameter, mesh: DeviceMesh | None = None) 
 
     Args:
         mesh: that of fully_shard, by ``functools.partial(shard_placement_fn, mesh=mesh)``; of two dimensions (HSDP)
-            the second shards. None: all ranks together, which is safe on any mesh and on a smaller one may leave rows
-            sharded that need not be.
+            the second shards. None: all ranks together, safe on any mesh.
     """
     from torch.distributed.tensor import Shard
 

@@ -42,11 +42,9 @@ class Bucket:
 def make_buckets(
     layouts: Sequence[Layout], shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype], sizes: Sequence[int]
 ) -> list[Bucket]:
-    """Return the buckets of the parts of sums of tensors with these layouts.
+    """Return the buckets of the parts of sums of tensors with these layouts, shapes and dtypes.
 
-    Args:
-        shapes, dtypes: of each part on this rank.
-        sizes: bytes that each counts for, the same on every rank whatever it holds: all must fill their buckets alike.
+    ``sizes``: bytes that each counts for, the same on every rank whatever it holds: all must fill their buckets alike.
     """
     # of one mesh, sharded by the same groups: ranks of one need not have the weights of another
     before: dict[object, int] = {}

@@ -33,8 +33,7 @@ ENTRIES = "entries"
 def read_shared(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis | None]:
     """Return this rank's shards of the stored bases by name, None where one has not the shape of its weight.
 
-    Raises FileNotFoundError where there is neither file nor directory, ValueError where it is damaged, of another kind,
-    or was not written to its end; where it does so on one rank, RuntimeError on the others.
+    Raises as ``load_bases``; where it does so on one rank, RuntimeError on the others.
     """
     read = _read_directory if Path(path).is_dir() else _read_file
     return run_on_all_ranks(lambda: read(path, weights), [weight.scheme.layout for weight in weights])
@@ -43,9 +42,8 @@ def read_shared(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict
 def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settings: Mapping[str, str]) -> None:
     """Write the bases of all weights to a directory, which appears whole or not at all; every rank must call it.
 
-    Of two groups of ranks that write to one path at once the later one's stay. Raises FileNotFoundError where the
-    folder around it is not there, ValueError where no mesh holds the ranks of all weights, RuntimeError where one rank
-    cannot write.
+    Of two groups that write to one path at once the later one's stay. Raises FileNotFoundError where its folder is not
+    there, ValueError where no mesh holds the ranks of all weights, RuntimeError where one rank cannot write.
     """
     path = Path(path).absolute()
     layouts = [weight.scheme.layout for weight in weights]

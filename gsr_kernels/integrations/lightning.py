@@ -43,8 +43,7 @@ class MethodCallback(Callback):
         if self.handle is not None:
             self.handle.remove()
         self._sharded = any(hasattr(parameter, "placements") for parameter in pl_module.parameters())
-        every: Any = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        measured = {"record_every": 0 if self._sharded else every}
+        measured = {"record_every": 0 if self._sharded else trainer.log_every_n_steps}  # type: ignore[attr-defined]
         settings = self.settings if model_methods(self.method) else {**measured, **self.settings}
         self.handle = attach(pl_module, trainer.optimizers[0], self.method, **settings)
         self._resume()

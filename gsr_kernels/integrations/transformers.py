@@ -96,7 +96,7 @@ class MethodCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Attach to an optimizer that has no handle yet; another training from the start is another task."""
         # a training that failed has not ended
-        self._take_off()
+        self.on_train_end(args, state, control)
         optimizer = kwargs["optimizer"]
         model: Any = self.trainer.model
         if model_methods(self._method):
@@ -122,13 +122,10 @@ class MethodCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Give a model and an optimizer that outlive the training back as they were; warn where no step was taken."""
-        self._take_off()
-        if isinstance(self.handle, Handle) and not any(weight.steps for weight in self.handle.weights):
-            self.handle.doctor()
-
-    def _take_off(self) -> None:
         if isinstance(self.handle, ModelHandle):
             self.handle.remove()
+        elif self.handle is not None and not any(weight.steps for weight in self.handle.weights):
+            self.handle.doctor()
 
 
 class ShardedMethodCallback(MethodCallback, ExportableState):

@@ -36,7 +36,7 @@ from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.model_handle import ModelHandle, model_methods
 from gsr_kernels.optim.report import summary, warn, warn_pinned
 from gsr_kernels.optim.step import MethodStep
-from gsr_kernels.optim.supported import check_model, innermost, swaps_weights
+from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets
 from gsr_kernels.options import Rank, Rho, clamped_from, resolve_heads, resolve_rank, resolve_rho
 from gsr_kernels.weight import Weight, origin
@@ -105,10 +105,8 @@ def attach(
         shard_bases: of a weight that is sharded over ranks, also shard the factors that each would hold whole, and
             gather them twice a step, one weight at a time: less memory, more traffic.
 
-    Returns the handle, of methods on a whole model a ``ModelHandle``.
-
-    Raises TypeError, ValueError or FileNotFoundError for what is not supported, by the name of the argument; the
-    optimizer is then as it was.
+    Returns the handle, of methods on a whole model a ``ModelHandle``. Raises TypeError, ValueError or FileNotFoundError
+    for what is not supported, by the name of the argument; the optimizer is then as it was.
     """
     settings = locals()
     if whole := model_methods(method):
@@ -150,11 +148,12 @@ def attach(
             f"{type(methods[narrow[0]]).__name__} corrects weights after each step, by less than {some(narrow)} in "
             f"{matched[narrow[0]].dtype} can hold: train float32 weights under bfloat16 autocast"
         )
-    swapped = [one for one in methods.values() if one.constrains and swaps_weights(optimizer)]
-    if swapped:
+    constraining = [one for one in methods.values() if one.constrains]
+    # as ScheduleFree and its like have
+    if constraining and all(callable(getattr(optimizer, name, None)) for name in ("train", "eval")):
         raise ValueError(
-            f"{type(swapped[0]).__name__} corrects weights after each step, and {type(optimizer).__name__} has other "
-            "weights evaluated than those: use an optimizer without train() and eval()"
+            f"{type(constraining[0]).__name__} corrects weights after each step, and {type(optimizer).__name__} has "
+            "other weights evaluated than those: use an optimizer without train() and eval()"
         )
     split = resolve_heads(heads, [target for target in found if target.reason is None])
     layouts = read_layouts(model, matched)

@@ -11,10 +11,8 @@ from torch import nn
 def named_groups(given: nn.Module | Iterable[Any]) -> tuple[list[dict[str, Any]], nn.Module | dict[str, nn.Parameter]]:
     """Return the groups for a torch optimizer, and what ``attach`` finds weights in: the model or named parameters.
 
-    Args:
-        given: a model, whose trained parameters make one group; named parameters; or groups of them.
-
-    Raises TypeError for parameters without names, ValueError where one comes twice or there is none.
+    ``given`` is a model, whose trained parameters make one group; named parameters; or groups of them. Raises TypeError
+    for parameters without names, ValueError where one comes twice or there is none.
     """
     if isinstance(given, nn.Module):
         trained = [(name, p) for name, p in given.named_parameters() if p.requires_grad]

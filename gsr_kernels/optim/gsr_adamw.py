@@ -46,8 +46,8 @@ class GSRAdamW(OwnStep, AdamW):
         master_weights: keep a float32 copy of every 16-bit parameter, which AdamW moves, with moments in float32.
         amsgrad: not supported.
 
-    Raises:
-        TypeError, ValueError, FileNotFoundError: as torch.optim.AdamW and attach(); parameters without names; amsgrad.
+    Raises TypeError, ValueError and FileNotFoundError as torch.optim.AdamW and attach(), for parameters without names,
+    and for amsgrad.
     """
 
     def __init__(
@@ -142,8 +142,7 @@ class GSRAdamW(OwnStep, AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; see ``torch.optim.Optimizer.step``.
 
-        Raises RuntimeError, before anything moves, for sparse gradients, a capture without ``capturable`` and a copy
-        that knows no bases.
+        Raises RuntimeError, before anything moves, for sparse gradients, capture without ``capturable`` and bare copies.
         """
         loss = None
         if closure is not None:
@@ -211,11 +210,9 @@ class GSRAdamW(OwnStep, AdamW):
                 rows.append((*row, state["step"]))
                 continue
             matrices = None if weight is None else (weight.basis.split, weight.finite)
-            master = state.get("master")
-            if hasattr(p, "to_local"):
-                row = local(row[0]), local(row[1]), local(row[2]), local(row[3])
-                master = master if master is None else local(master)
-            move(row, state["step"], group, master, matrices, **scaler)
+            shards = local(row[0]), local(row[1]), local(row[2]), local(row[3])
+            master = local(state["master"]) if "master" in state else None
+            move(shards, state["step"], group, master, matrices, **scaler)
         if rows:
             W, G, m, v, step = map(list, zip(*rows))
             adamw(W, G, m, v, [], step, **settings_of(group), **scaler)
@@ -253,9 +250,8 @@ class GSRAdamW(OwnStep, AdamW):
         self._masters_agree = True
 
     def __getstate__(self) -> dict[str, Any]:
-        copied = self.method_step is not None
-        settings = {"_state_dtype": self._state_dtype, "_master": self._master, "_built": True, "_copied": copied}
-        return {**super().__getstate__(), **settings}
+        settings = {"_state_dtype": self._state_dtype, "_master": self._master, "_built": True}
+        return {**super().__getstate__(), **settings, "_copied": self.method_step is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

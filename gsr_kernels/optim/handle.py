@@ -6,7 +6,7 @@ import copy
 import os
 import weakref
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +23,13 @@ from gsr_kernels.optim import state
 from gsr_kernels.optim.metrics import directions, overview, summarize
 from gsr_kernels.optim.report import describe, summary, warn, warn_findings
 from gsr_kernels.optim.step import MethodStep, OwnStep, hook_before_steps
-from gsr_kernels.optim.supported import innermost
+from gsr_kernels.optim.supported import Unpickled, innermost
 
 # the handle of an optimizer by its id, so that none is given two; a handle lives as long as its optimizer
 attached: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 
 
-class Handle:
+class Handle(Unpickled):
     """A method at work on an optimizer; ``attach`` makes it. ``print(handle)`` lists what is matched and skipped."""
 
     def __init__(self, step: MethodStep, coverage: float) -> None:
@@ -112,9 +112,9 @@ class Handle:
     def directions(self, name: str) -> dict[str, Tensor]:
         """Return what the gradient that a weight has now would do to each of its singular directions.
 
-        Call it between ``backward()`` and ``optimizer.step()``. Keys, each ``[.., k]``: ``sigma``; ``g`` and
-        ``rescaled``, the diagonal of Uᵀ G V before and after the method; ``turn_left`` and ``turn_right``, the norms of
-        the rows of H and K (paper, equation 3), how fast the step turns each singular vector.
+        Keys, each ``[.., k]``: ``sigma``; ``g`` and ``rescaled``, the diagonal of Uᵀ G V before and after the method;
+        ``turn_left`` and ``turn_right``, the norms of the rows of H and K (paper, equation 3), how fast the step turns
+        each singular vector.
 
         Raises ValueError where the name is not that of a weight under the method, or it has no gradient.
         """
@@ -220,12 +220,6 @@ class Handle:
         twin.weights = twin._step.weights
         twin._hook()
         return twin
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a handle lives on its optimizer and cannot be pickled: keep handle.state_dict(), and the bases by "
-            "attach(bases=PATH); attach() and load_state_dict() bring them back"
-        )
 
     def _hook(self) -> None:
         optimizer = self._optimizer

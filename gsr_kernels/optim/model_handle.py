@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from gsr_kernels.methods.base import part
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
 from gsr_kernels.optim.step import hook_before_steps, is_rehearsal
-from gsr_kernels.optim.supported import innermost
+from gsr_kernels.optim.supported import Unpickled, innermost
 
 
-class ModelHandle:
+class ModelHandle(Unpickled):
     """Methods on a model and an optimizer, in the order of their use; ``attach`` makes it.
 
-    Each acts once a step, however many micro-batches there were, after unscaling and clipping, until ``remove()``. The
-    steps with which a checkpoint fills a new optimizer do not count.
+    Each acts once a step, however many micro-batches there were, after unscaling and clipping, until ``remove()``.
 
     Raises TypeError and ValueError where a method does not support the model or the optimizer.
     """
@@ -35,7 +35,9 @@ class ModelHandle:
             bound.prepare(self._optimizer)
         self._hooks: list[RemovableHandle] = []
         for bound in self._bound:
-            self._hooks += [*([_before_steps(bound, self._optimizer)] if bound.acts else []), *bound.watch()]
+            if bound.acts:
+                self._hooks.append(hook_before_steps(self._optimizer, partial(_act, bound, self._optimizer)))
+            self._hooks += bound.watch()
 
     def start_task(self, batches: Iterable[Any], loss: Loss) -> None:
         """Begin a task where a method needs some of its batches, and ``loss(model, batch)`` (EBLoRA).
@@ -77,12 +79,6 @@ class ModelHandle:
         for hook in self._hooks:
             hook.remove()
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a ModelHandle lives on its model and optimizer and cannot be pickled or copied: keep its state_dict(); "
-            "attach() and load_state_dict() bring it back"
-        )
-
     def __repr__(self) -> str:
         return f"ModelHandle({', '.join(map(repr, self.methods))})"
 
@@ -100,13 +96,9 @@ def model_methods(method: object) -> list[ModelMethod]:
     return found
 
 
-def _before_steps(bound: BoundMethod, optimizer: Optimizer) -> RemovableHandle:
-    """Have ``act`` called, outside of autograd, before every step in which a parameter has a gradient."""
-
-    def act() -> None:
-        gradients = [parameter.grad for parameter in bound.parameters if parameter.grad is not None]
-        if gradients and not is_rehearsal(optimizer, gradients):
-            with torch.no_grad(), torch.autocast(gradients[0].device.type, enabled=False):
-                bound.act(optimizer)
-
-    return hook_before_steps(optimizer, act)
+def _act(bound: BoundMethod, optimizer: Optimizer) -> None:
+    """Have a method act, outside of autograd and autocast, where a parameter has a gradient."""
+    gradients = [parameter.grad for parameter in bound.parameters if parameter.grad is not None]
+    if gradients and not is_rehearsal(optimizer, gradients):
+        with torch.no_grad(), torch.autocast(gradients[0].device.type, enabled=False):
+            bound.act(optimizer)

@@ -37,10 +37,7 @@ WARNINGS = {
         "state before the first step"
     ),
     "added": "bases: {file} lacks {count} of the matched weights ({names}): decomposed now, and added to it",
-    "missing": (
-        "bases: {file} lacks {count} of the matched weights ({names}): they were decomposed now and are in no file: "
-        "handle.save_bases(path) keeps all, which a resume will need"
-    ),
+    "missing": "bases: {file} lacks {count} of the matched weights ({names}), now new: handle.save_bases() keeps all",
     "unsaved": (
         "bases: a checkpoint is written whose bases are in no file: without them no run can go on from it. "
         "Give attach(bases=PATH), or call handle.save_bases(PATH) before the checkpoint"

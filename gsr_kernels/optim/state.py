@@ -47,10 +47,9 @@ def load_weight_states(
     bases: str | os.PathLike[str] | None,
     wanted: str | None,
 ) -> bool:
-    """Gives the weights what ``weight_states`` saved; bases that differ are read from the file ``bases``: whether any.
+    """Give the weights what ``weight_states`` saved; return whether bases were read from the file ``bases``.
 
-    Raises ValueError, with nothing changed, where the names differ or a basis is neither here nor in the file; the
-    message names ``wanted``, the file that the checkpoint was made with.
+    Raises ValueError, with nothing changed, where names differ or a basis is nowhere, naming the file that is ``wanted``.
     """
     names = {weight.name for weight in weights}
     if names != saved.keys():

@@ -35,11 +35,9 @@ class OwnStep(Optimizer):
 
     def refreshed(self) -> None:
         """Take notice of new bases, and of weights that may be new."""
-        raise NotImplementedError
 
     def reset_moments(self) -> None:
         """Begin anew with everything that is kept of a parameter but its value."""
-        raise NotImplementedError
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from typing import NoReturn
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
@@ -41,11 +42,6 @@ def innermost(optimizer: object) -> Optimizer:
     return optimizer
 
 
-def swaps_weights(optimizer: Optimizer) -> bool:
-    """Return True for optimizers that have other weights evaluated than trained, as ScheduleFree does."""
-    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
-
-
 def check_model(model: nn.Module | Mapping[str, nn.Parameter]) -> None:
     """Raises TypeError for neither a module nor named parameters, and for a model that FSDP1 has flattened."""
     if isinstance(model, Mapping) and all(isinstance(one, nn.Parameter) for one in model.values()):
@@ -56,4 +52,14 @@ def check_model(model: nn.Module | Mapping[str, nn.Parameter]) -> None:
         raise TypeError(
             "model: FullyShardedDataParallel (FSDP1) flattens its weights, which then have no singular basis. Use "
             "torch.distributed.fsdp.fully_shard (FSDP2; in accelerate fsdp_version: 2)"
+        )
+
+
+class Unpickled:
+    """What lives on an optimizer by hooks, which neither pickle nor a copy takes along."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} lives on its optimizer and cannot be pickled: keep its state_dict(), and the bases "
+            "by attach(bases=PATH); attach() and load_state_dict() bring it back"
         )

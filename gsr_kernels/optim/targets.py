@@ -61,8 +61,8 @@ def find_targets(
 ) -> list[Target]:
     """List every parameter of two or more dimensions, each once, matched or skipped with the reason.
 
-    One rule decides, by names and dimensions: a model and its named parameters alone give the same answer wherever
-    modules are named as their authors name them. The types of a model's modules only ever leave out more.
+    One rule decides, by names and dimensions, of a model and of named parameters alone; the types of a model's modules
+    only ever leave out more.
 
     Args:
         model: or its named parameters; names lose the prefixes of torch.compile and other wrappers.
