@@ -142,7 +142,7 @@ class GSRAdamW(OwnStep, AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; see ``torch.optim.Optimizer.step``.
 
-        Raises RuntimeError, before anything moves, for sparse gradients, capture without ``capturable`` and bare copies.
+        Raises RuntimeError, before anything moves, for sparse gradients, capture without ``capturable``, bare copies.
         """
         loss = None
         if closure is not None:
