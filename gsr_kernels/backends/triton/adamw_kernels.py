@@ -70,13 +70,14 @@ def kept(table, matrix, WEIGHT: tl.constexpr, MOMENT: tl.constexpr, COPIED: tl.c
 
 @triton.jit
 def adamw(
-    tile, state, c, p_g, g_stride, row, column, rows, d2,
-    STORED: tl.constexpr, COPIED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    tile, state, table, matrix, coefficients, p_g, g_stride, row, column, rows, d2,
+    STORED: tl.constexpr, COPIED: tl.constexpr, ALIGN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Apply AdamW (Loshchilov and Hutter 2019) to a tile of G' inside ``rows``. Without STORED it adds G first.
 
-    ``state`` is of ``kept``, ``c`` the address of the matrix's coefficients.
+    ``state`` is what ``kept`` returns.
     """
+    c = coefficients + matrix * WIDTH
     unscale, fresh1, beta, fresh2 = tl.load(c + UNSCALE), tl.load(c + FRESH1), tl.load(c + BETA), tl.load(c + FRESH2)
     rate, root, floor, decay = tl.load(c + RATE), tl.load(c + ROOT), tl.load(c + FLOOR), tl.load(c + DECAY)
     p_w, p_m, p_v, p_copy, stride = state
@@ -88,6 +89,9 @@ def adamw(
             strips = halves(quarters[quarter], BM, BN // 4)
             for strip in tl.static_range(2):
                 at = column + (4 * half + 2 * quarter + strip) * (BN // 8)
+                if COPIED is not None and not STORED:
+                    # once a strip: beside G it does not fit the registers
+                    p_copy = address(table, matrix, COPY, COPIED, ALIGN)
                 m = load_tile(p_m, stride, row, at, rows, d2, BM, BN // 8)
                 v = load_tile(p_v, stride, row, at, rows, d2, BM, BN // 8)
                 w = load_tile(p_w, stride, row, at, rows, d2, BM, BN // 8)

@@ -239,8 +239,8 @@ def second_product(
             _add(right, p_g, g_stride, p_out, out_stride, row, column + BN // 2, d1, d2, staying, BM, BN // 2)
         else:
             adamw(
-                accumulator, state, coefficients + matrix * WIDTH, p_g, g_stride, row, column, tl.where(ok, d1, 0), d2,
-                STORED, COPIED, BM, BN,
+                accumulator, state, table, matrix, coefficients, p_g, g_stride, row, column, tl.where(ok, d1, 0), d2,
+                STORED, COPIED, ALIGN, BM, BN,
             )  # fmt: skip
 
 
