@@ -30,7 +30,7 @@ EXACT = [(2048, 2048), (8192, 2048), (1024, 4096)]
 RANDOMIZED = [(1024, 1024), (2048, 2048), (4096, 2048)]
 CONDITIONS = (1e2, 1e3, 1e4, 1e5)
 RANKS = (256, 64)
-DRIVERS = {"cpu": ("gesdd", "polar"), "cuda": ("polar", "gesvdj")}
+DRIVERS = {"cpu": ("gram", "gesdd", "polar"), "cuda": ("polar", "gesvdj")}
 
 
 def rows(run: Run) -> Iterator[dict]:

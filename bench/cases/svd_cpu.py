@@ -12,7 +12,7 @@ from bench.decompositions import arrangements, drivers, sketches
 from bench.run import Run
 
 # the largest side at which each driver is timed
-SIDES = {"gesdd": 2048, "polar": 2048, "float64": 1024}
+SIDES = {"gram": 2048, "gesdd": 2048, "polar": 2048, "float64": 1024}
 EXACT = [(8, 64, 64), (8, 128, 128), (8, 256, 256), (1024, 4096), (4096, 1024)]
 # runs of each variant, of which the slowest take tens of seconds
 LEAST = 3
@@ -27,7 +27,7 @@ def rows(run: Run) -> Iterator[dict]:
     for n in tqdm(sides, "drivers", leave=False, disable=None):
         yield from drivers(run, (n, n), [driver for driver, most in SIDES.items() if n <= most])
     for shape in tqdm(EXACT, "exact", leave=False, disable=None):
-        yield from drivers(run, shape, ["gesdd"])
+        yield from drivers(run, shape, ["gram"])
     yield from arrangements(run, HEADS)
     for shape in tqdm(RANDOMIZED, "randomized", leave=False, disable=None):
         for rank in (256, 64):

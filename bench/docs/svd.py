@@ -16,7 +16,7 @@ PAGE = DOCS / "performance.md"
 FIGURE = IMAGES / "svd_drivers.png"
 OURS = "randomized_svd"
 # what begins on a CPU, and the share of torch's time that it may take
-FIRST, BOUND = "gesdd", 1.2
+FIRST, BOUND = "gram", 1.2
 
 
 def accuracy(rows: Rows) -> str:
@@ -60,14 +60,15 @@ def drivers(rows: Rows) -> str:
     lines = [[shape, *cells, device] for shape, device, *cells in found]
     first = [row for row in timed if row["case"] == "svd_cpu" and _driver(row) == FIRST]
     over = [f"{_sides(row)} ({row['ratio']} ×)" for row in first if float(row["ratio"]) > BOUND]
-    said = f"The target for a CPU's first driver, {FIRST}, of at most {BOUND} × is missed by: "
+    target = f"The target for a CPU's first driver, {FIRST}, of at most {BOUND} ×"
+    said = f"{target} is missed by: {', '.join(over) or 'none of these'}." if first else f"{target} awaits its rows."
     return "\n".join(
         [
             "Time over that of `torch.linalg.svd`, measured in turns:",
             "",
             table(["W", *names, "device"], lines, f"l{'r' * len(names)}"),
             "",
-            f"{said}{', '.join(over) or 'none of these'}.",
+            said,
             f"({measured(timed)})",
         ]
     )

@@ -17,7 +17,7 @@ from gsr_kernels.backends.cuda import SMALL, refusal, small_svd_limit
 from gsr_kernels.io.atomic import replacing
 
 # in the order in which they take over from each other; a device that is not listed has its matrices done on the CPU
-CHAINS = {"cpu": ("gesdd", "float64"), "cuda": ("jacobi", "polar", "gesvdj", "gesvd", "float64")}
+CHAINS = {"cpu": ("gram", "gesdd", "float64"), "cuda": ("jacobi", "polar", "gesvdj", "gesvd", "float64")}
 
 # beyond it the probe would cost more than it tells
 LARGEST = 2048
@@ -59,7 +59,8 @@ def candidates(device: torch.device, size: int, dtype: torch.dtype) -> tuple[tup
         timed = power_of_two(size, small)
         return names, f"{timed} with jacobi", timed
     timed = power_of_two(size)
-    return tuple(name for name in names if name != "jacobi"), str(timed), timed
+    unfit = {"jacobi"} if dtype == torch.float32 else {"jacobi", "gram"}
+    return tuple(name for name in names if name not in unfit), str(timed), timed
 
 
 def power_of_two(size: int, largest: int = LARGEST) -> int:

@@ -21,6 +21,12 @@ from gsr_kernels.linalg.scaling import finite_and_scaled, unscaled
 # among themselves
 HEAD = 1e-2
 
+# of the largest σ: below, a decomposition by WᵀW in float64 would leave an error of more than 2e-6 in UᵀU
+LEAST = 3e-6
+
+# of an element of a matrix that a product has made
+ROUNDINGS = 4
+
 # roundings by which the squares of the lengths of orthonormal columns may differ from 1: up to 12 were seen
 LACKING = 40
 
@@ -47,8 +53,9 @@ def svd(W: Tensor, driver: str | None = None) -> SVD:
     Args:
         W: any real float dtype; leading dimensions are batches.
         driver: the first to try. On a GPU "jacobi" (float32, r <= 256, where the extension was built), "polar" (polar
-            factor by products, then ``eigh``), "gesvdj" or "gesvd" (cuSOLVER); on a CPU "gesdd" (LAPACK) or "polar";
-            anywhere "float64" (on the CPU). By default LAPACK on a CPU, and on a GPU the fastest of jacobi, polar and
+            factor by products, then ``eigh``), "gesvdj" or "gesvd" (cuSOLVER); on a CPU "gram" (``eigh`` of WᵀW in
+            float64; of float32), "gesdd" (LAPACK) or "polar"; anywhere "float64" (on the CPU). By default "gram" on a
+            CPU, "gesdd" for float64, and on a GPU the fastest of jacobi, polar and
             gesvdj, which are timed once for each size on a machine (its user cache directory keeps the answer).
 
     Every result is checked on its device for finiteness, orthonormality and residual, and the next driver takes over,
@@ -112,10 +119,55 @@ def _first_sound(W: Tensor, chain: tuple[str, ...]) -> SVD:
 def _drive(W: Tensor, driver: str) -> SVD:
     if driver in ("polar", "jacobi"):
         return _by_core(W, driver)
+    if driver == "gram":
+        return _by_gram(W)
     if driver == "float64":
         return SVD(*(factor.to(W) for factor in torch.linalg.svd(W.cpu().double(), full_matrices=False)))
-    # a wide matrix as it is: of a tall one the small σ err more. LAPACK's driver has no name in torch
+    # LAPACK's driver has no name in torch
     return SVD(*torch.linalg.svd(W, full_matrices=False, driver=None if driver == "gesdd" else driver))
+
+
+def _by_gram(W: Tensor) -> SVD:
+    """Decompose W in float32 by the eigenvectors V of WᵀW in float64, U = W V / σ; a wide W is a tall one transposed.
+
+    float64 holds the square of a σ down to 1e-8 of the largest one. The directions for which U would not be orthonormal
+    any more, from ``LEAST`` on, are decomposed once more among themselves.
+    """
+    if W.shape[-2] < W.shape[-1]:
+        V, S, Uh = _by_gram(W.mT)
+        return SVD(Uh.mT, S, V.mT)
+    wide = W.double()
+    V = torch.linalg.eigh(wide.mT @ wide).eigenvectors.flip(-1)
+    WV = wide @ V
+    # the length of W v is nearer to σ than the root of an eigenvalue is; neighbours may be out of order by a rounding
+    S = WV.square().sum(-2).sqrt_().cummin(-1).values
+    U = (WV / S.unsqueeze(-2)).float()
+    large = (LEAST * S[..., :1] < S).sum(-1).tolist()
+    for index, head in enumerate(large):
+        if head < S.shape[-1]:
+            _small_once_more(wide[index], WV[index, :, head:], U[index], S[index], V[index], head)
+    return SVD(U, S.float(), V.float().mT)
+
+
+def _small_once_more(W: Tensor, WV: Tensor, U: Tensor, S: Tensor, V: Tensor, head: int) -> None:
+    """Decompose the directions from ``head`` on, their W V among them, in place; complete U for those with σ = 0.
+
+    Those that the rounding of W's elements in float32 has made get σ = 0: no element tells them from zero.
+    """
+    left, right = U[:, :head].double(), V[:, head:]
+    WV = WV - left @ (left.mT @ WV)
+    # ‖E v‖² of independent errors E, of few roundings of each element of W
+    rounding = (ROUNDINGS * torch.finfo(U.dtype).eps) ** 2 * (W.square().sum(0) @ right.square())
+    if (WV.square().sum(0) <= rounding).all():
+        small = torch.randn(WV.shape, generator=torch.Generator().manual_seed(0))
+        S[head:] = 0
+    else:
+        small, sigma, turn = torch.linalg.svd(WV, full_matrices=False)
+        # the first one of a rounding more than its neighbour
+        S[head:] = sigma.clamp(max=S[head - 1])
+        V[:, head:] = right @ turn.mT
+    U[:, head:] = small
+    U.copy_(_orthonormalized(U))
 
 
 def _by_core(W: Tensor, driver: str) -> SVD:
@@ -168,11 +220,15 @@ def _completed(U: Tensor) -> Tensor:
     of its diagonal says.
     """
     lacking = ~((U.square().sum(-2) - 1).abs().amax(-1) < LACKING * torch.finfo(U.dtype).eps)
-    if not lacking.any():
-        return U
-    Q, R = torch.linalg.qr(U[lacking])
-    U[lacking] = Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).unsqueeze(-2)
+    if lacking.any():
+        U[lacking] = _orthonormalized(U[lacking])
     return U
+
+
+def _orthonormalized(U: Tensor) -> Tensor:
+    """Return the columns of U made orthonormal in their order, those that are already as they are."""
+    Q, R = torch.linalg.qr(U)
+    return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).unsqueeze(-2)
 
 
 def _sound(W: Tensor, result: SVD) -> Tensor:

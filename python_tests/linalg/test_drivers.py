@@ -91,7 +91,8 @@ def test_a_home_that_cannot_be_written_to_costs_a_probe(machine):
 def test_a_named_driver_is_not_timed():
     clock = Clock("polar")
     assert drivers.chain(GPU, 64, "gesvd", clock) == ("gesvd", "polar", "gesvdj", "float64")
-    assert drivers.chain(torch.device("cpu"), 64, None, clock) == ("gesdd", "float64")
+    assert drivers.chain(torch.device("cpu"), 64, None, clock) == ("gram", "gesdd", "float64")
+    assert drivers.chain(torch.device("cpu"), 64, None, clock, torch.float64) == ("gesdd", "float64")
     assert drivers.chain(torch.device("mps"), 64, None, clock) == ("float64",)
     assert not clock.timed
     with pytest.raises(ValueError, match="driver must be None or one of polar, gesvdj, gesvd, float64 on cuda"):

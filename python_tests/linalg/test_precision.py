@@ -38,7 +38,7 @@ def tf32():
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("driver", ["gesdd", "polar", "float64"])
+@pytest.mark.parametrize("driver", ["gram", "gesdd", "polar", "float64"])
 def test_autocast(driver):
     W = matrix(80, 48, spectrum("log", 48, 1e3))
     with torch.autocast("cpu", torch.bfloat16):

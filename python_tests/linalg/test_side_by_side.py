@@ -255,12 +255,12 @@ def test_warnings_arrive(monkeypatch):
     drive = module._drive
 
     def spoilt(W, driver):
-        if driver == "gesdd":
+        if driver == "gram":
             raise RuntimeError("did not converge")
         return drive(W, driver)
 
     monkeypatch.setattr(module, "_drive", spoilt)
-    with pytest.warns(UserWarning, match="float64 takes over"):
+    with pytest.warns(UserWarning, match="gesdd takes over"):
         assert len(dict(decompose_all(jobs_of(weights), "4"))) == 12
 
 

@@ -10,8 +10,14 @@ from bench.decompositions import matrix, spectrum
 from gsr_kernels.linalg import svd
 from python_tests.linalg.truth import defect, reconstruction
 
-DRIVERS = ("gesdd", "polar", "float64")
+DRIVERS = ("gram", "gesdd", "polar", "float64")
 module = sys.modules["gsr_kernels.linalg.svd"]
+
+
+def sigma_error(W, S):
+    """Return the largest relative error of σ."""
+    truth = torch.linalg.svdvals(W.double())
+    return ((S - truth) / truth).abs().max().item()
 
 
 @pytest.fixture(autouse=True)
@@ -37,21 +43,54 @@ def test_factors_are_orthonormal_and_reconstruct(shape, kind):
 @pytest.mark.parametrize("kind", ["log", "linear"])
 @pytest.mark.parametrize("condition", [1e2, 1e3, 1e4, 1e5])
 def test_polar_singular_values_are_as_right_as_those_of_lapack(kind, condition):
-    worst = {"polar": 0.0, "gesdd": 0.0}
+    worst = {"polar": 0.0, "torch": 0.0}
     # the worst of several: one matrix may be lucky in either
     for _ in range(4):
         W = matrix(160, 128, spectrum(kind, 128, condition))
-        truth = torch.linalg.svdvals(W.double())
-        for driver in worst:
-            worst[driver] = max(worst[driver], ((svd(W, driver).S - truth) / truth).abs().max().item())
-    assert worst["polar"] <= 3 * worst["gesdd"]
+        for name, S in (("polar", svd(W, "polar").S), ("torch", torch.linalg.svd(W).S)):
+            worst[name] = max(worst[name], sigma_error(W, S))
+    assert worst["polar"] <= 3 * worst["torch"]
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (300, 160), (160, 300)])
+@pytest.mark.parametrize("kind", ["log", "linear"])
+def test_small_singular_values_are_right_to_the_last_one(shape, kind):
+    for condition, bound in ((1e2, 1e-5), (1e3, 3e-5), (1e4, 3e-5), (1e5, 3e-4)):
+        W = matrix(*shape, spectrum(kind, min(shape), condition))
+        assert sigma_error(W, svd(W).S) <= bound
+
+
+@pytest.mark.parametrize("n", [26, 40, 100])
+def test_of_a_graded_diagonal_each_direction_is_exact(n):
+    W = torch.diag(torch.logspace(0, -12, n, dtype=torch.float64)).float()
+    batch = torch.stack([W, W.flip(0), torch.zeros(n, n), W[torch.randperm(n)][:, torch.randperm(n)], torch.eye(n)])
+    U, S, Vh = svd(batch)
+    for index in (0, 1, 3):
+        torch.testing.assert_close(S[index], W.diagonal(), rtol=1e-6, atol=0)
+        along = (U[index] * (batch[index] @ Vh[index].mT)).sum(0)
+        torch.testing.assert_close(along, W.diagonal(), rtol=1e-5, atol=0)
+    assert (S[2] == 0).all() and (S[4] == 1).all() and defect(U) <= 1e-5
+
+
+def test_values_that_lapack_takes_for_equal_are_told_apart():
+    near = 2e-3 * (1 + 1e-4 * torch.arange(64, dtype=torch.float64).flip(0) / 64)
+    W = matrix(128, 128, torch.cat([torch.linspace(1, 0.1, 64, dtype=torch.float64), near]))
+    assert sigma_error(W, torch.linalg.svd(W).S) > 2e-5 > 2 * sigma_error(W, svd(W).S)
+
+
+def test_what_rounding_has_made_is_zero():
+    W = torch.randn(96, 10) @ torch.randn(10, 80)
+    assert (svd(W).S > 0).sum() == 10
+    # a direction that is near to it is none of them
+    W = matrix(64, 64, torch.cat([torch.ones(63), torch.tensor([1e-6])]).double())
+    assert sigma_error(W, svd(W).S) <= 1e-6
 
 
 def test_a_wide_matrix_is_lapacks_as_it_lies():
     for shape in ((96, 300), (3, 40, 44)):
         W = torch.randn(shape)
         # scaling is by a power of two
-        assert all(map(torch.equal, svd(W), torch.linalg.svd(W, full_matrices=False)))
+        assert all(map(torch.equal, svd(W, "gesdd"), torch.linalg.svd(W, full_matrices=False)))
 
 
 def test_what_has_no_full_rank_is_completed():
@@ -83,7 +122,7 @@ def test_a_zero_matrix_costs_the_others_of_its_batch_nothing():
     truth = torch.linalg.svdvals(W.double())
     mixed = svd(torch.cat([torch.zeros(1, 96, 96), W]), "polar").S
     assert mixed[0].eq(0).all()
-    worst = [((S - truth) / truth).abs().max() for S in (mixed[1:], svd(W, "gesdd").S)]
+    worst = [((S - truth) / truth).abs().max() for S in (mixed[1:], torch.linalg.svd(W).S)]
     assert worst[0] <= 3 * worst[1]
 
 
@@ -111,7 +150,7 @@ def test_batches_are_the_matrices_one_by_one():
 def test_long_thin_matrices(shape):
     # what a check that sums 10^6 rows in one go took for a fault
     W = torch.rand(shape)
-    for driver in ("gesdd", "float64"):
+    for driver in ("gram", "gesdd", "float64"):
         U, S, Vh = svd(W, driver)
         assert defect(U) <= 1e-5 and reconstruction(W, U, S, Vh) <= 5e-6
         torch.testing.assert_close(S.double(), torch.linalg.svdvals(W.double()), rtol=1e-5, atol=0)
@@ -120,16 +159,20 @@ def test_long_thin_matrices(shape):
 @pytest.mark.parametrize("shape", [(1, 4 * 10**5), (3, 2**20)])
 def test_long_flat_matrices_that_lapack_errs_on(shape):
     W = torch.rand(shape)
-    with pytest.warns(UserWarning, match="float64 takes over"):
-        U, S, Vh = svd(W)
-    assert defect(Vh.mT) <= 1e-6 and reconstruction(W, U, S, Vh) <= 1e-6
+    with pytest.warns(UserWarning, match="gram takes over"):
+        found = svd(W, "gesdd")
+    for U, S, Vh in (found, svd(W)):
+        assert defect(Vh.mT) <= 1e-6 and reconstruction(W, U, S, Vh) <= 1e-6
 
 
 def test_dtypes():
     W = torch.randn(40, 30, dtype=torch.float64)
     for driver in DRIVERS:
-        assert reconstruction(W, *svd(W, driver)) < 1e-13
+        if driver != "gram":
+            assert reconstruction(W, *svd(W, driver)) < 1e-13
         assert reconstruction(W.bfloat16().float(), *svd(W.bfloat16(), driver)) < 5e-6
+    with pytest.raises(ValueError, match="gesdd, float64, polar on cpu, got 'gram'"):
+        svd(W, "gram")
 
 
 def test_lower_matmul_precision_does_not_reach_it_and_stays_set():
@@ -172,7 +215,7 @@ def test_the_next_driver_takes_over_for_what_fails_and_says_so(monkeypatch, spoi
     drive = module._drive
 
     def spoilt(matrices, driver):
-        if driver != "gesdd":
+        if driver != "gram":
             return drive(matrices, driver)
         if spoil == "raise":
             raise torch.linalg.LinAlgError("did not converge")
@@ -187,9 +230,7 @@ def test_the_next_driver_takes_over_for_what_fails_and_says_so(monkeypatch, spoi
 
     monkeypatch.setattr(module, "_drive", spoilt)
     failed = 3 if spoil in ("raise", "runtime") else 1
-    with pytest.warns(
-        UserWarning, match=f"gesdd failed its checks on {failed} of 3 matrices 20x16; float64 takes over"
-    ):
+    with pytest.warns(UserWarning, match=f"gram failed its checks on {failed} of 3 matrices 20x16; gesdd takes over"):
         result = svd(W)
     assert reconstruction(W, *result) < 5e-6
 
@@ -284,7 +325,7 @@ def test_bad_input_is_refused():
     for driver in DRIVERS:
         with pytest.raises(ValueError, match=r"overflows torch\.float32: pass W in float64"):
             svd(torch.full((4, 4), 3e38), driver)
-    with pytest.raises(ValueError, match="gesdd, float64, polar on cpu, got 'gesvdj'"):
+    with pytest.raises(ValueError, match="gram, gesdd, float64, polar on cpu, got 'gesvdj'"):
         svd(torch.ones(2, 2), driver="gesvdj")
 
 
