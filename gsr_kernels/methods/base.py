@@ -13,6 +13,9 @@ from gsr_kernels.basis import SpectralBasis
 
 State = dict[str, Tensor]
 
+# gradient, weight, basis and state of several weights
+Matrices = Sequence[tuple[Tensor, Tensor, SpectralBasis, State]]
+
 # how a weight is split: None whole, h its rows into h heads, (h, 1) its columns
 Heads = int | tuple[int, int] | None
 
@@ -70,21 +73,14 @@ class Method:
     def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
         """Correct W in place after the optimizer has moved it."""
 
-    def transform(
-        self,
-        gradients: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        bases: Sequence[SpectralBasis],
-        states: Sequence[State],
-        scale: Tensor | None = None,
-    ) -> list[Tensor]:
+    def transform(self, matrices: Matrices, scale: Tensor | None = None) -> list[Tensor]:
         """Rewrite a model's gradients in place; return which matrices were finite, a bool ``[..]`` a weight.
 
         A matrix with a NaN or Inf in its gradient keeps it as it came. ``scale`` is what the gradients are still
         multiplied by (a gradient scaler's, which a fused optimizer divides by later).
         """
         flags = []
-        for G, W, basis, state in zip(gradients, weights, bases, states):
+        for G, W, basis, state in matrices:
             finite = G.isfinite().all(-1).all(-1)
             G.copy_(torch.where(finite[..., None, None], self.gradient(G, W, basis, state), G))
             flags.append(finite)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.methods.base import Heads, Method, State, part
+from gsr_kernels.methods.base import Heads, Matrices, Method, State, part
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,11 @@ class Chain(Method):
             if method.constrains:
                 method.constrain(W, basis, part(state, str(index)))
 
-    def transform(
-        self,
-        gradients: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        bases: Sequence[SpectralBasis],
-        states: Sequence[State],
-        scale: Tensor | None = None,
-    ) -> list[Tensor]:
+    def transform(self, matrices: Matrices, scale: Tensor | None = None) -> list[Tensor]:
         flags: list[Tensor] = []
         for index, method in enumerate(self.methods):
-            own = [part(state, str(index)) for state in states]
-            found = method.transform(gradients, weights, bases, own, scale)
+            own = [(G, W, basis, part(state, str(index))) for G, W, basis, state in matrices]
+            found = method.transform(own, scale)
             flags = [old & new for old, new in zip(flags, found)] if flags else found
         return flags
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import OutOfSpan, check_out_of_span, check_rho
-from gsr_kernels.methods.base import Method, State
+from gsr_kernels.methods.base import Matrices, Method
 from gsr_kernels.ops import backend_for
 
 if TYPE_CHECKING:
@@ -39,18 +39,11 @@ class GSR(Method):
         check_rho(self.rho)
         check_out_of_span(self.out_of_span)
 
-    def transform(
-        self,
-        gradients: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        bases: Sequence[SpectralBasis],
-        states: Sequence[State],
-        scale: Tensor | None = None,
-    ) -> list[Tensor]:
+    def transform(self, matrices: Matrices, scale: Tensor | None = None) -> list[Tensor]:
         mode = self.out_of_span or "drop"
         flags: dict[int, Tensor] = {}
         planned: dict[torch.device, list[int]] = {}
-        for i, (G, basis) in enumerate(zip(gradients, bases)):
+        for i, (G, _, basis, _) in enumerate(matrices):
             asked = G.device, G.dtype, G.numel() > 0
             known = _decided.get(basis)
             if known is None or known[:2] != (mode, asked):
@@ -62,8 +55,9 @@ class GSR(Method):
             else:
                 flags[i] = rescale_gradient(G, basis.U, basis.S, basis.Vh, self.rho, mode, G).isfinite().all(-1)
         for chosen in planned.values():
-            flags |= zip(chosen, steps(self).run([gradients[i] for i in chosen], [bases[i] for i in chosen]))
-        return [flags[i] for i in range(len(gradients))]
+            gradients, _, bases, _ = zip(*(matrices[i] for i in chosen))
+            flags |= zip(chosen, steps(self).run(gradients, bases))
+        return [flags[i] for i in range(len(matrices))]
 
 
 def steps(method: GSR) -> Steps:

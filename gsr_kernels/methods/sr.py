@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.checks import check_choice
-from gsr_kernels.methods.base import Heads, Method, State, wide
+from gsr_kernels.methods.base import Heads, Matrices, Method, State, wide
 
 Target = Literal["one", "initial"]
 
@@ -68,18 +67,11 @@ class SR(Method):
         initial = state.pop("sigma")
         return {**state, "target": initial if self.target == "initial" else torch.ones_like(initial)}
 
-    def transform(
-        self,
-        gradients: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        bases: Sequence[SpectralBasis],
-        states: Sequence[State],
-        scale: Tensor | None = None,
-    ) -> list[Tensor]:
-        if not gradients:
+    def transform(self, matrices: Matrices, scale: Tensor | None = None) -> list[Tensor]:
+        if not matrices:
             raise ValueError("SR: no weight of the model has a gradient: call backward() before optimizer.step()")
         flags = []
-        for G, W, state in zip(gradients, weights, states):
+        for G, W, _, state in matrices:
             sigma = _iterate(W.to(state["v"].dtype), state)
             size = 2 * self.lam * self.k * sigma ** (self.k - 1) * (sigma**self.k - state["target"] ** self.k)
             if scale is not None:

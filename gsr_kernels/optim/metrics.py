@@ -70,7 +70,7 @@ def directions(weight: Weight, G: Tensor) -> dict[str, Tensor]:
 
     rescaled = split.clone()
     state = {key: value.clone() for key, value in weight.state.items()}
-    weight.method.transform([rescaled], [basis.split(weight.held)], [basis], [state])
+    weight.method.transform([(rescaled, basis.split(weight.held), basis, state)])
     return {
         "sigma": basis.S,
         "g": N.diagonal(dim1=-2, dim2=-1),

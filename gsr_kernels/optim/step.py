@@ -212,9 +212,10 @@ class MethodStep:
         record = bool(self.record_every) and (self.count - 1) % self.record_every == 0
         weights = [weight for weight, _ in live]
         gradients = [basis.split(G) for basis, (_, G) in zip(bases, live)]
-        matrices = [basis.split(local(weight.parameter)) for basis, weight in zip(bases, weights)]
         before = [measure_before(G, basis) for G, basis in zip(gradients, bases)] if record else []
-        finite = method.transform(gradients, matrices, bases, [weight.state for weight in weights], scale)
+        matrices = (basis.split(local(weight.parameter)) for basis, weight in zip(bases, weights))
+        states = (weight.state for weight in weights)
+        finite = method.transform(list(zip(gradients, matrices, bases, states)), scale)
         for weight, flags in zip(weights, finite):
             weight.steps += 1
             weight.finite = flags

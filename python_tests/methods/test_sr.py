@@ -21,7 +21,7 @@ def gapped(shape, dtype=torch.float64):
 def added(method, W, scale=None):
     basis = method.decompose("w", W, None, None)
     G = torch.zeros_like(W)
-    (flags,) = method.transform([G], [W], [basis], [method.prepare("w", W, basis)], scale)
+    (flags,) = method.transform([(G, W, basis, method.prepare("w", W, basis))], scale)
     assert flags.all()
     return G
 
@@ -48,7 +48,7 @@ def test_target_initial_pulls_back_to_the_start():
     top = torch.linalg.svdvals(W)[0]
     for factor in (1.0, 1.5):
         G = torch.zeros_like(W)
-        method.transform([G], [factor * W], [basis], [state])
+        method.transform([(G, factor * W, basis, state)])
         assert error(G, by_autograd(factor * W, 0.3, 2, top)) < 1e-10
 
 
@@ -59,7 +59,7 @@ def test_one_iteration_a_step_keeps_up_with_the_weight():
     for step in range(30):
         W = W + 0.1 * torch.randn(20, 20, dtype=W.dtype, generator=torch.Generator().manual_seed(step))
         G = torch.zeros_like(W)
-        method.transform([G], [W], [basis], [state])
+        method.transform([(G, W, basis, state)])
     assert error(G, by_autograd(W, 1.0, 2, 1.0)) < 0.05
 
 
@@ -70,14 +70,14 @@ def test_zero_weight_and_nonfinite_gradient():
     G[1, 2, 3] = torch.nan
     basis = method.decompose("w", W, None, None)
     state = method.prepare("w", W, basis)
-    (flags,) = method.transform([G], [W], [basis], [state])
+    (flags,) = method.transform([(G, W, basis, state)])
     assert flags.tolist() == [True, False, True]
     assert not G[0].any()
     assert G[1].isnan().sum() == 1 and not G[1].nan_to_num().any()
     assert error(G[2], by_autograd(W[2].double(), 1.0, 2, 1.0)) < 1e-6
     # a weight that was zero at the start is found when it grows
     W[0] = 1
-    method.transform([G], [W], [basis], [state])
+    method.transform([(G, W, basis, state)])
     assert error(G[0], G[2] / 2) < 1e-6
 
 

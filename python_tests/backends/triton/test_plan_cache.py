@@ -42,7 +42,7 @@ def test_a_model_with_weights_that_no_plan_takes(plans):
     expected = [torch.empty_like(G) for G in gradients]
     for G, basis, out in zip(gradients, bases, expected):
         rescale_gradient(G, basis.U, basis.S, basis.Vh, 0.5, "drop", out)
-    finite = GSR(0.5, "drop").transform(gradients, gradients, bases, [{}] * len(bases))
+    finite = GSR(0.5, "drop").transform([(G, G, basis, {}) for G, basis in zip(gradients, bases)])
     assert [flag.tolist() for flag in finite] == [True, True, [True, False]]
     assert len(plans) == 1
     for G, right in zip([*gradients[:2], gradients[2][0]], [*expected[:2], expected[2][0]]):
@@ -74,7 +74,7 @@ def test_weights_without_a_gradient_and_single_ones_evict_nothing(plans):
     method = GSR(0.5)
     for chosen in ([0, 1, 2], [0, 1], [2], [0, 1, 2], [0, 1], [2]):
         gradients = [torch.randn(bases[i].shape) for i in chosen]
-        assert all(method.transform(gradients, gradients, [bases[i] for i in chosen], [{}] * len(chosen)))
+        assert all(method.transform([(G, G, bases[i], {}) for G, i in zip(gradients, chosen)]))
     assert len(plans) == 3
 
 
@@ -107,7 +107,7 @@ def test_a_plan_that_could_not_be_built_is_built_at_the_next_step(monkeypatch):
 def test_a_plan_goes_with_its_method_and_holds_no_basis(plans):
     method, basis = GSR(0.5), SpectralBasis.of(torch.randn(6, 6))
     G = torch.randn(6, 6)
-    method.transform([G], [G], [basis], [{}])
+    method.transform([(G, G, basis, {})])
     assert dataclasses.asdict(method) == {"rho": 0.5, "out_of_span": None}
     assert copy.deepcopy(method) == method and copy.deepcopy(method) not in gsr._steps
     left = weakref.ref(basis)
