@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 def some(names: Iterable[str]) -> str:
@@ -16,6 +17,12 @@ def some(names: Iterable[str]) -> str:
 def install(extra: str) -> str:
     """Return the command that installs the packages of an extra of pyproject.toml."""
     return f"pip install '.[{extra}]' in a checkout of gsr-kernels"
+
+
+def need(what: str, module: str, extra: str = "runner", package: str | None = None) -> None:
+    """Raise ValueError where a module is not there that something needs, of a package of an extra."""
+    if find_spec(module) is None:
+        raise ValueError(f"{what} needs the package {package or module}: {install(extra)}")
 
 
 def first_sentence(error: Exception) -> str:

@@ -59,9 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the experiment, write the folder as it goes and print the report.
 
-    Raises:
-        ValueError, OSError: bad input, found before any work.
-        FloatingPointError: training diverges.
+    Raises ValueError and OSError for bad input, before any work, FloatingPointError where training diverges.
     """
     with ranks.joined():
         _run(args.arguments)

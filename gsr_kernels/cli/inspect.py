@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from gsr_kernels.cli import device_of, print_table
 from gsr_kernels.io.bases_file import load_bases
 from gsr_kernels.io.model_names import stored_matrices
-from gsr_kernels.messages import install
+from gsr_kernels.messages import need
 from gsr_kernels.reference import FLOOR
 
 
@@ -26,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print a row a weight; of experts and heads, medians over them."""
-    if args.plot and find_spec("matplotlib") is None:
-        raise ValueError(f"--plot needs matplotlib: {install('plot')}")
+    if args.plot:
+        need("--plot", "matplotlib", "plot")
     spectra = _spectra(args)
     rows = []
     for name, S in spectra.items():

@@ -54,7 +54,15 @@ class Adapted(Strategy):
     def begin(self) -> None:
         """See Strategy.begin: a new adapter, where every task has one of its own; it alone is trained."""
         if self.method.own or not self._names:
-            self._add(f"task-{len(self._names) + 1:03}")
+            config, name = lora_config(self.settings), f"task-{len(self._names) + 1:03}"
+            # a generator of its own: what training draws stays the same
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed + len(self._names))
+                if self._names:
+                    self._peft.add_adapter(name, config)
+                else:
+                    self._peft = get_peft_model(self.model, config, adapter_name=name)
+            self._names.append(name)
         # all of PEFT's models keep the list of active adapters there
         self._peft.base_model.set_adapter(self._names)
         for name, parameter in self._peft.named_parameters():
@@ -81,17 +89,6 @@ class Adapted(Strategy):
         # as it came: the adapters had frozen it
         return merged.eval().requires_grad_()
 
-    def _add(self, name: str) -> None:
-        config = lora_config(self.settings)
-        # a generator of its own: what training draws stays the same
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + len(self._names))
-            if self._names:
-                self._peft.add_adapter(name, config)
-            else:
-                self._peft = get_peft_model(self.model, config, adapter_name=name)
-        self._names.append(name)
-
 
 class Balanced(Adapted):
     """EBLoRA: an adapter is merged when its task ends; the model is kept whole, with the inputs that are protected."""
@@ -105,11 +102,9 @@ class Balanced(Adapted):
             self._eblora.load_state_dict(load_file(folder / PROTECTED))
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
-        """See Strategy.prepare: the adapter begins with the gradient of rows that the Trainer's seed chooses.
+        """See Strategy.prepare: the adapter begins with the mean gradient of rows that the Trainer's seed chooses.
 
-        It is the mean over all labels of these rows, of which each rank takes its share.
-
-        A task that is resumed takes the same gradient again, since what is protected after it follows from that.
+        A task that is resumed takes the same again, since what is protected after it follows from that.
         """
         settings: Any = trainer.args
         dataset: Any = trainer.train_dataset

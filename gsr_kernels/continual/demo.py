@@ -65,8 +65,7 @@ def general() -> Source:
 def tasks(order: str | None) -> Read:
     """Return the five tasks, of other modules than the pretraining text; a new line parts a prompt from its answer.
 
-    Raises:
-        ValueError: this Python was installed without the sources of its library, or an unknown order.
+    Raises ValueError where this Python was installed without the sources of its library, or for an unknown order.
     """
     if not all(library.rows(name) for name in library.SOURCES):
         raise ValueError("this Python carries no library sources to make tasks from: bring your own with --data")
@@ -90,10 +89,7 @@ def pretrain(
 ) -> None:
     """Train a model on general text, which all methods of a seed start from; one that is there already is left.
 
-    Args:
-        settings: of the run, whose ``demo`` has the size.
-        folder: for the model.
-        tick: called with the number of steps, and whether they were taken before.
+    ``tick`` is called with the number of steps, and whether they were taken before.
     """
     size: Any = settings.demo
     if on_rank0(folder.is_dir):

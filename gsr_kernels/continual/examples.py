@@ -20,8 +20,7 @@ class Example:
     ``source``: what SARI compares with, by default the prompt. ``prefix`` and ``test``: program text around a
     completion that is to be run (pass@1). ``goes_on``: the text does not end with the completion.
 
-    Raises:
-        ValueError: options without the completion, one of them empty or given twice, or fewer than two.
+    Raises ValueError for options without the completion, one of them empty or given twice, or fewer than two.
     """
 
     prompt: str

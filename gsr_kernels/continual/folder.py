@@ -45,15 +45,19 @@ def write(folder: Path, config: Mapping[str, Any], results: Results, text: str) 
     measured = {"score": results.score, "matrices": matrices, "spectra": results.spectra}
     write_json(folder / "results.json", measured, indent=1)
     write_json(folder / "config.json", {**config, "seconds": round(results.seconds, 1)}, indent=1)
-    with replacing(folder / "table.txt") as path:
-        path.write_text(text, encoding="utf-8")
+    write_text(folder / "table.txt", text)
 
 
 def write_json(file: Path, data: Mapping[str, Any], indent: int | None = None) -> None:
     """Write a JSON file, whole or not at all, and its folder."""
+    write_text(file, json.dumps(data, indent=indent, allow_nan=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file, whole or not at all, and its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as path:
-        path.write_text(json.dumps(data, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 def commit() -> str | None:

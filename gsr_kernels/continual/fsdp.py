@@ -27,8 +27,7 @@ WEIGHTS, MOMENTS, SCHEDULE = "weights", "moments", "scheduler.pt"
 def shard(model: Any, bf16: bool) -> None:
     """Leave each rank its shards of every weight: layer by layer, and of what is outside of them.
 
-    Args:
-        bf16: compute in bfloat16; weights and sums of gradients stay as they are.
+    With ``bf16`` they compute in bfloat16; weights and sums of gradients stay as they are.
     """
     mesh = init_device_mesh(model.device.type, (world(),))
     shared: dict[str, Any] = {"mesh": mesh, "shard_placement_fn": shard_placement_fn}

@@ -36,21 +36,15 @@ def learn(
     seed: int,
     tick: Callable[[int, bool], object],
 ) -> list[dict[str, Any]]:
-    """Train on the rows of a task; a folder with a checkpoint in it goes on from there, to the same weights.
-
-    All processes of the run share every step: each takes its part of the rows.
+    """Train on the rows of a task and return the Trainer's log; all processes share every step.
 
     Args:
         prepare: called with the Trainer before it trains, and the folder.
-        folder: for checkpoints; the caller removes it when the model is safe elsewhere.
+        folder: of checkpoints, from which it goes on to the same weights; the caller removes it.
         seed: of the order of the rows, and of dropout.
         tick: called with the number of steps, and whether they were taken before.
 
-    Returns:
-        The Trainer's log.
-
-    Raises:
-        FloatingPointError: the loss is no longer finite, or a weight at the end.
+    Raises FloatingPointError where the loss is no longer finite, or a weight at the end.
     """
     steps = steps_of(len(rows), settings)
     if settings.gradient_checkpointing:

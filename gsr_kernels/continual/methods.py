@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import gsr_kernels
 from gsr_kernels.adapters.merging import How
 from gsr_kernels.continual.settings import RunSettings
-from gsr_kernels.messages import install
+from gsr_kernels.messages import need
 from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, GSRFull, Method, ModelMethod
 
 # how firmly EWC holds (of 1e2, 1e3, 1e4 and 1e5 the best AP of a smaller model with a seed of its own), and how many
@@ -22,10 +21,7 @@ GRADIENT_ROWS = 256
 
 @dataclass(frozen=True)
 class DenseMethod:
-    """Method on the weights themselves.
-
-    ``reads``: settings. ``act``: what ``attach`` is given, None for nothing. ``consolidates``: it is EWC.
-    """
+    """Method on the weights themselves: the settings that it reads, what ``attach`` is given, and whether it is EWC."""
 
     title: str
     reads: tuple[str, ...] = ("rank",)
@@ -112,16 +108,14 @@ TITLES = {name: method.title for name, method in METHODS.items()} | BOUNDS
 
 
 def check_methods(names: Sequence[str], given: Sequence[str]) -> None:
-    """Raise ValueError for names that are no list of methods and bounds, for given settings that none reads, and for
-    adapters without PEFT.
-    """
+    """Raise ValueError for names of no methods and bounds, settings that none reads, and adapters without PEFT."""
     for name in names:
         if name not in TITLES:
             raise ValueError(f"method {name!r} is unknown; there are {', '.join(TITLES)}")
         if names.count(name) > 1:
             raise ValueError(f"method {name} is given twice")
-        if name in ADAPTER_METHODS and find_spec("peft") is None:
-            raise ValueError(f"method {name} needs the package peft: {install('runner')}")
+        if name in ADAPTER_METHODS:
+            need(f"method {name}", "peft")
     for field in given:
         readers = [name for name, method in METHODS.items() if field in method.reads]
         if readers and not set(readers).intersection(names):

@@ -28,12 +28,7 @@ class ResultMatrix:
     if it had ended there. "Learned" tasks are the known ones and the tasks up to ``after``; ``N`` is their number.
     A metric that needs a cell which was never set raises ``ValueError`` and names the cell.
 
-    Args:
-        tasks: names, in the order of training; at least one, all different.
-        known: names of the tasks known before.
-
-    Raises:
-        ValueError: no task, a text in place of names, a name used twice, or a task called ``BEFORE``.
+    Raises ValueError for no task, a text in place of names, a name used twice, or a task called ``BEFORE``.
     """
 
     def __init__(self, tasks: Sequence[str], known: Sequence[str] = ()) -> None:
@@ -56,8 +51,7 @@ class ResultMatrix:
     def record(self, after: str, scores: Mapping[str, float]) -> None:
         """Set cells of the row after task ``after`` (or ``BEFORE``), ``scores`` by task name.
 
-        Raises:
-            ValueError: a name that is no task, or a score that is no finite number; nothing is set then.
+        Raises ValueError for a name that is no task, or a score that is no finite number; nothing is set then.
         """
         self._index(after)
         for name, score in scores.items():
@@ -134,10 +128,8 @@ class ResultMatrix:
 
 @dataclass
 class Results:
-    """Measured results. ``matrices``: of every method and bound, by title, one a seed.
-
-    ``score`` says what a score is. ``spectra`` belongs to the first seed: of each method, by title, those after every
-    task and those ``BEFORE``.
+    """Measured results: what a score is; matrices of every method and bound, by title, one a seed; of the first seed
+    the spectra of each method, by title, after every task and ``BEFORE``.
     """
 
     score: str

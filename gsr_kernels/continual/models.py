@@ -28,9 +28,7 @@ SPECTRA = 8
 def find_model(name: str) -> tuple[Any, Any]:
     """Return configuration and tokenizer of a model; no weight is read yet.
 
-    Raises:
-        ValueError: what is there is no model.
-        FileNotFoundError: neither a folder nor to be had from a hub.
+    Raises ValueError where it is no model, FileNotFoundError where neither a folder nor a hub has it.
     """
     import transformers
 
@@ -38,11 +36,7 @@ def find_model(name: str) -> tuple[Any, Any]:
 
 
 def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:
-    """Return the model's kind with its tokenizer.
-
-    Raises:
-        ValueError: a model of a kind that is not trained here; a tokenizer without what the settings ask for.
-    """
+    """Return the model's kind with its tokenizer; ValueError where the settings ask for what either does not have."""
     kind = kind_of(config, settings.kind)
     if kind is KINDS["seq2seq"] and getattr(config, "output_router_logits", False):
         raise ValueError(
@@ -79,9 +73,7 @@ def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:
 
 
 def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None:
-    """Raise ValueError, before any weight is read, for a rank that the weights cannot have or a method does not, and
-    for adapters that the model cannot have.
-    """
+    """Raise ValueError, before any weight is read, for a rank or for adapters that the model cannot have."""
     import transformers
 
     rank = settings.rank
@@ -145,11 +137,7 @@ def load(kind: Kind, path: str | Path, dtype: str, seed: int) -> Any:
 
 
 def save(kind: Kind, model: Any, folder: Path, weights: Any = None) -> None:
-    """Have the first rank write a model with its tokenizer; all ranks call it.
-
-    Args:
-        weights: the model's state_dict, where it does not hold them itself.
-    """
+    """Have the first rank write a model, or ``weights`` in place of its own, with its tokenizer; all ranks call it."""
 
     def write() -> None:
         model.save_pretrained(folder, state_dict=weights)

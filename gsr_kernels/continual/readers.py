@@ -57,18 +57,15 @@ class Read:
 
 
 def read(folder: Path, order: str | None = None, partial: bool = False, instructed: bool = True) -> Read:
-    """Read the tasks of a folder in any of the layouts.
+    """Read the tasks of a folder: of JSON lines, or in the CL_Benchmark or the TRACE layout.
 
     Args:
-        folder: of JSON lines, in the CL_Benchmark or the TRACE layout.
         order: the name of a published order, or the tasks' names with commas; None: all, in the order of their names.
         partial: go on without those tasks of a published order that the folder lacks.
         instructed: put the benchmark's instruction around a row where it has one.
 
-    Raises:
-        FileNotFoundError: no such folder, no task in it, or a file of a task that is missing.
-        ValueError: an unknown order or task, tasks that are lacking, a malformed row, no row to score by that is not
-            learned.
+    Raises FileNotFoundError for a folder or a file of a task that is missing, ValueError for unknown or lacking tasks,
+    a malformed row, and rows to score by that are all learned.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--data {folder} is no folder")
@@ -118,17 +115,11 @@ def choose(there: Sequence[str], order: str | None, partial: bool) -> tuple[tupl
 
 
 def read_retained(path: Path, fits: Callable[[str], bool]) -> Source:
-    """Read what the model could do before: rows of a ``.jsonl`` file, or a ``.txt`` file in windows.
+    """Read what the model could do before: rows of a ``.jsonl`` file, or a ``.txt`` in windows that ``fits`` takes.
 
     It is scored after every task and never trained on. Of a text every next token is to be foretold.
 
-    Args:
-        path: of the file.
-        fits: returns True if the model can take a window whole; one that does not fit is halved.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another kind of file, a malformed row, no text.
+    Raises FileNotFoundError, and ValueError for another kind of file, a malformed row, no text.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--retain {path} is no file")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gsr_kernels.messages import install
+from gsr_kernels.messages import need
 
 SHIPPED = Path(__file__).with_name("recipes")
-
-
 # what runs where no model is given
 DEMO = "demo"
 
@@ -23,9 +20,7 @@ def expand(argv: Sequence[str]) -> list[str]:
     flag several times, a mapping as KEY=VALUE, true stands for a flag without a value. A repeatable flag that is given
     by hand takes the place of the recipe's.
 
-    Raises:
-        FileNotFoundError: neither a file nor a shipped recipe.
-        ValueError: no YAML mapping of such values, or YAML cannot be read here.
+    Raises FileNotFoundError for neither a file nor a shipped recipe, ValueError for no YAML mapping of such values.
     """
     indices = [index for index, text in enumerate(argv) if text == "--recipe" or text.startswith("--recipe=")]
     all_of = list(argv)
@@ -59,8 +54,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise FileNotFoundError(f"--recipe {name} is no file, nor one of {shipped}")
-    if find_spec("yaml") is None:
-        raise ValueError(f"--recipe needs the package pyyaml: {install('runner')}")
+    need("--recipe", "yaml", package="pyyaml")
     import yaml
 
     try:

@@ -15,14 +15,9 @@ MORE_TEXTS = ("source", "prefix", "test")
 
 
 def read_rows(file: Path, example: Callable[[Any], Example]) -> tuple[Example, ...]:
-    """Return the rows of a file of JSON lines (``.jsonl``) or of one JSON list.
+    """Return the rows of a file of JSON lines (``.jsonl``) or of one JSON list, as ``example`` makes them.
 
-    Args:
-        example: makes a row of what JSON holds; see ``texts``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: anything else, with the number of the line or row, from 1; no row at all.
+    Raises FileNotFoundError, and ValueError for anything else, with the number of the line or row, from 1.
     """
 
     def made(where: str, row: Any) -> Example:

@@ -28,24 +28,18 @@ from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.ranks import first, world
 from gsr_kernels.continual.readers import Read, read, read_retained
 from gsr_kernels.continual.settings import DemoSettings, RunSettings, flags, given
-from gsr_kernels.messages import install
+from gsr_kernels.messages import need
 
 
 class Run:
     """Run, whole and checked: the model's kind, the data, the methods and the metrics.
 
-    Args:
-        args: the command's.
-        names: of the methods and bounds.
-
-    Raises:
-        ValueError, OSError: bad input, found before any weight is read.
+    Raises ValueError and OSError for bad input, before any weight is read.
     """
 
     def __init__(self, args: argparse.Namespace, names: tuple[str, ...]) -> None:
         for package in ("transformers", "accelerate"):
-            if find_spec(package) is None:
-                raise ValueError(f"continual needs the package {package}: {install('runner')}")
+            need("continual", package)
         chosen, size = given(RunSettings, args), given(DemoSettings, args)
         if args.model is None:
             chosen["demo"] = DemoSettings(**size)

@@ -13,15 +13,14 @@ from gsr_kernels.continual.folder import write_json
 from gsr_kernels.continual.metrics import ResultMatrix, Spectra
 from gsr_kernels.continual.ranks import on_rank0
 
+STATE = "state.json"
+
 
 @dataclass
 class RunState:
     """Finished stages of one method: their scores, spectra and logs, and the model after each.
 
-    Args:
-        folder: of this method alone; what it holds of finished stages is read.
-        matrix: before any stage.
-        keep_models: leave the model of every stage, not the last alone.
+    What its ``folder`` holds of them is read. ``matrix`` is that before any stage.
     """
 
     folder: Path
@@ -32,7 +31,7 @@ class RunState:
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        data = read_state(self._file)
+        data = read_state(self.folder / STATE)
         if data is not None:
             self.matrix = ResultMatrix.from_dict(data["matrix"])
             self.spectra, self.logs, self.done = data["spectra"], data["logs"], data["done"]
@@ -45,10 +44,6 @@ class RunState:
         """Return the folder of the checkpoints within a stage."""
         return self.folder / "training" / stage
 
-    def keep(self, stage: str, save: Callable[[Path], object]) -> None:
-        """Have the model after a stage written, whole or not at all."""
-        keep_whole(self.model(stage), save)
-
     def finish(self, stage: str, scores: dict[str, float], spectra: Spectra, log: list[dict[str, Any]]) -> None:
         """End a stage: its checkpoints, and the model before it, are wanted no longer."""
         self.matrix.record(stage, scores)
@@ -58,16 +53,14 @@ class RunState:
 
         def finish() -> None:
             matrix = self.matrix.to_dict()
-            write_json(self._file, {"matrix": matrix, "spectra": self.spectra, "done": self.done, "logs": self.logs})
+            write_json(
+                self.folder / STATE, {"matrix": matrix, "spectra": self.spectra, "done": self.done, "logs": self.logs}
+            )
             shutil.rmtree(self.work(stage), ignore_errors=True)
             if before and not self.keep_models:
                 shutil.rmtree(self.model(before[-1]), ignore_errors=True)
 
         on_rank0(finish)
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / "state.json"
 
 
 def keep_whole(folder: Path, save: Callable[[Path], object]) -> None:

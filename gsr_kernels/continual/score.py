@@ -10,18 +10,16 @@ from tqdm import tqdm
 
 from gsr_kernels.continual.evaluators import EVALUATORS, Answer
 from gsr_kernels.continual.examples import Source
+from gsr_kernels.continual.folder import write_text
 from gsr_kernels.continual.kinds import Kind, Writer
 from gsr_kernels.continual.ranks import first, gathered, on_rank0, rank, run_on_all_ranks, world
-from gsr_kernels.io.atomic import replacing
 
 
 def score(kind: Kind, model: Any, task: Source, new_tokens: int | None, file: Path) -> float:
     """Return the score in percent, by the task's evaluator; the answers go to ``file``, a JSON line each.
 
-    Every rank has its copy of the model answer its share of the rows.
-
-    Args:
-        new_tokens: of an answer at most; None: as many as the task's longest completion has.
+    Every rank has its copy of the model answer its share of the rows, in ``new_tokens`` at most; None: as many as the
+    task's longest completion has.
     """
     evaluator = EVALUATORS[task.scored_by]
     if new_tokens is None and evaluator.asks == "text":
@@ -34,19 +32,15 @@ def score(kind: Kind, model: Any, task: Source, new_tokens: int | None, file: Pa
     answers: list[Answer] = [None] * len(task.test)
     for start, share in enumerate(gathered(mine)):
         answers[start :: world()] = share
-    on_rank0(lambda: _write(task, answers, file))
+    lines = [
+        json.dumps({"prompt": row.prompt, "completion": row.completion, "answer": answer}, ensure_ascii=False) + "\n"
+        for row, answer in zip(task.test, answers)
+    ]
+    on_rank0(lambda: write_text(file, "".join(lines)))
     if evaluator.slow and world() > 1:
         sums = gathered(run_on_all_ranks(lambda: evaluator.total(own, mine) * len(own) if own else 0.0))
         return sum(sums) / len(answers)
     return on_rank0(lambda: evaluator.total(task.test, answers))
-
-
-def _write(task: Source, answers: list[Answer], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as path, path.open("w", encoding="utf-8") as lines:
-        for row, answer in zip(task.test, answers):
-            line = {"prompt": row.prompt, "completion": row.completion, "answer": answer}
-            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def longest(kind: Kind, task: Source) -> int:

@@ -27,13 +27,7 @@ RULES: dict[str, Callable[[float], bool]] = {
 
 
 def option(default: Any, about: str, type: Callable[[str], Any] | None = None, must: str = "", **flag: Any) -> Any:
-    """Return a field that is a flag.
-
-    Args:
-        about: what it is for.
-        type: how its text is read; a bool has no text.
-        must: one of ``RULES``.
-    """
+    """Return a field that is a flag; ``type`` reads its text, which a bool has not, ``must`` is one of ``RULES``."""
     return field(default=default, metadata={"must": must, "flag": {"help": about, "type": type, **flag}})
 
 
@@ -66,9 +60,9 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Settings that are the same for every method and seed. Raises ValueError, naming the field, for what cannot be.
+    """Settings that are the same for every method and seed; ``demo`` where ``model`` is None.
 
-    ``demo``: of the model that is built and pretrained where ``model`` is None.
+    Raises ValueError, naming the field, for what cannot be.
     """
 
     model: str | None = option(

@@ -33,13 +33,11 @@ class Strategy:
     ``save`` and ``whole``, in this order.
 
     Args:
-        kind: of the model.
-        settings: of the run.
         start: the model before all tasks.
         method: of ``DENSE_METHODS`` or ``ADAPTER_METHODS``; None is plain fine-tuning.
         seed: of what the model's checkpoint lacks.
 
-    ``model``: what the Trainer trains, None before ``open``.
+    ``model`` is what the Trainer trains, None before ``open``.
     """
 
     kind: Kind
@@ -55,10 +53,8 @@ class Strategy:
         return self.settings.lr
 
     def open(self, folder: Path | None) -> None:
-        """Load the model as ``save`` wrote it after a task, or as it is before any; where FSDP2 has sharded it, whole
-        again.
-        """
-        self.model = self._load(folder or self.start)
+        """Load the model, whole, as ``save`` wrote it after a task, or as it is before any."""
+        self.model = load(self.kind, folder or self.start, self.settings.dtype, self.seed)
 
     def begin(self) -> None:
         """Begin a task; bases are taken when its Trainer makes its optimizer."""
@@ -86,9 +82,6 @@ class Strategy:
         """Return a model that computes what has been learned."""
         return self.model
 
-    def _load(self, path: str | Path) -> Any:
-        return load(self.kind, path, self.settings.dtype, self.seed)
-
 
 class Consolidated(Strategy):
     """EWC: the weights are held where earlier tasks needed them; what it holds is kept beside the model."""
@@ -115,11 +108,7 @@ class Consolidated(Strategy):
 
 
 def batch_loss(kind: Kind, trainer: Trainer, items: float | None = None) -> Callable[[Any, Any], Tensor]:
-    """Return the loss of a model on rows, as the Trainer computes it.
-
-    Args:
-        items: labels that the sum over the rows is divided by; None: those of the rows.
-    """
+    """Return the loss of a model on rows, as the Trainer computes it: a sum over ``items`` labels, by default all."""
     settings: Any = trainer.args
 
     def loss(model: Any, rows: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from gsr_kernels.continual.folder import write_json
 from gsr_kernels.continual.kinds import Kind
 from gsr_kernels.continual.learn import learn, steps_of
 from gsr_kernels.continual.methods import BOUNDS, METHODS, TITLES, AdapterMethod
-from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Spectra
+from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.models import load, spectra
 from gsr_kernels.continual.ranks import first, on_rank0
-from gsr_kernels.continual.run_state import RunState, read_state
+from gsr_kernels.continual.run_state import RunState, keep_whole, read_state
 from gsr_kernels.continual.score import score
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.strategy import Consolidated, Strategy
@@ -27,17 +28,9 @@ from gsr_kernels.continual.strategy import Consolidated, Strategy
 
 @dataclass
 class TaskSequence:
-    """One seed: every method starts from the same model and meets the rows of a task in the same order.
+    """One seed: every method begins with the model ``start`` and meets the rows of a task in the same order.
 
-    Args:
-        settings: the same for every method.
-        kind: of the model.
-        start: the model before all tasks.
-        retained: what it could do before; never trained on.
-        tasks: in the order of training.
-        seed: of the order of the rows, of dropout and of a new head.
-        folder: of this seed alone; what it holds is gone on from.
-        bar: advances by one a step.
+    What its ``folder`` holds is gone on from. ``retained`` is never trained on.
     """
 
     settings: RunSettings
@@ -75,7 +68,7 @@ class TaskSequence:
             if strategy.model is None:
                 strategy.open(before)
             if chained and not state.done:
-                state.spectra[BEFORE] = self._spectra(strategy.model)
+                state.spectra[BEFORE] = on_rank0(partial(spectra, strategy.model))
             self.bar.set_description(f"seed {self.seed} · {TITLES[name]} learns {'all' if name == 'mtl' else stage}")
             strategy.begin()
             log = learn(
@@ -89,14 +82,14 @@ class TaskSequence:
                 self._tick,
             )
             if chained or settings.keep_models or settings.fsdp:
-                state.keep(stage, strategy.save)
+                keep_whole(state.model(stage), strategy.save)
             if settings.fsdp:
                 # not beside the shards
                 strategy.model = None
                 strategy.open(state.model(stage))
             learned = strategy.whole()
             scores = self._scores(learned, state.folder / "answers" / stage)
-            state.finish(stage, scores, self._spectra(learned), log)
+            state.finish(stage, scores, on_rank0(partial(spectra, learned)), log)
             del learned
             if not chained:
                 strategy.model = None
@@ -145,9 +138,6 @@ class TaskSequence:
                 task.name: score(self.kind, model, task, self.settings.new_tokens, folder / f"{task.name}.jsonl")
                 for task in (*self.retained, *self.tasks)
             }
-
-    def _spectra(self, model: Any) -> Spectra:
-        return on_rank0(lambda: spectra(model))
 
     def _sized(self, name: str) -> RunSettings:
         """As many steps for all tasks at once as for one after the other."""

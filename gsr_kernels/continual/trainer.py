@@ -20,14 +20,8 @@ from gsr_kernels.continual.ranks import FailedElsewhere, first, gathered, world
 class EpochSampler(Dataset):
     """Rows in the order of the steps: all of them in each epoch, every time shuffled anew.
 
-    An epoch ends with a step of as many rows as the others: what is lacking is filled with a row whose labels count
-    for nothing. So a step is the same on any number of processes.
-
-    Args:
-        rows: as ``Kind.features`` gives them.
-        batch: rows of a step.
-        steps: of the task.
-        seed: of the order.
+    An epoch ends with a step of as many rows as the others, ``batch``: what is lacking is filled with a row whose
+    labels count for nothing. So a step is the same on any number of processes.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], batch: int, steps: int, seed: int) -> None:
@@ -52,10 +46,7 @@ class EpochSampler(Dataset):
 
 
 class TaskTrainer(Trainer):
-    """Trainer that takes the rows as ``EpochSampler`` has them.
-
-    A new classification head may learn at a rate of its own, ``head_lr``.
-    """
+    """Trainer that takes the rows as ``EpochSampler`` has them; a new head may learn at a rate of its own."""
 
     head_lr: float | None = None
 

@@ -332,9 +332,9 @@ def test_inspect_of_extreme_weights(model, capsys, monkeypatch):
     assert printed[zero] == ["8", "0", "0", "inf", "0.0", "0.00%"]
     assert printed[wide] == ["4", "1e+200", "1e+200", "1", "4.0", "25.00%"]
     # before anything is decomposed
-    monkeypatch.setattr("gsr_kernels.cli.inspect.find_spec", lambda name: None)
+    monkeypatch.setattr("gsr_kernels.messages.find_spec", lambda name: None)
     monkeypatch.setattr("gsr_kernels.cli.inspect.stored_matrices", None)
-    assert "needs matplotlib" in refused(capsys, "inspect", model, "--plot", model)
+    assert "needs the package matplotlib" in refused(capsys, "inspect", model, "--plot", model)
 
 
 def test_measures_of_a_spectrum():

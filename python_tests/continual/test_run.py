@@ -366,9 +366,7 @@ def test_adapters_of_an_unknown_architecture_are_refused(models, data, tmp_path,
 
 
 def test_what_is_not_installed_is_named(models, data, tmp_path, capsys, monkeypatch):
-    from gsr_kernels.continual import evaluators
-
-    monkeypatch.setattr(evaluators, "find_spec", lambda name: None)
+    monkeypatch.setattr("gsr_kernels.messages.find_spec", lambda name: None if name == "rouge_score" else name)
     arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out")]
     assert main([*arguments, "--metric", "rouge-l"]) == 2
     message = "--metric rouge-l needs the package rouge-score: pip install '.[runner]' in a checkout"

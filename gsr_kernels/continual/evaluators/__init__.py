@@ -7,12 +7,11 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from gsr_kernels.continual.evaluators.program import check_programs, passes
 from gsr_kernels.continual.examples import Example
-from gsr_kernels.messages import install
+from gsr_kernels.messages import need
 
 # an answer of a model: a text, or of a given text its loss a token, its tokens, and those that are predicted right
 Answer = Any
@@ -130,8 +129,8 @@ def check_metrics(names: Iterable[str]) -> None:
         if name not in EVALUATORS:
             raise ValueError(f"--metric {name!r} is unknown; there are {', '.join(EVALUATORS)}")
         needs = EVALUATORS[name].needs
-        if needs is not None and find_spec(needs) is None:
-            raise ValueError(f"--metric {name} needs the package {needs.replace('_', '-')}: {install('runner')}")
+        if needs is not None:
+            need(f"--metric {name}", needs, package=needs.replace("_", "-"))
         if name == "pass@1":
             check_programs()
 

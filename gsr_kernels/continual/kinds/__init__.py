@@ -21,11 +21,7 @@ __all__ = ["IGNORED", "KINDS", "Causal", "Classifier", "Kind", "Seq2Seq", "Write
 
 
 def kind_of(config: Any, wanted: str | None) -> type[Kind]:
-    """Return the kind of a model by its configuration, or the one ``wanted`` if it can be that.
-
-    Raises:
-        ValueError: it can be none of them, or not the one wanted.
-    """
+    """Return the kind of a model by its configuration, or the one ``wanted``; ValueError where it cannot be that."""
     of = type(config)
     heads: dict[type[Kind], Any] = {
         Causal: MODEL_FOR_CAUSAL_LM_MAPPING,

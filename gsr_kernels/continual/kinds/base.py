@@ -21,13 +21,8 @@ IGNORED = -100
 
 
 def mean_loss(logits: Tensor, labels: Tensor, items: Any = None) -> Tensor:
-    """Cross entropy summed over the labels that count, divided by those of the whole step, so that the step is the same
-    however its rows are batched and shared out.
-
-    Args:
-        logits: ``[.., classes]``.
-        labels: ``[..]``, or ``IGNORED``.
-        items: labels of the step; None: these are all.
+    """Cross entropy of ``logits [.., classes]`` summed over the ``labels [..]`` that count, divided by their number,
+    ``items`` in the whole step, so that the step is the same however its rows are batched and shared out.
     """
     items = (labels != IGNORED).sum() if items is None else items
     total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")

@@ -20,11 +20,7 @@ from gsr_kernels.continual.kinds.base import IGNORED, Features, Kind, mean_loss
 
 @dataclass
 class Writer(Kind):
-    """Kind that answers in text.
-
-    Args:
-        chat: the prompt goes through the tokenizer's chat template.
-    """
+    """Kind that answers in text. With ``chat`` the prompt goes through the tokenizer's chat template."""
 
     asks = ("choice", "text", "loss")
 
