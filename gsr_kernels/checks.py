@@ -14,11 +14,18 @@ Backend = Literal["auto", "torch", "triton", "cuda"]
 OutOfSpan = Literal["drop", "keep"]
 
 
+def check_number(name: str, value: object, low: float, high: float = math.inf, above: bool = False) -> float:
+    """Return a finite number of [low, high] as a float, of (low, high] with ``above``; ValueError for anything else."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and low <= number <= high) or (above and number == low):
+        interval = f"{'(' if above else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
+        raise ValueError(f"{name} must be a finite number in {interval}, got {value!r}")
+    return number
+
+
 def check_rho(rho: float) -> float:
     """Return ``rho`` as a float in [0, 1]; anything else is a ValueError."""
-    if not isinstance(rho, Real) or isinstance(rho, bool) or not (math.isfinite(rho) and 0 <= rho <= 1):
-        raise ValueError(f"rho must be a finite number in [0, 1], got {rho!r}")
-    return float(rho)
+    return check_number("rho", rho, 0, 1)
 
 
 def is_integer(number: object) -> TypeGuard[int]:

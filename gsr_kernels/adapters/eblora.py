@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from gsr_kernels.adapters.factors import Factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
+from gsr_kernels.checks import check_number
 from gsr_kernels.linalg import svd
 from gsr_kernels.linalg.polar import away, polar_factor
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod, mean_over_batches
@@ -51,8 +51,7 @@ class EBLoRA(ModelMethod):
     remembers = ("protected", "grown")
 
     def __init__(self, energy: float = 0.99, protected: Mapping[str, Tensor] | None = None) -> None:
-        if not (math.isfinite(energy) and 0 < energy <= 1):
-            raise ValueError(f"energy must lie in (0, 1], got {energy}")
+        check_number("energy", energy, 0, 1, above=True)
         self.energy = energy
         self.protected: dict[str, Tensor] = dict(protected or {})
         # what F will be when the task ends

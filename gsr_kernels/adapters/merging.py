@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.adapters.stability import check_factor
-from gsr_kernels.checks import Backend, check_choice, check_fit
+from gsr_kernels.checks import Backend, check_choice, check_fit, check_number
 from gsr_kernels.ops import implementation
 
 How = Literal["magnitude", "sum", "mean", "ties"]
@@ -51,8 +50,7 @@ def merge(
 def check_how(how: str, density: float) -> None:
     """Raise ValueError for an unknown way of merging, and for a density outside of (0, 1]."""
     check_choice("how", how, How)
-    if not (math.isfinite(density) and 0 < density <= 1):
-        raise ValueError(f"density must lie in (0, 1], got {density}")
+    check_number("density", density, 0, 1, above=True)
 
 
 def check_finite(adapter: str, name: str, *factors: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -15,7 +14,7 @@ from torch.optim import Optimizer
 from gsr_kernels.adapters.factors import Factors, adapter_names, by_shape, same_modules, stacked
 from gsr_kernels.adapters.stability import Terms, auto_alpha, check_alpha, check_factor, sign_shares, stability_loss
 from gsr_kernels.backends.torch.stages import widened
-from gsr_kernels.checks import Backend, check_choice, check_fit
+from gsr_kernels.checks import Backend, check_choice, check_fit, check_number
 from gsr_kernels.methods.on_model import BoundMethod, ModelMethod
 
 
@@ -45,8 +44,7 @@ class Term(ModelMethod):
     earlier: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lam) and self.lam > 0):
-            raise ValueError(f"lam must be a finite number above 0, got {self.lam}")
+        check_number("lam", self.lam, 0, above=True)
 
     def bind(self, model: nn.Module) -> BoundTerm:
         """Return the term of a PEFT model, or one with PEFT's adapters injected."""

@@ -42,6 +42,8 @@ class Method:
     uses_basis: ClassVar[bool] = True
     # whether decompose() returns another basis than that of W at the rank asked for
     own_basis: ClassVar[bool] = False
+    # whether the basis may be a truncated one
+    truncated: ClassVar[bool] = True
     # keys of the state that the basis and a later W cannot give again: checkpoints hold them
     lasting: ClassVar[tuple[str, ...]] = ()
 
@@ -63,7 +65,9 @@ class Method:
         return SpectralBasis.of(W, rank=rank, heads=heads)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """Return what the method keeps for this weight during the task."""
+        """Return what the method keeps for this weight during the task; ValueError for a basis that does not do."""
+        if not (self.truncated or basis.full_rank):
+            raise ValueError(f"rank must be None for {type(self).__name__}: it leaves out directions of {name}")
         return {}
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:

@@ -50,7 +50,6 @@ class Chain(Method):
         return any(method.constrains for method in self.methods)
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
-        """Return the basis of the methods that need one."""
         return self._leading.decompose(name, W, rank, heads)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
@@ -62,7 +61,6 @@ class Chain(Method):
         }
 
     def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
-        """Let the one that corrects do so."""
         for index, method in enumerate(self.methods):
             if method.constrains:
                 method.constrain(W, basis, part(state, str(index)))

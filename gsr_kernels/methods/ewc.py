@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gsr_kernels.checks import check_number
 from gsr_kernels.methods.base import wide
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod, mean_over_batches
 
@@ -38,8 +38,7 @@ class EWC(ModelMethod):
     remembers = ("fisher", "anchors")
 
     def __init__(self, lam: float) -> None:
-        if not (math.isfinite(lam) and lam >= 0):
-            raise ValueError(f"lam must be a finite number of at least 0, got {lam}")
+        check_number("lam", lam, 0)
         self.lam = lam
         self.fisher: dict[str, Tensor] = {}
         self.anchors: dict[str, Tensor] = {}
@@ -66,7 +65,6 @@ class _BoundEWC(BoundMethod):
         """Accept an optimizer of some of the parameters: the others have no gradient in its step."""
 
     def act(self, optimizer: Optimizer) -> None:
-        """Add the gradient of the penalty."""
         scale, method = getattr(optimizer, "grad_scale", None), self._method
         for name, parameter in self._trained().items():
             if parameter.grad is not None and name in method.fisher:
@@ -74,21 +72,18 @@ class _BoundEWC(BoundMethod):
                 parameter.grad += pull if scale is None else pull * scale
 
     def finish_task(self, batches: Iterable[Any] | None, loss: Loss | None) -> None:
-        """Hold the parameters as they are now."""
         if batches is None or loss is None:
             raise ValueError("EWC: finish_task() needs batches of the task that was learned, and its loss")
         parameters = self._trained()
         fisher = mean_over_batches(self._model, parameters, batches, loss, torch.square)
-        for name, mean in fisher.items():
-            self._merge(name, mean, wide(parameters[name].detach()))
-
-    def _merge(self, name: str, fisher: Tensor, anchor: Tensor) -> None:
         kept = self._method
-        if name in kept.fisher:
-            total = kept.fisher[name] + fisher
-            share = torch.where(total > 0, fisher / total, 1)
-            fisher, anchor = total, torch.lerp(kept.anchors[name], anchor, share)
-        kept.fisher[name], kept.anchors[name] = fisher, anchor.clone()
+        for name, mean in fisher.items():
+            anchor = wide(parameters[name].detach())
+            if name in kept.fisher:
+                total = kept.fisher[name] + mean
+                share = torch.where(total > 0, mean / total, 1)
+                mean, anchor = total, torch.lerp(kept.anchors[name], anchor, share)
+            kept.fisher[name], kept.anchors[name] = mean, anchor.clone()
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self._model.named_parameters() if value.requires_grad}

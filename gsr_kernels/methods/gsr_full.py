@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.checks import OutOfSpan, check_out_of_span
+from gsr_kernels.checks import OutOfSpan, check_number, check_out_of_span
 from gsr_kernels.methods.base import Method, State
 from gsr_kernels.methods.projections import operands
 
@@ -40,8 +39,7 @@ class GSRFull(Method):
     out_of_span: OutOfSpan | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.p) and self.p >= 0):
-            raise ValueError(f"p must be a finite number of at least 0, got {self.p}")
+        check_number("p", self.p, 0)
         check_out_of_span(self.out_of_span)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, split_heads
-from gsr_kernels.checks import check_choice
+from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads, Method, State
 from gsr_kernels.methods.projections import PROTECTING, operands
@@ -47,16 +47,12 @@ class OSF(Method):
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, Variant)
-        if not isinstance(self.protect, Mapping):
-            if not 0 < self.protect < 1:
-                raise ValueError(f"protect must lie in (0, 1): {self.protect} protects {_all_or_nothing(self.protect)}")
-            return
-        for name, share in self.protect.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"protect must hold shares in [0, 1], got {share} for {name}")
-        for share in (0, 1):
-            if all(one == share for one in self.protect.values()):
-                raise ValueError(f"protect = {share} for every weight protects {_all_or_nothing(share)}")
+        shares = self.protect if isinstance(self.protect, Mapping) else {"every weight": self.protect}
+        for name, share in shares.items():
+            check_number(f"protect of {name}", share, 0, 1)
+        for share, protected in enumerate(("nothing", "everything, so that nothing is trained")):
+            if all(one == share for one in shares.values()):
+                raise ValueError(f"protect = {share} for every weight protects {protected}")
 
     def __repr__(self) -> str:
         protect = f"{len(self.protect)} shares" if isinstance(self.protect, Mapping) else self.protect
@@ -129,7 +125,3 @@ def scheduled_share(task: int, tasks: int) -> float:
     if not 0 <= task < tasks:
         raise ValueError(f"task must lie in [0, tasks), got {task} of {tasks}")
     return task / tasks
-
-
-def _all_or_nothing(share: float) -> str:
-    return "nothing" if share <= 0 else "everything, so that nothing is trained"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.checks import check_choice
+from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.methods.base import Method, State
 
 Variant = Literal["minor_block", "complement", "remove_block"]
@@ -65,21 +65,17 @@ class PSP(Method):
     Raises ValueError where either is out of range, or where nothing would be protected.
     """
 
+    # a truncated basis has lost the minor directions
+    truncated = False
+
     k: float = 0.4
     variant: Variant = "minor_block"
 
     def __post_init__(self) -> None:
-        if not 0 < self.k <= 1:
-            raise ValueError(f"k must lie in (0, 1], the trained share of each weight's directions, got {self.k}")
+        check_number("k", self.k, 0, 1, above=True)
         check_choice("variant", self.variant, Variant)
         if self.k == 1 and self.variant != "minor_block":
             raise ValueError(f"k = 1 with variant {self.variant!r} protects nothing: choose k < 1")
-
-    def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """Keep nothing; refuse a truncated basis, which has lost the minor directions."""
-        if not basis.full_rank:
-            raise ValueError(f"rank must be None for PSP: that of {name} leaves out the minor directions")
-        return {}
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
         wide, U, Vh = operands(G, basis)
@@ -100,11 +96,7 @@ class InSpan(Method):
     Raises ValueError in attach() for a truncated basis, whose span does not hold W.
     """
 
-    def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """Keep nothing; refuse a truncated basis."""
-        if not basis.full_rank:
-            raise ValueError(f"rank must be None with InSpan: the truncated basis of {name} does not span it")
-        return {}
+    truncated = False
 
     def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
         d1, d2 = basis.shape[-2:]

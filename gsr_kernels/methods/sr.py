@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, split_heads
-from gsr_kernels.checks import check_choice
+from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.methods.base import Heads, Matrices, Method, State, wide
 
 Target = Literal["one", "initial"]
@@ -46,10 +45,8 @@ class SR(Method):
     lasting = ("u", "v", "target")
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lam) and self.lam >= 0):
-            raise ValueError(f"lam must be a finite number of at least 0, got {self.lam}")
-        if not (math.isfinite(self.k) and self.k >= 1):
-            raise ValueError(f"k must be a finite number of at least 1, got {self.k}")
+        check_number("lam", self.lam, 0)
+        check_number("k", self.k, 1)
         check_choice("target", self.target, Target)
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:

@@ -285,7 +285,7 @@ def test_gradients_under_activation_checkpointing(reentrant):
 
 def test_bad_input_is_named_and_changes_nothing():
     for energy in (0.0, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="energy must lie"):
+        with pytest.raises(ValueError, match="energy must be"):
             EBLoRA(energy)
     model = make_model()
     before = copy.deepcopy(model.state_dict())

@@ -88,7 +88,7 @@ def test_bad_input_changes_nothing():
     W, B, A = draw_tasks(5, 4, 2, 3)
     for change, message in (
         ({"how": "median"}, "how must be one of magnitude, sum, mean, ties"),
-        ({"density": 0.0}, r"density must lie in \(0, 1\]"),
+        ({"density": 0.0}, r"density must be a finite number in \(0, 1\]"),
         ({"W": W[:-1]}, r"B must be \(3, 4, 2\) to fit"),
         ({"A": A[1:]}, r"A must be \(3, 2, 4\) to fit"),
         ({"backend": "numpy"}, "backend"),

@@ -42,5 +42,5 @@ def test_what_lies_in_the_span_does_not_fade():
 
 def test_refuses_a_truncated_basis():
     layer = nn.Linear(8, 8)
-    with pytest.raises(ValueError, match="rank must be None with InSpan: the truncated basis of weight"):
+    with pytest.raises(ValueError, match="rank must be None for InSpan: it leaves out directions of weight"):
         attach(layer, torch.optim.SGD(layer.parameters()), (GSR(1.0), InSpan()), rank=2)

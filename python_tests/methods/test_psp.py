@@ -50,7 +50,7 @@ def test_the_trained_share_is_rounded_up_and_no_further():
 
 @pytest.mark.parametrize("k", [0, -0.1, 1.1, float("nan")])
 def test_refuses_a_k_out_of_range(k):
-    with pytest.raises(ValueError, match=r"k must lie in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"k must be a finite number in \(0, 1\]"):
         PSP(k)
 
 
@@ -67,5 +67,5 @@ def test_refuses_an_unknown_variant():
 
 def test_refuses_a_truncated_basis():
     layer = torch.nn.Linear(8, 8)
-    with pytest.raises(ValueError, match=r"rank must be None for PSP: that of weight"):
+    with pytest.raises(ValueError, match=r"rank must be None for PSP: it leaves out directions of weight"):
         attach(layer, torch.optim.AdamW(layer.parameters()), PSP(), rank=4)
