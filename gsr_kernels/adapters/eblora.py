@@ -65,8 +65,7 @@ class EBLoRA(ModelMethod):
 
 
 class _BoundEBLoRA(BoundMethod):
-    """EBLoRA on one model; the optimizer does its steps."""
-
+    # the optimizer does its steps
     acts = False
     name = "EBLoRA"
 
@@ -75,16 +74,12 @@ class _BoundEBLoRA(BoundMethod):
         self.parameters = []
 
     def prepare(self, optimizer: Optimizer) -> None:
-        """Have the optimizer protect F."""
         if not isinstance(optimizer, RiemannianAdamW):
-            raise TypeError(
-                f"optimizer: EBLoRA steps by RiemannianAdamW(find_factors(model)), got {type(optimizer).__name__}"
-            )
+            kind = type(optimizer).__name__
+            raise TypeError(f"optimizer: EBLoRA steps by RiemannianAdamW(find_factors(model)), got {kind}")
         held = {id(parameter) for parameter in self._model.parameters()}
         if strange := [one.name for one in optimizer.factors if id(one.A) not in held]:
-            raise ValueError(
-                f"optimizer steps factors of {strange[0]} that are not the model's: build it from this model"
-            )
+            raise ValueError(f"optimizer steps factors of {strange[0]} that are not the model's: build it anew")
         optimizer.protect(self._method.protected)
 
     def start_task(self, optimizer: Optimizer, batches: Iterable[Any], loss: Loss) -> None:
@@ -124,18 +119,17 @@ def _directions(G: Tensor, F: Tensor, rank: int, energy: float) -> tuple[Tensor,
     U, sigma, Vh = svd(away(away(G.mT, F), F))
     # what is left of a gradient of less than r directions points anywhere
     count = int((sigma > ROUNDING * torch.linalg.matrix_norm(G)).sum())
-    U, sigma, Vh = _free(U[:, :count], F), sigma[:count], Vh[:count]
+    U, sigma, Vh = U[:, :count], sigma[:count], Vh[:count]
+    # rounding has left a part in F to the directions of small σ; unlike a QR this turns no column round
+    for _ in range(2):
+        U = polar_factor(away(U, F))
     A, Q = _filled(U[:, :rank], F, rank), _filled(Vh[:rank].mT, G.new_zeros(len(G), 0), rank)
-    return A, Q, U[:, : _missing(energy, G, sigma, F, rank)]
-
-
-def _missing(energy: float, G: Tensor, sigma: Tensor, F: Tensor, rank: int) -> int:
-    """Count the next directions that bring F to its share of G; r always stay free."""
-    squares = sigma.double().square()
-    total = torch.linalg.matrix_norm(G.double()).square()
+    # the next directions that bring F to its share of G
+    squares, total = sigma.double().square(), torch.linalg.matrix_norm(G.double()).square()
     lacking = squares.sum() - (1 - energy) * total
-    count = int((squares.cumsum(0) < lacking - 1e-12 * total).sum()) + 1 if lacking > 0 else 0
-    return min(count, len(squares), max(0, G.shape[1] - rank - F.shape[1]))
+    missing = int((squares.cumsum(0) < lacking - 1e-12 * total).sum()) + 1 if lacking > 0 else 0
+    # r always stay free
+    return A, Q, U[:, : min(missing, max(0, G.shape[1] - rank - F.shape[1]))]
 
 
 def _of_first_rank(X: Tensor) -> Tensor:
@@ -144,16 +138,6 @@ def _of_first_rank(X: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.broadcast_object_list(held, 0, device=X.device)
     return held[0].to(X.device)
-
-
-def _free(U: Tensor, F: Tensor) -> Tensor:
-    """Return the nearest orthonormal columns to those of U that are orthogonal to F; U nearly is.
-
-    Rounding leaves a part in F to the directions of small singular values. Unlike a QR this turns no column round.
-    """
-    for _ in range(2):
-        U = polar_factor(away(U, F)) if U.shape[1] else U
-    return U
 
 
 def _filled(X: Tensor, F: Tensor, count: int) -> Tensor:
@@ -171,12 +155,12 @@ def average_gradients(
 ) -> dict[str, Tensor]:
     """Return the mean gradient ``[d_out, d_in]`` of each frozen weight; see ``mean_over_batches``."""
     weights: dict[str, Any] = {one.name: one.layer.get_base_layer().weight for one in factors}
-    required = {name: weight.requires_grad for name, weight in weights.items()}
+    frozen = [weight for weight in weights.values() if not weight.requires_grad]
     try:
-        for weight in weights.values():
+        for weight in frozen:
             weight.requires_grad_()
         means = mean_over_batches(model, weights, batches, loss)
     finally:
-        for name, before in required.items():
-            weights[name].requires_grad_(before)
+        for weight in frozen:
+            weight.requires_grad_(False)
     return {one.name: means[one.name].mT if one.transposed else means[one.name] for one in factors}

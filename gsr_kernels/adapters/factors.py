@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Factors:
 
     @property
     def transposed(self) -> bool:
-        """True where the frozen weight is kept as ``[d_in, d_out]`` (Conv1D)."""
+        """True of a frozen weight ``[d_in, d_out]`` (Conv1D)."""
         return bool(getattr(self.layer, "fan_in_fan_out", False))
 
     @property
@@ -113,20 +113,23 @@ def same_modules(model: nn.Module, adapters: Sequence[str]) -> list[list[Factors
 
     Raises as ``find_factors``, and ValueError where one adapter has another rank in a module, or not its modules.
     """
-    columns = [find_factors(model, adapter) for adapter in adapters]
-    modules = [{one.name: one for one in column} for column in columns]
-    for adapter, column in zip(adapters, modules):
-        if different := sorted(set(column) ^ set(modules[0])):
-            raise ValueError(f"adapters {adapters[0]!r} and {adapter!r} differ in their modules: {different[0]}")
-    rows = [[column[name] for column in modules] for name in modules[0]]
-    for row in rows:
-        for adapter, one in zip(adapters, row):
-            if one.rank != row[0].rank:
+    modules = {adapter: {one.name: one for one in find_factors(model, adapter)} for adapter in adapters}
+    check_same({adapter: {name: one.shape for name, one in held.items()} for adapter, held in modules.items()})
+    return [[modules[adapter][name] for adapter in adapters] for name in modules[adapters[0]]]
+
+
+def check_same(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+    """Raise ValueError where adapters differ in their modules, or in ``(d_out, r, d_in)`` of one."""
+    first, *others = shapes
+    for other in others:
+        if different := sorted(set(shapes[first]) ^ set(shapes[other])):
+            raise ValueError(f"adapters {first!r} and {other!r} differ in their modules: {different[0]}")
+        for name, shape in shapes[first].items():
+            if shape != shapes[other][name]:
                 raise ValueError(
-                    f"adapters of different rank: at {one.name} {adapters[0]!r} has {row[0].rank} and {adapter!r} "
-                    f"{one.rank}. Give every task's LoraConfig the same r"
+                    f"adapters of different rank or base: at {name} (d_out, r, d_in) is {shape} of {first!r} and "
+                    f"{shapes[other][name]} of {other!r}. Give every task's LoraConfig the same r"
                 )
-    return rows
 
 
 def by_shape(rows: Iterable[list[Factors]]) -> list[list[list[Factors]]]:

@@ -85,7 +85,6 @@ class _OfSpectrum(BoundMethod, ABC):
         return {f"gsr/{name}": float(count) for name, count in self.counts.items()}
 
     def act(self, optimizer: Optimizer) -> None:
-        """Add the correction to the factors' gradients."""
         self.counts = dict.fromkeys(self.counts, 0)
         self.correct([one for one in self.factors if one.A.grad is not None and one.B.grad is not None])
 

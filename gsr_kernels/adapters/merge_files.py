@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from gsr_kernels.adapters.factors import check_same
 from gsr_kernels.adapters.merging import DENSITY, How, check_finite, check_how, merge
 from gsr_kernels.io.atomic import replacing
 from gsr_kernels.io.bases_file import find_name
@@ -42,8 +43,6 @@ SUPPORTED = {
 # beginnings of an adapter that leave the base model's weights as they are
 BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
-Pair = tuple[Tensor, Tensor]
-
 
 @dataclass(frozen=True)
 class Adapter:
@@ -56,7 +55,7 @@ class Adapter:
     folder: str
     base: str | None
     transposed: bool
-    pairs: dict[str, Pair]
+    pairs: dict[str, tuple[Tensor, Tensor]]
     copies: dict[str, Tensor]
     digest: str
 
@@ -89,14 +88,22 @@ def merge_files(
     """
     check_how(how, density)
     read = [_read(Path(folder)) for folder in adapters]
-    _check_same_kind(read)
+    if not read:
+        raise ValueError("adapters is empty: name the folders of those to be merged")
+    for one in read:
+        if one.base != read[0].base:
+            raise ValueError(
+                f"adapters of different base: {read[0].folder} of {read[0].base}, {one.folder} of {one.base}"
+            )
+    check_same({one.folder: {name: (*B.shape, A.shape[1]) for name, (B, A) in one.pairs.items()} for one in read})
+    directory = Path(directory)
     places = _locate(directory, read)
     transposed = _transposed(places, read[0])
     shards: dict[Path, list[str]] = defaultdict(list)
     for name in sorted(places):
         shards[places[name].file].append(name)
     digest = hashlib.sha256(json.dumps([how, density, *(one.digest for one in read)]).encode()).hexdigest()
-    waiting = _waiting(Path(directory), sorted(shards), digest)
+    waiting = _waiting(directory, sorted(shards), digest)
     for shard in tqdm(waiting, "merging", unit="shard", leave=False, disable=None):
         with safe_open(shard, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -160,25 +167,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_same_kind(read: Sequence[Adapter]) -> None:
-    if not read:
-        raise ValueError("adapters is empty: name the folders of those to be merged")
-    first = read[0]
-    for one in read[1:]:
-        if one.base != first.base:
-            raise ValueError(f"adapters of different base: {first.folder} of {first.base}, {one.folder} of {one.base}")
-        if different := sorted(set(one.pairs) ^ set(first.pairs)):
-            raise ValueError(f"{first.folder} and {one.folder} differ in their modules: {different[0]}")
-        for name in one.pairs:
-            shapes = [[tuple(factor.shape) for factor in each.pairs[name]] for each in (first, one)]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"adapters of different rank or base: at {name} {first.folder} has B and A {shapes[0]}, "
-                    f"{one.folder} {shapes[1]}"
-                )
-
-
-def _locate(directory: str | os.PathLike[str], adapters: Sequence[Adapter]) -> dict[str, Saved]:
+def _locate(directory: Path, adapters: Sequence[Adapter]) -> dict[str, Saved]:
     """Return the tensor of each weight; ValueError where one is missing, tied, or no single tensor of a shard."""
     stored, model = stored_parameters(directory)
     # names of earlier versions of transformers may be those in the files
@@ -191,27 +180,23 @@ def _locate(directory: str | os.PathLike[str], adapters: Sequence[Adapter]) -> d
     for name in {**adapters[0].pairs, **{name: None for one in adapters for name in one.copies}}:
         if known := find_name(name, tied):
             raise ValueError(
-                f"{os.fspath(directory)} holds {name} tied ({some(tied[known])}): merging would change all of them. "
-                "Save the model with tie_word_embeddings=False and a weight for each first"
+                f"{directory} holds {name} tied ({some(tied[known])}): merging would change all of them. Save the "
+                "model with tie_word_embeddings=False and a weight for each first"
             )
         found = find_name(name, stored) or as_saved.get(name)
         if found is None:
             missing.append(name)
         elif (saved := stored[found].saved) is None:
-            raise ValueError(
-                f"{found} is made of several tensors in {os.fspath(directory)}: merge the loaded model by "
-                "merge_and_unload"
-            )
+            raise ValueError(f"{found} is made of several tensors in {directory}: merge the model by merge_and_unload")
         else:
             places[name] = saved
     if missing:
-        raise ValueError(f"{os.fspath(directory)} lacks {len(missing)} of the adapters' weights, so {missing[0]}")
+        raise ValueError(f"{directory} lacks {len(missing)} of the adapters' weights, so {missing[0]}")
     for one in adapters:
         for name, copied in one.copies.items():
             if not torch.equal(places[name].read(), copied):
                 raise ValueError(
-                    f"{one.folder} holds another {name} than {os.fspath(directory)}, which was trained or resized: "
-                    "merge the loaded model by merge_and_unload"
+                    f"{one.folder} holds another {name} than {directory}: merge the model by merge_and_unload"
                 )
     return {name: places[name] for name in adapters[0].pairs}
 

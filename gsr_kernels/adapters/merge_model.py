@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -45,20 +46,19 @@ def merge_and_unload(
     for name in names:
         if getattr(model.peft_config[name], "trainable_token_indices", None):
             raise TypeError(f"adapter {name!r} trains tokens (trainable_token_indices), which merging would lose")
-    held: dict[int, list[str]] = {}
+    held: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        held.setdefault(parameter.data_ptr(), []).append(name)
+        held[parameter.data_ptr()].append(name)
     for row in rows:
-        names_of = held.get(row[0].weight.data_ptr(), [])
-        if len(names_of) > 1:
+        module, W = row[0].name, row[0].weight
+        if len(tied := held[W.data_ptr()]) > 1:
             raise ValueError(
-                f"{row[0].name} has a weight that the model holds {len(names_of)} times ({some(names_of)}): merging "
-                "would change all of them. Give the module a copy of its own first"
+                f"{module} has a weight that the model holds {len(tied)} times ({some(tied)}): merging would change "
+                "all of them. Give the module a copy of its own first"
             )
         if row[0].layer.merged:
-            raise ValueError(f"{row[0].name} holds merged adapters already: call model.unmerge_adapter() first")
-        W = row[0].weight
-        check_factor(f"the weight of {row[0].name}", W)
+            raise ValueError(f"{module} holds merged adapters already: call model.unmerge_adapter() first")
+        check_factor(f"the weight of {module}", W)
         for adapter, one in zip(names, row):
             check_finite(adapter, one.name, one.B, one.A)
     for row in tqdm(rows, "merging", unit="matrix", leave=False, disable=None):

@@ -53,10 +53,8 @@ class RiemannianAdamW(Optimizer):
             )
         for one in factors:
             if one.A.dtype not in (torch.float32, torch.float64):
-                raise TypeError(
-                    f"{one.name} has factors in {one.A.dtype}, EBLoRA wants float32: get_peft_model makes them so by "
-                    "default (autocast_adapter_dtype)"
-                )
+                found = f"{one.name} has factors in {one.A.dtype}"
+                raise TypeError(f"{found}, EBLoRA wants float32: PEFT's default, autocast_adapter_dtype=True")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "scale": scale}
         super().__init__([factor for one in factors for factor in (one.A, one.B)], defaults)
         self.factors = list(factors)
@@ -69,10 +67,8 @@ class RiemannianAdamW(Optimizer):
         Raises ValueError where F names a module that the adapter does not act on.
         """
         if unknown := sorted(set(F) - {one.name for one in self.factors}):
-            raise ValueError(
-                f"F protects inputs of {unknown[0]}, which is no module of the adapter: name modules as find_factors "
-                "does on the model that is trained, and leave others out"
-            )
+            reason = f"F protects inputs of {unknown[0]}, which is no module of the adapter"
+            raise ValueError(f"{reason}: name those of find_factors(model) alone")
         self._protected = []
         for group in self._groups:
             like = group[0].A.detach()
@@ -88,10 +84,8 @@ class RiemannianAdamW(Optimizer):
         for one in self.factors:
             B = one.B.detach()
             if Q is None and not B.any():
-                raise ValueError(
-                    f"lora_B is zero at {one.name} and says no Q: load the optimizer's state, or begin the task by "
-                    "handle.start_task()"
-                )
+                reason = f"lora_B is zero at {one.name} and says no Q"
+                raise ValueError(f"{reason}: load the optimizer's state, or call handle.start_task()")
             direction = polar_factor(B) if Q is None else Q[one.name]
             size = (direction * B).sum() / one.rank
             self.state[one.A] = _moments(one.A)

@@ -48,7 +48,8 @@ def stability_loss(
     check_choice("terms", terms, Terms)
     batch = B.shape[:-2]
     if terms == "magnitude":
-        return _magnitude(B, A)
+        # in float64: columns of B may nearly cancel
+        return _square(B.double(), A.double()).to(widened(B, A)[1][0].dtype)
     scale = auto_alpha(old_B, old_A) if alpha == "auto" else check_alpha(alpha, batch, B.device)
     flat = [factor.reshape(-1, *factor.shape[-2:]) for factor in (B, A, old_B, old_A)]
     compute = implementation("stability", backend, B.device)
@@ -112,12 +113,8 @@ def _check(B: Tensor, A: Tensor, old_B: Tensor, old_A: Tensor) -> None:
     )  # fmt: skip
 
 
-def _magnitude(B: Tensor, A: Tensor) -> Tensor:
-    """Return ``‖B A‖²`` by two products of r × r, in float64: columns of B may nearly cancel."""
-    return _square(B.double(), A.double()).to(widened(B, A)[1][0].dtype)
-
-
 def _square(B: Tensor, A: Tensor) -> Tensor:
+    """Return ``‖B A‖²`` by two products of r × r."""
     return ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
 
 

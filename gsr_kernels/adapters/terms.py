@@ -64,8 +64,6 @@ class Term(ModelMethod):
 
 
 class BoundTerm(BoundMethod):
-    """A term on one model."""
-
     def __init__(self, term: Term, model: nn.Module) -> None:
         names = adapter_names(model)
         new = names[-1] if term.new is None else term.new
@@ -95,7 +93,6 @@ class BoundTerm(BoundMethod):
         return self._term.lam * torch.stack([loss.to(losses[0].device) for loss in losses]).sum()
 
     def act(self, optimizer: Optimizer) -> None:
-        """Add the term's gradient."""
         present = [(parameter, parameter.grad) for parameter in self.parameters if parameter.grad is not None]
         with torch.enable_grad():
             terms = torch.autograd.grad(self.loss(), [parameter for parameter, _ in present])

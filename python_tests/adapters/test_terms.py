@@ -194,7 +194,9 @@ def test_bad_input_is_named():
 def test_adapters_that_do_not_fit_together():
     model = with_adapters("first")
     model.add_adapter("wider", LoraConfig(r=3, target_modules=["0", "2", "4"]))
-    with pytest.raises(ValueError, match=r"different rank: at .*0 'wider' has 3 and 'first' 2"):
+    with pytest.raises(
+        ValueError, match=r"different rank or base: at .*0 .* is \(6, 3, 6\) of 'wider' and \(6, 2, 6\) of 'first'"
+    ):
         PSLoRA(0.1).bind(model)
     model = with_adapters("first")
     model.add_adapter("fewer", LoraConfig(r=2, target_modules=["0", "2"]))
