@@ -77,7 +77,7 @@ def _from_file(path: Path, layers: int | None) -> Model:
     from transformers import AutoConfig
 
     from gsr_kernels.cli.estimate import kinds_of
-    from gsr_kernels.io.model_names import build_config
+    from gsr_kernels.io.saved_model import build_config
 
     if layers is not None:
         config["num_hidden_layers"] = min(layers, config.get("num_hidden_layers", layers))

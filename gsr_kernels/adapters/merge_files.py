@@ -24,8 +24,7 @@ from gsr_kernels.adapters.factors import check_same
 from gsr_kernels.adapters.merging import DENSITY, How, check_finite, check_how, merge
 from gsr_kernels.io.atomic import replacing
 from gsr_kernels.io.bases_file import find_name
-from gsr_kernels.io.model_checkpoint import FLOATS, Saved
-from gsr_kernels.io.model_names import stored_parameters
+from gsr_kernels.io.saved_model import FLOATS, Saved, stored_parameters
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import wide
 

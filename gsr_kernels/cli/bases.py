@@ -14,7 +14,7 @@ from torch import Tensor
 from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint, split_heads
 from gsr_kernels.cli import device_of, rank_of
 from gsr_kernels.io.bases_file import load_bases, writing_bases
-from gsr_kernels.io.model_names import Stored, stored_matrices
+from gsr_kernels.io.saved_model import Stored, stored_matrices
 from gsr_kernels.linalg import randomized_svd, svd
 from gsr_kernels.linalg.side_by_side import Job, decompose_all, progress, svd_cost
 from gsr_kernels.options import resolve_rank

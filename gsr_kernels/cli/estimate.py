@@ -15,7 +15,7 @@ from torch import nn
 
 from gsr_kernels.cli import print_table
 from gsr_kernels.cli.floors import transform
-from gsr_kernels.io.model_names import build
+from gsr_kernels.io.saved_model import build
 from gsr_kernels.messages import first_sentence
 from gsr_kernels.optim.targets import find_targets
 from gsr_kernels.options import resolve_rank

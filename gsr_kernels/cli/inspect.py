@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from gsr_kernels.cli import device_of, print_table
 from gsr_kernels.io.bases_file import load_bases
-from gsr_kernels.io.model_names import stored_matrices
+from gsr_kernels.io.saved_model import stored_matrices
 from gsr_kernels.messages import need
 from gsr_kernels.reference import FLOOR
 

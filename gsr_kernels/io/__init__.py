@@ -1,1 +1,1 @@
-"""Files: bases, model checkpoints, and how a file appears whole or not at all."""
+"""Files: bases, saved models, and how a file appears whole or not at all."""

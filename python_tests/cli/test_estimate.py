@@ -205,7 +205,7 @@ def test_a_model_that_is_not_built_takes_a_sentence(tmp_path, capsys, config, me
 
 
 def test_without_transformers_there_is_a_way(folder, capsys, monkeypatch):
-    monkeypatch.setattr("gsr_kernels.io.model_names.find_spec", lambda name: None)
+    monkeypatch.setattr("gsr_kernels.io.saved_model.find_spec", lambda name: None)
     assert main(["estimate", str(folder)]) == 2
     assert "pip install '.[runner]'" in capsys.readouterr().err
 

@@ -1,8 +1,9 @@
-"""The parameters of a saved model, under the names that they have once transformers has loaded it."""
+"""A saved model: the tensors of its safetensors shards, and its parameters as transformers names them once loaded."""
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from gsr_kernels.io.model_checkpoint import FLOATS, Saved, saved_tensors
+from gsr_kernels.io.bases_file import DTYPES, FORMAT
 from gsr_kernels.messages import first_sentence, install, some
 from gsr_kernels.optim.targets import find_targets
+
+# what can be decomposed and merged into, by safetensors' names
+FLOATS = {text: dtype for dtype, text in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One tensor in a shard; ``dtype`` as safetensors calls it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+    def read(self, device: str = "cpu") -> Tensor:
+        """Read the tensor; on the meta device it has no values, and no file is read."""
+        if device == "meta":
+            return torch.empty(self.shape, dtype=FLOATS[self.dtype], device=device)
+        with safe_open(self.file, framework="pt", device=device) as shard:
+            return shard.get_tensor(self.name)
 
 
 @dataclass(frozen=True)
@@ -34,6 +56,51 @@ class Stored:
     read: Callable[[str], Tensor]
     saved: Saved | None = None
     heads: int | None = None
+
+
+def saved_tensors(directory: str | os.PathLike[str]) -> dict[str, Saved]:
+    """Return every tensor of the shards in a directory by its name there.
+
+    Bases files are skipped. Where the directory has an index of its shards, only what it names is read.
+
+    Raises FileNotFoundError where there are no shards, or one of the index is not there, ValueError where one is
+    damaged, or two hold the same tensor.
+    """
+    files = _shards(Path(directory))
+    if not files:
+        raise FileNotFoundError(f"no *.safetensors in {os.fspath(directory)}: save the model with save_pretrained()")
+    found: dict[str, Saved] = {}
+    for one in (saved for file in files for saved in _tensors(file)):
+        if one.name in found:
+            other = found[one.name].file
+            raise ValueError(f"{one.name} is in {other} and in {one.file.name}: remove what is not the model's")
+        found[one.name] = one
+    return found
+
+
+def _shards(directory: Path) -> list[Path]:
+    indices = sorted(directory.glob("*.safetensors.index.json"))
+    if not indices:
+        return sorted(directory.glob("*.safetensors"))
+    try:
+        names = {name for index in indices for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{indices[0]} is damaged ({error}): fetch it again, or remove it") from error
+    missing = sorted(name for name in names if not (directory / name).is_file())
+    if missing:
+        raise FileNotFoundError(f"{indices[0]} names {missing[0]}, which is not there: fetch it again")
+    return sorted(directory / name for name in names)
+
+
+def _tensors(file: Path) -> list[Saved]:
+    try:
+        with safe_open(file, framework="pt") as shard:
+            if (shard.metadata() or {}).get("format") == FORMAT:
+                return []
+            entries = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+            return [Saved(name, tuple(one.get_shape()), one.get_dtype(), file) for name, one in entries.items()]
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or damaged ({error}): fetch it again") from error
 
 
 def stored_parameters(directory: str | os.PathLike[str]) -> tuple[dict[str, Stored], nn.Module | None]:
