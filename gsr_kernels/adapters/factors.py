@@ -85,8 +85,11 @@ def find_factors(model: nn.Module, adapter: str | None = None) -> list[Factors]:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or adapter not in {*layer.lora_A, *layer.lora_embedding_A}:
             continue
-        if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter], nn.Linear) or not _is_linear(layer):
-            kind = type(layer.get_base_layer()).__name__
+        base = layer.get_base_layer()
+        # around one matrix: of no parameter by name, nor of attention's inner weights
+        linear = not isinstance(layer, ParamWrapper) and (isinstance(base, Conv1D) or hasattr(base, "in_features"))
+        if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter], nn.Linear) or not linear:
+            kind = type(base).__name__
             raise TypeError(f"adapter {adapter!r} acts on {name}, a {kind}: only linear layers are supported")
         if layer.lora_B[adapter].bias is not None:
             raise TypeError(f"adapter {adapter!r} has a bias at {name}, which no merge can hold: use lora_bias=False")
@@ -99,13 +102,6 @@ def find_factors(model: nn.Module, adapter: str | None = None) -> list[Factors]:
             check_factor(name, factor)
         found.append(Factors(name, layer, layer.lora_A[adapter], B, A, float(layer.scaling[adapter])))
     return found
-
-
-def _is_linear(layer: LoraLayer) -> bool:
-    """True around a module with one matrix: no parameter by name, no attention's inner weights."""
-    return not isinstance(layer, ParamWrapper) and (
-        isinstance(layer.get_base_layer(), Conv1D) or hasattr(layer.get_base_layer(), "in_features")
-    )
 
 
 def same_modules(model: nn.Module, adapters: Sequence[str]) -> list[list[Factors]]:

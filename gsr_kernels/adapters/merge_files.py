@@ -206,26 +206,22 @@ def _transposed(places: dict[str, Saved], adapter: Adapter) -> set[str]:
     Of Conv1D beside Linear the configuration tells only what the last module was.
     """
     turned: dict[str, bool] = {}
-    square: list[str] = []
     for name, saved in places.items():
         B, A = adapter.pairs[name]
         fits = (len(B), A.shape[1])
         if saved.dtype not in FLOATS:
             raise TypeError(f"{name} is kept as {saved.dtype}: merge into weights of {', '.join(FLOATS)}")
         if saved.shape not in (fits, fits[::-1]):
-            raise ValueError(
-                f"{saved.file} holds {name} {saved.shape}, the adapters belong to {fits}: another base model"
-            )
-        if len(B) == A.shape[1]:
-            square.append(name)
-        else:
+            raise ValueError(f"{saved.file} holds {name} {saved.shape}, of another model than the adapters' {fits}")
+        if len(B) != A.shape[1]:
             turned[name] = saved.shape != fits
+    square = [name for name in places if name not in turned]
     if square and (not adapter.transposed) in turned.values():
         raise ValueError(
             f"{adapter.folder} acts on Linear beside Conv1D, and of the square {square[0]} nothing says which it is: "
             "merge the loaded model by merge_and_unload"
         )
-    return {name for name, is_turned in turned.items() if is_turned}.union(square if adapter.transposed else [])
+    return {name for name in places if turned.get(name, adapter.transposed)}
 
 
 def _waiting(directory: Path, shards: Sequence[Path], digest: str) -> list[Path]:

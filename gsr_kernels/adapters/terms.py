@@ -102,7 +102,6 @@ class BoundTerm(BoundMethod):
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
-        """Return the loss and what else the term measures."""
         return {f"{self._term.label}/loss": self.loss().item(), **self._term.measures(self)}
 
 

@@ -49,7 +49,6 @@ class MethodCallback(Callback):
         self._resume()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Log."""
         if self.handle is not None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict(self.handle.scalars())
 

@@ -142,8 +142,7 @@ def _damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _entry(basis: SpectralBasis, fingerprint: str | None) -> dict[str, str | int | None]:
-    about = {"rank": basis.rank, "head_dim": basis.head_dim, "randomized": basis.randomized}
-    return {"fingerprint": fingerprint, **about}
+    return {"fingerprint": fingerprint, "rank": basis.rank, "head_dim": basis.head_dim, "randomized": basis.randomized}
 
 
 def _layout(planned: Mapping[str, SpectralBasis]) -> dict[str, dict]:

@@ -51,8 +51,6 @@ class EWC(ModelMethod):
 
 
 class _BoundEWC(BoundMethod):
-    """EWC on one model."""
-
     name = "EWC"
 
     def __init__(self, method: EWC, model: nn.Module) -> None:

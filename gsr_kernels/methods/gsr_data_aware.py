@@ -45,7 +45,6 @@ class DataAwareGSR(Method):
                 raise ValueError(f"input_scale of {name} must be positive and finite")
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
-        """Return the basis of W D."""
         if name not in self.input_scale:
             raise ValueError(
                 f"input_scale has no entry for it, but for {some(self.input_scale)}: input_scales() measures nn.Linear "

@@ -43,7 +43,7 @@ class GSRFull(Method):
         check_out_of_span(self.out_of_span)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """Return w, and P_L or P_R for each side that the basis fills."""
+        """Return w, and P_L or P_R of each side that the basis fills."""
         sigma = basis.S.clamp_min(FLOOR * basis.S.amax(-1, keepdim=True))
         # a zero weight has no minor directions
         w = torch.where(sigma > 0, (sigma.mean(-1, keepdim=True) / sigma) ** (self.p / 2), 1)

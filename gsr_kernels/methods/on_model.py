@@ -48,15 +48,13 @@ class ModelMethod(ABC):
 
 
 class BoundMethod:
-    """A method on one model, driven by its handle.
-
-    ``parameters`` are those whose gradients it changes.
-    """
+    """A method on one model, driven by its handle."""
 
     # whether act() changes gradients before each step
     acts: ClassVar[bool] = True
     # a short name for messages
     name: str
+    # those whose gradients it changes
     parameters: list[Tensor]
 
     def prepare(self, optimizer: Optimizer) -> None:

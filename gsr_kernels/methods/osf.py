@@ -60,7 +60,6 @@ class OSF(Method):
 
     @property
     def lasting(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Protected parts of W."""
         return ("block",) if self.variant == "remove_block" else ("rows", "columns")
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:

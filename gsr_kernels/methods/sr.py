@@ -59,7 +59,6 @@ class SR(Method):
         return SpectralBasis(*factors, head_dim=head_dim)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """Return u and v to go on from, and t."""
         state = _largest(W)
         initial = state.pop("sigma")
         return {**state, "target": initial if self.target == "initial" else torch.ones_like(initial)}
