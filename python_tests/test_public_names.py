@@ -27,7 +27,8 @@ def loaded(code):
 def test_nothing_heavy_is_loaded_before_it_is_wanted():
     assert loaded("import gsr_kernels; dir(gsr_kernels)") == set()
     assert loaded("from gsr_kernels import GSR, GSRAdamW, attach, load_bases, rescale_gradient") == {"torch"}
-    assert loaded("from gsr_kernels.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass") == set()
+    for flag in ("--help", "--version"):
+        assert loaded(f"from gsr_kernels.__main__ import main\ntry: main([{flag!r}])\nexcept SystemExit: pass") == set()
 
 
 def test_every_name_is_there_for_people_and_for_type_checkers():

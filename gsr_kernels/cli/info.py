@@ -14,6 +14,7 @@ import torch
 import gsr_kernels
 from gsr_kernels.backends import cuda
 from gsr_kernels.backends.dispatch import OPERATORS, STEPS, bf16, fp16, fp32, fp64
+from gsr_kernels.backends.torch.products import cpu_product
 from gsr_kernels.ops import backend_for
 
 # the forms of a step, of which the answer is not one: dtypes of the basis, and what the basis does not span
@@ -45,6 +46,7 @@ def lines() -> Iterator[str]:
     if not devices:
         yield "no CUDA device"
     yield f"CUDA C++: {_extension()}"
+    yield "float32 products on the CPU by {}: {}".format(*cpu_product())
     yield ""
     for device in devices or [torch.device("cpu")]:
         for op in OPERATORS:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from gsr_kernels.backends.torch.products import product
+
 # the largest factor of a scaled step. The best cubic for a wide interval would take 3^1/2, but folds the largest
 # singular values onto the smallest, and with them their rounding errors: here they stay above a third
 LARGEST_SCALE = 1.6
@@ -22,7 +24,7 @@ def polar_factor(W: Tensor, low: float | None = None) -> Tensor:
     known to be above ``low`` n^¼ ‖W‖, that number saves steps.
     """
     low = torch.finfo(W.dtype).eps if low is None else low
-    gram = W.mT @ W
+    gram = product(W.mT, W)
     # at least the largest singular value, at most the fourth root of n times it
     bound = torch.linalg.matrix_norm(gram).sqrt()[..., None, None]
     bound = torch.where(bound > 0, bound, 1)
@@ -31,8 +33,8 @@ def polar_factor(W: Tensor, low: float | None = None) -> Tensor:
         # [.., n, n] first: two products of X's size would cost more where m > n
         step = gram.mul_(-(scale**3) / 2)
         step.diagonal(dim1=-2, dim2=-1).add_(1.5 * scale)
-        X = X @ step
-        gram = X.mT @ X
+        X = product(X, step)
+        gram = product(X.mT, X)
     return X
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from gsr_kernels.backends.torch.products import product
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_rho
 from gsr_kernels.messages import some
@@ -63,6 +64,6 @@ class DataAwareGSR(Method):
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
         wide, U, Vh = operands(G, basis)
         scale = state["scale"].to(wide.dtype)
-        g = ((wide / scale) @ Vh.mT).mul_(U).sum(-2)
+        g = product(wide / scale, Vh.mT).mul_(U).sum(-2)
         delta = implementation("rescale")(g, basis.S, self.rho) - g
-        return wide + (U * delta.unsqueeze(-2)) @ (Vh * scale)
+        return wide + product(U * delta.unsqueeze(-2), Vh * scale)

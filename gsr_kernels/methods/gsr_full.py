@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gsr_kernels.backends.torch.products import product
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import OutOfSpan, check_number, check_out_of_span
 from gsr_kernels.methods.base import Method, State
-from gsr_kernels.methods.projections import operands
+from gsr_kernels.methods.projections import block, operands
 
 # smaller singular values count as this share of the largest: 1 / sigma would let them take it all
 FLOOR = 1e-3
@@ -51,32 +52,33 @@ class GSRFull(Method):
         for side, factor in (("left", basis.U), ("right", basis.Vh.mT)):
             if factor.shape[-2] == factor.shape[-1]:
                 wide = factor.to(w.dtype)
-                state[side] = ((wide * w.unsqueeze(-2)) @ wide.mT).to(factor.dtype)
+                state[side] = product(wide * w.unsqueeze(-2), wide.mT).to(factor.dtype)
         return state
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
         wide, U, Vh = operands(G, basis)
         w = state["w"].to(wide.dtype)
         if "left" in state and "right" in state:
-            rescaled = state["left"].to(wide.dtype) @ wide @ state["right"].to(wide.dtype)
+            rescaled = product(product(state["left"].to(wide.dtype), wide), state["right"].to(wide.dtype))
             return rescaled * _ratio(wide, rescaled)
         keep = self.out_of_span == "keep"
         if "right" in state:
             return _tall(wide, U, w, state["right"].to(wide.dtype), keep)
         if "left" in state:
             return _tall(wide.mT, Vh.mT, w, state["left"].to(wide.dtype), keep).mT
-        N = U.mT @ wide @ Vh.mT
+        N = block(wide, U, Vh)
         rescaled = N * w.unsqueeze(-1) * w.unsqueeze(-2)
         rescaled = rescaled * _ratio(N, rescaled)
-        return wide + U @ ((rescaled - N) @ Vh) if keep else U @ (rescaled @ Vh)
+        inside = product(U, product(rescaled - N if keep else rescaled, Vh))
+        return wide + inside if keep else inside
 
 
 def _tall(G: Tensor, U: Tensor, w: Tensor, right: Tensor, keep: bool) -> Tensor:
     """Rescale a weight whose V is square: ``Uᵀ G`` is N in another basis of the same space, and has its norm."""
-    A = U.mT @ G
-    rescaled = (A @ right) * w.unsqueeze(-1)
+    A = product(U.mT, G)
+    rescaled = product(A, right) * w.unsqueeze(-1)
     rescaled = rescaled * _ratio(A, rescaled)
-    return G + U @ (rescaled - A) if keep else U @ rescaled
+    return G + product(U, rescaled - A) if keep else product(U, rescaled)
 
 
 def _ratio(before: Tensor, after: Tensor) -> Tensor:

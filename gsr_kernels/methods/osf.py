@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gsr_kernels.backends.torch.products import product
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads, Method, State
-from gsr_kernels.methods.projections import PROTECTING, operands
+from gsr_kernels.methods.projections import PROTECTING, block, operands
 
 Variant = Literal["remove_block", "complement"]
 
@@ -83,8 +84,8 @@ class OSF(Method):
         """Return the protected parts of W: ``U_hᵀ W V_h``, or ``U_hᵀ W`` and ``W V_h``."""
         wide, U, Vh = operands(W, basis)
         if self.variant == "remove_block":
-            return {"block": U.mT @ wide @ Vh.mT}
-        return {"rows": U.mT @ wide, "columns": wide @ Vh.mT}
+            return {"block": block(wide, U, Vh)}
+        return {"rows": product(U.mT, wide), "columns": product(wide, Vh.mT)}
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
         return PROTECTING[self.variant](*operands(G, basis))
@@ -93,10 +94,10 @@ class OSF(Method):
         """Give the protected parts of W their values back."""
         wide, U, Vh = operands(W, basis)
         if self.variant == "remove_block":
-            W.copy_(wide - U @ ((U.mT @ wide @ Vh.mT - state["block"]) @ Vh))
+            W.copy_(wide - product(U, product(block(wide, U, Vh) - state["block"], Vh)))
         else:
-            wide = wide - U @ (U.mT @ wide - state["rows"])
-            W.copy_(wide - (wide @ Vh.mT - state["columns"]) @ Vh)
+            wide = wide - product(U, product(U.mT, wide) - state["rows"])
+            W.copy_(wide - product(product(wide, Vh.mT) - state["columns"], Vh))
 
 
 def adaptive_shares(importance: Mapping[str, float], mrr: float = 0.1, trr: float = 0.8) -> dict[str, float]:

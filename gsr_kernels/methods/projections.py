@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gsr_kernels.backends.torch.products import product
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.methods.base import Method, State
@@ -27,9 +28,14 @@ def operands(G: Tensor, basis: SpectralBasis) -> tuple[Tensor, Tensor, Tensor]:
     return G.to(dtype), basis.U.to(dtype), basis.Vh.to(dtype)
 
 
+def block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
+    """Return ``Uᵀ G V``."""
+    return product(product(U.mT, G), Vh.mT)
+
+
 def keep_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
     """Return ``U Uᵀ G V Vᵀ``: nothing but the block of these directions."""
-    return U @ ((U.mT @ G @ Vh.mT) @ Vh)
+    return product(U, product(block(G, U, Vh), Vh))
 
 
 def remove_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
@@ -39,8 +45,8 @@ def remove_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
 
 def complement(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
     """Return ``(I − U Uᵀ) G (I − V Vᵀ)``, which no column of U and no row of Vh touches."""
-    G = G - U @ (U.mT @ G)
-    return G - (G @ Vh.mT) @ Vh
+    G = G - product(U, product(U.mT, G))
+    return G - product(product(G, Vh.mT), Vh)
 
 
 # by the names of variants: what leaves protected directions alone
@@ -105,8 +111,8 @@ class InSpan(Method):
         # twice: the rounding of U or Vh, which once leaves in the span, would add up from step to step
         for _ in range(2):
             if d1 > d2:
-                outside = outside - U @ (U.mT @ outside)
+                outside = outside - product(U, product(U.mT, outside))
             elif d1 < d2:
-                outside = outside - (outside @ Vh.mT) @ Vh
+                outside = outside - product(product(outside, Vh.mT), Vh)
         if d1 != d2:
             W.copy_(wide - outside)

@@ -1,12 +1,19 @@
-"""Products at the full precision of float32, and with powers of two."""
+"""Products by what is fastest on a CPU, at the full precision of float32, and with powers of two."""
 
 import os
+import platform
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from gsr_kernels.io.decisions import Decisions
 
 # oneDNN's own setting lowers its float32 products whatever torch is told
 LOWERED = any(
@@ -14,11 +21,23 @@ LOWERED = any(
     for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 )
 
-# torch multiplies float32 by MKL, which leaves AVX-512 unused on CPUs of other makers; oneDNN's product took less than
-# half the time there
-LINEAR = None
+# torch multiplies float32 by MKL, which leaves AVX-512 unused on CPUs of other makers than Intel; oneDNN's product took
+# half the time on one of AMD
+LINEAR: Any = None
 if torch.backends.mkldnn.is_available() and not LOWERED:
     LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+# fixes the choice
+VARIABLE = "GSR_KERNELS_CPU_PRODUCT"
+CHOICES = ("mm", "onednn")
+DECISIONS = Decisions("cpu_products.json")
+
+# side of the matrices of the probe, its rounds, the share of mm's time below which oneDNN is chosen (ranks that probe
+# for themselves are to find the same), and the relative error it may have: bf16's is 2e-3, TF32's 2e-4
+SIDE, ROUNDS, WORTH, EXACT = 512, 7, 0.75, 1e-6
+
+# of its result that oneDNN, which takes no out, holds at a time
+PART = 8
 
 # the backends whose float32 products torch's settings may lower
 BACKENDS = ("cuda", "mkldnn")
@@ -30,15 +49,89 @@ _inside = 0
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:
-    """Return ``A @ B`` of a large ``A [.., m, n]``, contiguous or transposed, and a narrow ``B [.., n, k]``."""
-    supported = A.device.type == "cpu" and A.dtype == torch.float32 and A.ndim == B.ndim == 2
-    # operands with gaps between their rows take oneDNN's reference, thousands of times as long
-    if LINEAR is None or not supported or not all(X.is_contiguous() or X.mT.is_contiguous() for X in (A, B)):
-        return A @ B
-    # a transposed operand is read in place only where it comes second
-    if A.is_contiguous():
-        return LINEAR(A, B.mT, None, "none", [], "")
-    return LINEAR(B.mT, A, None, "none", [], "").mT
+    """Return ``A @ B``: of matrices in float32 on a CPU by what ``cpu_product`` chooses."""
+    return _by_onednn(A, B) if _takes_onednn(A, B) else A @ B
+
+
+def add_product(base: Tensor, A: Tensor, B: Tensor, out: Tensor) -> None:
+    """Write ``out = base + A B``, out may be base, rounded once to out's dtype."""
+    if _takes_onednn(A, B):
+        height = -(-len(A) // PART)
+        for rows, old, new in zip(A.split(height), base.split(height), out.split(height)):
+            new.copy_(_by_onednn(rows, B).add_(old))
+        return
+    add = torch.addmm if base.ndim == 2 else torch.baddbmm
+    if base.dtype == A.dtype:
+        add(base, A, B, out=out)
+    else:
+        out.copy_(add(base.to(A.dtype), A, B))
+
+
+@cache
+def cpu_product() -> tuple[str, str]:
+    """Return what multiplies float32 matrices on this CPU, "mm" (torch's own) or "onednn", and why.
+
+    The faster one is found once by a probe of some milliseconds, and kept in the user's cache directory by the CPU's
+    name and torch's version. Raises ValueError where ``GSR_KERNELS_CPU_PRODUCT`` asks for what there is not.
+    """
+    asked = os.environ.get(VARIABLE)
+    if asked and asked not in CHOICES[: 1 if LINEAR is None else 2]:
+        lacking = "oneDNN is not in this torch, or its own setting lowers it: " if asked in CHOICES else ""
+        raise ValueError(f"{lacking}{VARIABLE} must be unset or one of {', '.join(CHOICES)}, got {asked!r}: unset it")
+    if asked:
+        return asked, f"{VARIABLE} says so"
+    if LINEAR is None:
+        return "mm", "oneDNN is not in this torch, or its own setting lowers it"
+    machine = f"{_cpu()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    known = DECISIONS.known(machine).get("float32")
+    if known not in CHOICES:
+        known = _probe()
+        DECISIONS.keep(machine, {"float32": known})
+    return known, f"found once on {machine}"
+
+
+def _takes_onednn(A: Tensor, B: Tensor) -> bool:
+    for X in (A, B):
+        # it has no derivative, and subclasses (DTensor, FakeTensor) multiply in their own way
+        plain = type(X) in (Tensor, torch.nn.Parameter) and not (X.requires_grad and torch.is_grad_enabled())
+        if X.device.type != "cpu" or X.dtype != torch.float32 or X.ndim != 2 or not X.numel() or not plain:
+            return False
+    return not torch.compiler.is_compiling() and cpu_product()[0] == "onednn"
+
+
+def _by_onednn(A: Tensor, B: Tensor) -> Tensor:
+    # the first operand is read in place row by row, the second either way; with gaps between their rows oneDNN's
+    # reference takes thousands of times as long
+    A, B = (X if X.is_contiguous() or X.mT.is_contiguous() else X.contiguous() for X in (A, B))
+    if not A.is_contiguous() and B.mT.is_contiguous():
+        return LINEAR(B.mT, A, None, "none", [], "").mT
+    return LINEAR(A.contiguous(), B.mT, None, "none", [], "")
+
+
+def _probe() -> str:
+    """Return "onednn" where it is right and clearly faster, else "mm"."""
+    A, B = torch.randn(2, SIDE, SIDE, dtype=torch.float32, device="cpu", generator=torch.Generator().manual_seed(0))
+    ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mm": torch.mm, "onednn": _by_onednn}
+    taken = dict.fromkeys(ways, float("inf"))
+    with full_precision(A.device), torch.no_grad():
+        truth = A.double() @ B.double()
+        if not torch.dist(_by_onednn(A, B).double(), truth) <= EXACT * truth.norm():
+            return "mm"
+        for _ in range(ROUNDS):
+            for name, multiply in ways.items():
+                start = time.process_time()
+                multiply(A, B)
+                taken[name] = min(taken[name], time.process_time() - start)
+    return "onednn" if taken["onednn"] < WORTH * taken["mm"] else "mm"
+
+
+def _cpu() -> str:
+    """Return the CPU's name, as far as the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:

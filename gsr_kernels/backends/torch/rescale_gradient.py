@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gsr_kernels.backends.torch.products import add_product, product
 from gsr_kernels.backends.torch.stages import rescale
 
 if TYPE_CHECKING:
@@ -55,15 +56,15 @@ def rescale_gradient(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, ou
 
 def _inside(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
     """Write G + U diag(δ) Vh: all of G stays."""
-    g = (G.to(U.dtype) @ Vh.mT).mul_(U).sum(-2)
+    g = product(G.to(U.dtype), Vh.mT).mul_(U).sum(-2)
     delta, _ = _delta(g, S, rho)
-    _add_product(G, U * delta.unsqueeze(-2), Vh, out)
+    add_product(G, U * delta.unsqueeze(-2), Vh, out)
     return g
 
 
 def _through_span(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
     """Write U (Uᵀ G + diag(δ) Vh), for a tall weight whose Vh is a whole square basis."""
-    A = U.mT @ G.to(U.dtype)
+    A = product(U.mT, G.to(U.dtype))
     # row sums of A ⊙ Vh as products of single rows, so that A ⊙ Vh is never stored
     g = (A.unsqueeze(-2) @ Vh.unsqueeze(-1)).squeeze(-1).squeeze(-1)
     delta, finite = _delta(g, S, rho)
@@ -73,12 +74,14 @@ def _through_span(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: 
 
 def _through_core(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
     """Write U (N + diag(δ)) Vh, for a truncated basis: N is formed, and it is small."""
-    A = U.mT @ G.to(U.dtype)
-    N = A @ Vh.mT
+    A = product(U.mT, G.to(U.dtype))
+    N = product(A, Vh.mT)
     g = N.diagonal(dim1=-2, dim2=-1).clone()
     delta, finite = _delta(g, S, rho)
     N.diagonal(dim1=-2, dim2=-1).add_(delta)
-    return _replace(G, U, torch.matmul(N, Vh, out=A), g, finite, out)
+    # as large as the next product
+    del A
+    return _replace(G, U, product(N, Vh), g, finite, out)
 
 
 def _delta(g: Tensor, S: Tensor, rho: float) -> tuple[Tensor, Tensor]:
@@ -91,14 +94,5 @@ def _replace(G: Tensor, U: Tensor, A: Tensor, g: Tensor, finite: Tensor, out: Te
     """Write out = U A where G is finite, G where it is not."""
     finite = finite.unsqueeze(-1)
     A.masked_fill_(~finite, 0)
-    _add_product(torch.mul(G, ~finite, out=out), U, A, out)
+    add_product(torch.mul(G, ~finite, out=out), U, A, out)
     return g
-
-
-def _add_product(base: Tensor, left: Tensor, right: Tensor, out: Tensor) -> None:
-    """Write out = base + left right, rounded once, to out's dtype."""
-    add = torch.addmm if base.ndim == 2 else torch.baddbmm
-    if base.dtype == left.dtype:
-        add(base, left, right, out=out)
-    else:
-        out.copy_(add(base.to(left.dtype), left, right))
