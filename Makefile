@@ -4,7 +4,7 @@ BIN := .venv/bin
 # one thread a worker: two workers share two cores
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test check oldest bench aot docs gpu wheels
+.PHONY: demo test check oldest bench aot docs gpu gpu-rehearsal wheels
 
 demo: .venv/demo
 	$(BIN)/python -m gsr_kernels continual --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -36,9 +36,14 @@ aot: .venv/all
 docs: .venv/all
 	$(BIN)/python -m mkdocs serve
 
-# on a machine with a GPU, with the Python there that holds CUDA's torch: tests and times
+# on a machine with a GPU, with the Python there that holds CUDA's torch: tests and times; rows and log go to OUT
+OUT ?= runs/gpu
 gpu:
-	$(PYTHON) -m bench.gpu
+	$(PYTHON) -m bench.gpu --out $(OUT)
+
+# every part of it, small and without a GPU
+gpu-rehearsal: .venv/all
+	$(BIN)/python -m bench.gpu --rehearse --out runs/gpu-rehearsal
 
 # with the CUDA C++, for this Python; GPUs as TORCH_CUDA_ARCH_LIST says
 wheels: .venv/all

@@ -55,6 +55,9 @@ def work(setting: Setting, *names: str) -> dict[str, list[Work]]:
 def makers(run: Run, model: nn.Module) -> dict[str, Callable[[], list[Optimizer]]]:
     """Return, by name, makers of the optimizers that step all of the model, with states of their own."""
     method, rank = Drawn(RHO, setting=run.setting), run.setting.rank
+    if rank is not None:
+        # a small model has no more
+        rank = min(rank, max(map(min, run.setting.model.matrices)))
 
     def plain(parameters: Iterable[nn.Parameter]) -> Optimizer:
         return torch.optim.AdamW(parameters, 1e-4, fused=True, capturable=run.on_gpu)

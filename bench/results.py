@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import datetime
+import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ import torch
 from gsr_kernels.io.atomic import replacing
 
 RESULTS = Path(__file__).parent / "results"
-FILE = RESULTS / "results.csv"
+# the variables of the environment that say where rows go instead, and what commit they are of
+FOLDER, COMMIT = "BENCH_RESULTS", "BENCH_COMMIT"
+FILE = Path(os.environ.get(FOLDER, RESULTS)) / "results.csv"
 # fmt: off
 # the labels of a row: measured again, it replaces the one before
 LABELS = ["case", "variant", "model", "shape", "dtype", "rank", "rho", "out_of_span", "tokens", "threads", "layout",
@@ -36,7 +40,7 @@ def conditions() -> dict[str, str]:
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else _processor(),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else "",
+        "driver": _driver() if cuda else "",
         "torch": torch.__version__,
         "triton": _version("triton"),
         "date": datetime.date.today().isoformat(),
@@ -80,7 +84,12 @@ def read(file: Path = FILE) -> list[dict[str, str]]:
 
 
 def _commit() -> str:
-    """Return the commit, marked where files besides the results differ from it; of a copy without .git the version."""
+    """Return the commit, marked where files besides the results differ from it.
+
+    Without .git it is what the environment says, or the version.
+    """
+    if given := os.environ.get(COMMIT):
+        return given
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return _version("gsr-kernels")
@@ -96,7 +105,14 @@ def _version(package: str) -> str:
         return ""
 
 
+def _driver() -> str:
+    # that there is one tells the rows of a GPU
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown"
+
+
 def _output(*command: str) -> str:
+    if not shutil.which(command[0]):
+        return ""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().split("\n")[0]
 
 

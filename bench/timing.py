@@ -17,6 +17,8 @@ CPU = torch.device("cpu")
 FLUSHED = 2**28
 # turns, beyond which a median moves no more
 MOST = 1000
+# the side of the products and the elements of the copy that measure a GPU
+PRODUCT, COPY = 8192, 2**30
 
 
 def timed(variants: Variants, device: torch.device, seconds: float, least: int) -> dict[str, list[float]]:
@@ -41,7 +43,7 @@ def timed(variants: Variants, device: torch.device, seconds: float, least: int) 
     turns = [turn()]
     taken = synchronized(device) - begun
     # without a wait between turns: the host stays ahead, as in training
-    turns += [turn() for _ in range(max(least, min(MOST, int(seconds / taken))) - 1)]
+    turns += [turn() for _ in range(min(MOST, max(least, int(seconds / taken))) - 1)]
     synchronized(device)
     return {name: [_between(*marks[i]) for marks in turns] for i, name in enumerate(variants)}
 
@@ -113,8 +115,8 @@ H200 = Rates({"16-bit": 790.0, "tf32": 395.0, "fp32": 67.0}, bandwidth=4.3)
 def measured(device: torch.device) -> Rates:
     """Measure the same by the best of some products and copies. A CPU multiplies in float32, whatever it is given."""
     if device.type == "cuda":
-        half, single = (_product(8192, dtype, device) for dtype in (torch.bfloat16, torch.float32))
-        return Rates({"16-bit": half, "tf32": half / 2, "fp32": single}, _copy(2**30, device))
+        half, single = (_product(PRODUCT, dtype, device) for dtype in (torch.bfloat16, torch.float32))
+        return Rates({"16-bit": half, "tf32": half / 2, "fp32": single}, _copy(COPY, device))
     # a CPU is at its best where the operands fit its cache
     best = max(_product(n, torch.float32, device) for n in (512, 1024))
     return Rates({"16-bit": best, "tf32": best, "fp32": best}, _copy(2**25, device))

@@ -56,7 +56,7 @@ def _decomposed(d: int, k: int, device: torch.device) -> Tensor:
 class Drawn(GSR):
     """GSR on the random bases of a setting, without a decomposition."""
 
-    setting: Setting | None = field(default=None, repr=False)
+    setting: Setting | None = field(default=None, repr=False, hash=False)
 
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """See Method.decompose."""

@@ -11,7 +11,8 @@ OF_A_MODEL = {
 # and on matrices of their own
 FIXED = {
     "products": 50,
-    "svd_gpu": 190,
+    "model_svd_gpu": 60,
+    "svd_gpu": 130,
     "svd_accuracy": 80,
     "small_svd_gpu": 60,
     "rescale_gpu": 10,

@@ -83,10 +83,10 @@ def arrangements(rows: Rows) -> str:
         shown = table(["matrices", *ways], lines, f"l{'r' * len(ways)}")
         parts.append(f"Time of all on {device}:\n\n{shown}\n\n({measured(of)})")
     for row in rows:
-        if row["case"] == "svd_gpu" and row["model"] and row["verdict"]:
+        if row["case"] == "model_svd_gpu" and row["verdict"]:
             what = f"{row['model']}, {row['variant']}, rank {row['rank']}"
             parts.append(f"- {what}: {row['verdict']}. ({measured([row])})")
-    if not any(row["case"] == "svd_gpu" for row in rows):
+    if not any(row["case"] in ("svd_gpu", "model_svd_gpu") for row in rows):
         parts.append("On a GPU nothing of this has been measured yet.")
     return "\n\n".join(parts)
 

@@ -1,8 +1,8 @@
-"""A session on a GPU: test and measure everything, part by part.
+"""A session on a GPU: the parts of ``bench.gpu.plan``, each in a process of its own.
 
-Parts run in the order of their importance, each in a process of its own, whatever became of those before it: an illegal
-access ends every later launch of its process. What is measured is written row by row. A part that no longer fits into
-the seconds is left out and named.
+An illegal access ends every later launch of its process, and a part may hang: so a part that fails, or runs out of its
+time and is killed with all that it started, costs the others nothing. Rows are written where they stay as they are
+measured, and so is what the parts print: whatever ends the session, what came before is there.
 """
 
 from __future__ import annotations
@@ -13,125 +13,95 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
-from tqdm import tqdm
-
-from bench.cases import SECONDS
 from bench.docs.pages import ROOT
 from bench.gpu import candidates
-from bench.results import RESULTS
+from bench.gpu.plan import SANITIZER, Part
+from bench.results import FOLDER, RESULTS
 
-SANITIZER = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-# the project's own options ask for plugins that need not be installed beside a GPU
-PYTEST = ["-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-q"]
-TESTS = "python_tests/gpu"
-
-
-@dataclass(frozen=True)
-class Part:
-    """The arguments of Python, the seconds that they are planned to take, and what the environment has beside ours.
-
-    ``sanitizer`` is the tool of compute-sanitizer under which they run.
-    """
-
-    command: list[str]
-    seconds: int
-    environment: Mapping[str, str] = field(default_factory=dict)
-    sanitizer: str = ""
-
-    @property
-    def words(self) -> list[str]:
-        """Return the whole command."""
-        tool = [SANITIZER, "--tool", self.sanitizer, "--error-exitcode", "9"] if self.sanitizer else []
-        return [*tool, sys.executable, *self.command]
-
-
-def case(name: str, *arguments: str, seconds: int | None = None) -> Part:
-    """Return the part of a case of bench/cases."""
-    return Part(["-m", "bench", "--case", name, *arguments], seconds or SECONDS[name])
-
-
-def sanitized(tool: str, seconds: int, *arguments: str) -> Part:
-    """Return the small problems under a tool of compute-sanitizer."""
-    # memory as it was asked for: inside a block of torch's own cache an access out of bounds goes unseen
-    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Part(["-m", "bench.gpu", "sanitize", *arguments], seconds, environment, tool)
-
-
-BOTH = ["--gradient", "fp32", "bf16"]
-PARTS = {
-    "tests": Part([*PYTEST, TESTS], 80),
-    "optimizer_step": case("optimizer_step", *BOTH, "--rank", "full", "256"),
-    "transform": case("transform", *BOTH),
-    "training_step": case("training_step", "--rank", "full", "256", seconds=55),
-    "memory": case("memory"),
-    "launch": case("launch"),
-    "products": case("products"),
-    "other ranks and bases": case("transform", "--rank", "256", "64", "--precision", "fp16", "bf16", seconds=25),
-    "memcheck": sanitized("memcheck", 40),
+LOG, OUTCOMES = "log.txt", "outcomes.txt"
+# bytes of the log
+MOST = 15 * 2**20
+# what a rehearsal runs of the tests, and where it may run in parallel
+REHEARSAL = {
+    "PYTEST_ADDOPTS": "-p bench.gpu.stand_in -k 'single_direction and float32'",
+    "PYTEST_XDIST_AUTO_NUM_WORKERS": "1",
 }
-# for other sessions, by name: decompositions and adapters, the CUDA extension, the candidates
-DECOMPOSITIONS = {name: case(name) for name in ("svd_gpu", "svd_accuracy", "adapters_gpu")}
-EXTENSION = {
-    "build": Part(["setup.py", "build_ext", "--inplace"], 150, {"GSR_KERNELS_CUDA": "1"}),
-    "small_svd_tests": Part([*PYTEST, f"{TESTS}/test_small_svd.py"], 120),
-    "small_svd_gpu": case("small_svd_gpu", seconds=120),
-    **{f"csrc_{tool}": sanitized(tool, 60, "--csrc") for tool in ("memcheck", "racecheck", "synccheck")},
-}
-CANDIDATES = {
-    "build_candidates": Part(["-m", "bench.gpu", "candidates"], 240),
-    "parity": Part([*PYTEST, f"{TESTS}/test_candidates.py"], 90),
-    "comparison": Part(["-m", "bench", "--case", "rescale_gpu", "second_product_gpu", "products"], 170),
-}
-ALL = PARTS | DECOMPOSITIONS | EXTENSION | CANDIDATES
 
 
-def run(parts: Mapping[str, Part], seconds: float, out: Path | None) -> bool:
+def run(parts: Mapping[str, Part], seconds: float, out: Path, rehearsal: bool = False) -> bool:
     """Run the parts within the seconds, and return whether all were done.
 
-    The rows of bench/results are copied to ``out`` after each.
+    ``out`` takes results.csv and gpu_tests.csv, begun with those of bench/results, log.txt and outcomes.txt. A part may
+    take, beside its own seconds, half of those that no later one is planned to need.
     """
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-    end, outcomes = time.perf_counter() + seconds, {}
-    for name in (bar := tqdm(parts, "parts", disable=None)):
-        bar.set_postfix_str(name)
-        left = end - time.perf_counter()
-        fits = left > parts[name].seconds
-        outcomes[name] = _outcome(parts[name], left) if fits else f"left out, {left:.0f} s were left"
-        print(f"{name}: {outcomes[name]}", flush=True)
-        for file in RESULTS.glob("*.csv") if out else ():
-            shutil.copy(file, out)
-    print(*(f"{name:24} {outcome}" for name, outcome in outcomes.items()), sep="\n")
+    out.mkdir(parents=True, exist_ok=True)
+    for file in () if rehearsal else RESULTS.glob("*.csv"):
+        shutil.copy(file, out)
+    end = time.perf_counter() + seconds
+    waiting = sum(part.seconds for part in parts.values())
+    outcomes: dict[str, str] = {}
+    with (out / LOG).open("w", encoding="utf-8") as log:
+        for name, part in parts.items():
+            left = end - time.perf_counter()
+            limit = min(left, part.seconds + max(0.0, left - waiting) / 2)
+            waiting -= part.seconds
+            _tell([f"\n{name}: {part.worth}; {limit:.0f} s at most\n"], log)
+            outcomes[name] = _outcome(part, limit, out, log, rehearsal) if left > 1 else "left out, no time was left"
+            _tell([f"{name}: {outcomes[name]}\n"], log)
+            (out / OUTCOMES).write_text("".join(f"{name:20}{outcome}\n" for name, outcome in outcomes.items()))
+    print((out / OUTCOMES).read_text())
     return all(outcome.startswith("done") for outcome in outcomes.values())
 
 
-def _outcome(part: Part, seconds: float) -> str:
-    """Return how a part ended, within these seconds and about twice what it was planned to take."""
-    begun, seconds = time.perf_counter(), min(seconds, 30 + 2 * part.seconds)
-    if part.sanitizer and not Path(SANITIZER).exists():
+def _outcome(part: Part, seconds: float, out: Path, log: TextIO, rehearsal: bool) -> str:
+    """Return how a part ended."""
+    if part.sanitizer and not rehearsal and not Path(SANITIZER).exists():
         return "failed, compute-sanitizer is not installed"
+    tool = [SANITIZER, "--tool", part.sanitizer, "--error-exitcode", "9"] if part.sanitizer else []
+    command = [sys.executable, "-m", "bench.gpu", "stand-in"] if rehearsal else [*tool, sys.executable]
     # as in 9.0a
-    here = {"TORCH_CUDA_ARCH_LIST": re.sub(r"(\d\D?)$", r".\1", candidates.here())}
+    here = {"TORCH_CUDA_ARCH_LIST": re.sub(r"(\d\D?)$", r".\1", candidates.here()), FOLDER: str(out.resolve())}
+    here |= {"PYTHONUNBUFFERED": "1", **part.environment, **(REHEARSAL if rehearsal else {})}
+    begun = time.perf_counter()
     try:
-        code = ended(part.words, {**os.environ, **here, **part.environment}, seconds)
+        code = ended([*command, *part.command], {**os.environ, **here}, seconds, log)
     except subprocess.TimeoutExpired:
         return f"cut off after {seconds:.0f} s"
     return f"{f'failed with {code}' if code else 'done'} in {time.perf_counter() - begun:.0f} s"
 
 
-def ended(command: list[str], environment: Mapping[str, str], seconds: float) -> int:
-    """Return the exit status of a command.
+def ended(command: list[str], environment: Mapping[str, str], seconds: float, log: TextIO) -> int:
+    """Return the exit status of a command whose words go to the log.
 
-    After its time it is killed with all that it started, which would slow what follows.
+    After its time, and when this process is stopped, it is killed with all that it started, which would slow what
+    follows.
     """
-    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, text=True, encoding="utf-8", errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        telling = threading.Thread(target=_tell, args=(process.stdout, log), daemon=True)
+        telling.start()
         try:
             return process.wait(seconds)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+        finally:
+            # also what outlived it: whoever holds its output keeps us reading
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            telling.join(5)
+
+
+def _tell(lines: Iterable[str], log: TextIO) -> None:
+    """Print lines, and write them to the log while it is short enough to come back."""
+    for line in lines:
+        print(line, end="", flush=True)
+        if log.tell() + 4 * len(line) < MOST:
+            log.write(line)
+            log.flush()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.cases import svd_accuracy, svd_cpu, svd_gpu
+from bench.cases import model_svd_gpu, svd_accuracy, svd_cpu, svd_gpu
 from bench.docs.pages import filled
 from bench.docs.svd import PAGE, accuracy, arrangements, blocks, randomized
 from bench.models import Model
@@ -65,12 +65,12 @@ def test_the_parts_for_a_gpu_run(run):
     ours, other = svd_gpu.tall(run, (40, 20), 5)
     assert ours["variant"] == "randomized_svd" and other["variant"] == "sklearn randomized_svd"
     assert "error over it" in ours["verdict"] and ours["verdict"].count("target <=") == 2
-    ours, other = svd_gpu.kept(run, {(16, 12): 2, (24, 8): 1}, 10)
+    ours, other = model_svd_gpu.kept(run, Model("none", {(16, 12): 2, (24, 8): 1}, {}), 10)
     assert ours["variant"] == "load_bases" and "time over reading" in ours["verdict"] and other["p50_ms"] > 0
     for rank in (None, 4):
         rows = list(svd_gpu.arrangements(run, (8, 8, 8), rank))
         assert len(rows) == len(ARRANGEMENTS) and all(row["shape"] == "8x8x8" for row in rows)
-        ours, alone, other = svd_gpu.whole(CPU, {(16, 16): 2, (24, 8): 1}, rank)
+        ours, alone, other = model_svd_gpu.whole(CPU, Model("none", {(16, 16): 2, (24, 8): 1}, {}), rank)
         assert ours["shape"] == "3 matrices" and "extrapolated" in other["variant"] and other["p50_ms"] > 0
         assert alone["variant"] == f"{ours['variant']}, one by one"
         assert ours["verdict"].count("target <=") == alone["verdict"].count("target <=") == 2
@@ -90,7 +90,13 @@ def test_arrangements_are_shown_with_what_was_not_measured():
     rows = [
         {**labels, "variant": f"svd, {way}", "p50_ms": ms} for way, ms in (("one by one", "8"), ("2 at once", "4.04"))
     ]
-    model = {"model": "some", "verdict": "seconds 7, target <= 8: met", "shape": "126 matrices", "ratio_to": "torch"}
+    model = {
+        "case": "model_svd_gpu",
+        "model": "some",
+        "verdict": "seconds 7, target <= 8: met",
+        "shape": "126 matrices",
+        "ratio_to": "torch",
+    }
     found = arrangements([*rows, {**labels, **model, "variant": "svd", "rank": "full"}])
     assert "| matrices | one by one | 2 at once |" in found and "| 8×8×8 | 8 ms | 4.04 ms |" in found
     assert "- some, svd, rank full: seconds 7" in found and "nothing" not in found

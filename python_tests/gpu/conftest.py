@@ -4,19 +4,19 @@ from functools import cache
 import pytest
 import torch
 
-from bench.gpu import candidates
-from bench.results import RESULTS, Table, conditions
+from bench.gpu import candidates, stand_in
+from bench.results import FILE, Table, conditions
 from gsr_kernels.backends import cuda
 from python_tests.oracle import error
 
 COLUMNS = ["test", "what", "outcome", "count", "error", "torch_error", "seconds",
            "device", "driver", "torch", "triton", "date", "commit"]  # fmt: skip
-TABLE = Table(RESULTS / "gpu_tests.csv", COLUMNS, same=["test", "device"])
+TABLE = Table(FILE.with_name("gpu_tests.csv"), COLUMNS, same=["test", "device"])
 
 here = cache(conditions)
 
-# these tests need a GPU and kernels that are not interpreted; elsewhere there is nothing to collect
-if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+# these tests need a GPU and kernels that are not interpreted, or the stand-in; elsewhere there is nothing to collect
+if not torch.cuda.is_available() or (os.environ.get("TRITON_INTERPRET") == "1" and not stand_in.installed()):
     collect_ignore_glob = ["test_*.py"]
 else:
     # `python -m bench.gpu build build_candidates` builds both
@@ -55,7 +55,9 @@ def as_good(record):
 
 
 def pytest_runtest_logreport(report):
-    """Each test's rows in place of those that it left on this device before."""
+    """Each test's rows in place of those that it left on this device before; of several workers one process writes."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
     if report.when != "call" and not report.failed:
         return
     test, where = report.nodeid.removeprefix("python_tests/gpu/"), here()
