@@ -197,8 +197,7 @@ def _named(model: Any, saved: Mapping[str, Saved]) -> dict[str, Stored]:
             continue
         convert = partial(_convert, model, of_pattern[pattern], name, parts)
         for target, meta in convert("meta").items():
-            read = partial(_one_of, convert, target)
-            found[target] = Stored(target, tuple(meta.shape), meta.dtype, read)
+            found[target] = Stored(target, tuple(meta.shape), meta.dtype, partial(_one_of, convert, target))
     return found
 
 
