@@ -43,7 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = f"by default {', '.join(plan.PARTS)}; by name also {', '.join(plan.OTHERS)}"
     parser.add_argument("parts", nargs="*", metavar="PART", help=named)
     parser.add_argument("--seconds", type=float, default=570, help="for all of it (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where rows, log.txt and outcomes.txt are written")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/gpu"),
+        metavar="FOLDER",
+        help="for the rows and the log (default: runs/gpu)",
+    )
     parser.add_argument("--rehearse", action="store_true", help="the same on a CPU: every part small, on a stand-in")
     parser.add_argument("--dry-run", action="store_true", help="print the plan")
     arguments = parser.parse_args(argv)
@@ -55,8 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name:18}{part.seconds:4} s  {part.worth:40}{' '.join(part.command)}")
         print(f"in all {sum(part.seconds for part in chosen.values())} s")
         return 0
-    if arguments.out is None:
-        parser.error("--out: name a folder for the rows and the log")
     if not (arguments.rehearse or torch.cuda.is_available()):
         parser.error("this machine has no CUDA GPU; --dry-run prints the plan, --rehearse runs it on a stand-in")
     return 0 if session.run(chosen, arguments.seconds, arguments.out, arguments.rehearse) else 1

@@ -122,7 +122,7 @@ def test_without_git_the_environment_says_the_commit(monkeypatch):
     assert conditions()["commit"] == "abc123"
 
 
-@pytest.mark.parametrize(("arguments", "said"), [([], "--out"), (["--out", "x"], "no CUDA GPU"), (["tset"], "no part")])
+@pytest.mark.parametrize(("arguments", "said"), [([], "no CUDA GPU"), (["tset"], "no part")])
 def test_what_cannot_be_run_is_said(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
