@@ -263,8 +263,12 @@ def hook_before_steps(optimizer: Optimizer, act: Callable[[], None]) -> Removabl
 
 def is_rehearsal(optimizer: Optimizer, gradients: Sequence[Tensor], meshes: Sequence[Layout] = ()) -> bool:
     """Return True for the step that torch.distributed.checkpoint takes to fill a new optimizer: all of it zero."""
-    if (optimizer.state and not meshes) or any(group.get("lr") != 0 for group in optimizer.param_groups):
+    if optimizer.state and not meshes:
         return False
+    for lr in (group.get("lr") for group in optimizer.param_groups):
+        # it gives a number, or a tensor on the CPU: to look at one on a GPU would wait for the GPU
+        if lr is None or (isinstance(lr, Tensor) and not lr.is_cpu) or lr != 0:
+            return False
     # a rank may hold none of a gradient that moves the others, and then no state
     return all_ranks_agree(not optimizer.state and not any(bool(G.any()) for G in gradients), meshes)
 

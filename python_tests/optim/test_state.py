@@ -269,8 +269,10 @@ def test_distributed_checkpoint_into_a_fresh_optimizer(tmp_path, options, optimi
     assert_same_weights(resumed, model)
 
 
-def test_the_rehearsal_of_distributed_checkpoint_changes_nothing():
+@pytest.mark.parametrize("lr", [1e-2, torch.tensor(1e-2)], ids=["float", "tensor"])
+def test_the_rehearsal_of_distributed_checkpoint_changes_nothing(lr):
     model, optimizer, handle = begin(method=[SR(1.0), OSF(0.5)])
+    optimizer.param_groups[0]["lr"] = lr
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(handle.state_dict())
     saved = get_optimizer_state_dict(model, optimizer)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

@@ -61,12 +61,14 @@ class Settings:
         self._put(self.scaling, (kernels.FOUND_INF.value,), 0.0 if found_inf is None else found_inf)
 
     def _put(self, table: Tensor, place: tuple[int, ...], value: float | Tensor) -> None:
-        if isinstance(value, Tensor) and value.device.type != "cpu":
+        if isinstance(value, Tensor) and (table.is_cpu or not value.is_cpu):
             self._known.pop(place, None)
             table[place].copy_(value.view(()))
-        elif self._known.get(place) != value:
-            table[place].fill_(float(value))
-            self._known[place] = float(value)
+            return
+        number = float(value)
+        if self._known.get(place) != number:
+            table[place].fill_(number)
+            self._known[place] = number
             if table.is_cuda and torch.cuda.is_current_stream_capturing():
                 # recorded and not done: each replay will do it
                 del self._known[place]

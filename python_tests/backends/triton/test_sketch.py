@@ -1,5 +1,7 @@
 """Ω of the sketch: the numbers themselves, the same in torch and in the kernel, for every tile size."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -32,6 +34,26 @@ def test_sketches_agree_with_float64(shape, kind):
         torch.testing.assert_close(kernel.sketch(W, width, 3, kind).double(), truth, rtol=1e-5, atol=2e-5)
         half = kernel.sketch(W.half(), width, 3, kind)
         torch.testing.assert_close(half.double(), plain.sketch(W.half().double(), width, 3, kind), rtol=1e-5, atol=2e-5)
+
+
+def test_it_is_launched_on_the_device_of_w(monkeypatch):
+    current = []
+
+    @contextmanager
+    def on(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    class Launched:
+        def __getitem__(self, grid):
+            return lambda W, *_, **__: devices.append((*current, W.device))
+
+    devices = []
+    monkeypatch.setattr(kernel, "on", on)
+    monkeypatch.setattr(kernel, "sketch_kernel", Launched())
+    kernel.sketch(torch.ones(4, 4), 2, 0, "gaussian")
+    assert devices == [(torch.device("cpu"),) * 2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
