@@ -21,6 +21,7 @@ from bench.gpu import plan, session
 COMMANDS = {
     "warm": "compile every Triton kernel for this GPU into Triton's cache",
     "aot": "compile every Triton kernel without a GPU",
+    "sass": "count instructions in the machine code of the step's kernels, without a GPU",
     "nvcc": "compile every kernel of csrc without a GPU",
     "candidates": "build csrc/candidates",
     "decisions": "decide from measured rows who computes each stage",

@@ -51,25 +51,32 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def report(case: Case) -> dict[str, Any]:
-    """Compile a kernel and return its row."""
+def compiled(case: Case) -> Any:
+    """Compile a kernel as Triton does for a launch on aligned pointers."""
     names = case.kernel.arg_names
     kinds = {name: case.signature.get(name, "i32") for name in names if name not in case.constants}
     signature = {name: kinds.get(name, "constexpr") for name in names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     constants = {(names.index(name),): value for name, value in case.constants.items()}
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(case.kernel, signature, constants, divisible),
         target=GPUTarget("cuda", case.architecture, 32),
         options=case.options,
     )
+
+
+def dump(cubin: bytes, flag: str) -> str:
+    """Return what cuobjdump prints of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        usage = subprocess.run(
-            [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    ptx = compiled.asm["ptx"]
+        return subprocess.run([CUOBJDUMP, flag, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def report(case: Case) -> dict[str, Any]:
+    """Compile a kernel and return its row."""
+    kernel = compiled(case)
+    usage, ptx = dump(kernel.asm["cubin"], "--dump-resource-usage"), kernel.asm["ptx"]
     instructions = [name for name in ("tcgen05.mma", "wgmma.mma", "mma.sync") if name in ptx]
     tile = [str(case.constants[name]) for name in ("BM", "BN", "BK") if name in case.constants]
     row = {
@@ -78,7 +85,7 @@ def report(case: Case) -> dict[str, Any]:
         "sm": case.architecture,
         "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
         "stack": int(re.findall(r"STACK:(\d+)", usage)[0]),
-        "shared": compiled.metadata.shared,
+        "shared": kernel.metadata.shared,
         "instruction": instructions[0].split(".")[0] if instructions else "",
         "narrowest": narrowest_load(ptx),
         "tiles by": "TMA" if "cp.async.bulk.tensor" in ptx else "cp.async" if "cp.async.c" in ptx else "loads",

@@ -9,15 +9,16 @@ import triton.language as tl
 
 from bench.cases.products import LAYOUTS, grouped
 from bench.gpu.aot import failures, narrowest_load
+from bench.gpu.sass import counts
 from gsr_kernels.backends.triton.tables import tile_table
 from python_tests.oracle import error
 
 ROOT = Path(__file__).parents[3]
 
 
-def run(*arguments):
+def run(*arguments, command="aot"):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "bench.gpu", "aot", *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "bench.gpu", command, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -77,6 +78,35 @@ def test_what_must_not_ship(change, reason):
         product = aligned = True
 
     assert [reason in found for found in failures(Case, row)] == ([] if reason is None else [True])
+
+
+def test_the_machine_code_of_the_products():
+    done = run(
+        "--only", "^(first_product bf16 x fp16 wide|second_product bf16 x fp16 wide, AdamW bf16 fp32)$", command="sass"
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (list(map(int, line.split()[-4:])) for line in done.stdout.splitlines()[1:])
+    # instructions, matrix instructions and stores to shared memory of a step along the depth, waits of a tile after it
+    assert first[0] <= 140 and first[1:3] == [2, 0]
+    # one wait for the coefficients, and one for each of eight strips
+    assert second[0] <= 130 and second[1:] == [4, 0, 9]
+
+
+def test_counts_in_machine_code():
+    sass = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 STS.128 [R4+UR5], R8 ;
+        /*0020*/                   HGMMA.64x128x16.F32 R24, R8, gdesc[UR4], R24 ;
+        /*0030*/               @P1 BRA 0x10 ;
+        /*0040*/                   LDG.E.128 R4, desc[UR8][R2.64] ;
+        /*0050*/                   LDG.E R9, desc[UR8][R2.64+0x40] ;
+        /*0060*/                   FADD R10, R7, R11 ;
+        /*0070*/                   FADD R12, R9, R11 ;
+        /*0080*/                   LDG.E.64 R2, desc[UR8][R2.64] ;
+        /*0090*/                   LDG.E R5, desc[UR8][R2.64] ;
+"""
+    # R7 is the last of four; R9 came with it; the next wait is for an address
+    assert counts(sass) == {"instructions": 3, "GMMA": 1, "stores": 1, "waits": 2}
 
 
 @pytest.mark.parametrize("first", [torch.float32, torch.float16], ids=str)

@@ -39,9 +39,9 @@ ADAPTERS = """
 from gsr_kernels.backends.triton import merge, sketch, stability
 
 for align in (8, 1):
-    for rows, columns, rank, old in ((1, 1, 1, 1), (2, 16, 3, 16), (16, 2, 16, 5), (4, 6, 2, 32)):
-        rows, columns, rank, old = (size * align + (align == 1 and 16 * (size == 8)) for size in (rows, columns, rank, old))
-        rank, tasks = min(rank, 16), 1 + columns % 3
+    for rows, columns, rank, old in ((1, 1, 1, 1), (2, 17, 1, 16), (16, 3, 2, 5), (4, 6, 2, 32)):
+        rows, columns, rank, old = (size * align for size in (rows, columns, rank, old))
+        tasks = 1 + rows % 3
         B, A = torch.ones(tasks, rows, rank), torch.ones(tasks, rank, columns)
         old_B, old_A = torch.ones(tasks, rows, old), torch.ones(tasks, old, columns)
         stability.stability(B, A, old_B, old_A, torch.ones(tasks), False, True)
