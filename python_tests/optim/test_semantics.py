@@ -236,7 +236,7 @@ def test_one_broken_element_anywhere_leaves_its_gradient_and_is_counted(settings
         came = {other: model.get_parameter(other).grad.clone() for other in counts}
         before = [parameter.clone() for parameter in model.parameters()]
         # what comes before the step alone: the step itself would spread the broken element
-        handle._before_step(optimizer, (optimizer,), {})
+        handle._transform()
         counts[name] += 1
         for other, gradient in came.items():
             now = model.get_parameter(other).grad
