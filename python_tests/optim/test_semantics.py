@@ -224,7 +224,7 @@ def test_refresh_within_a_task_resumes(tmp_path):
 @pytest.mark.parametrize("settings", [{"rho": 0.7}, {"rho": 0.7, "rank": 5}], ids=["drop", "keep"])
 def test_one_broken_element_anywhere_leaves_its_gradient_and_is_counted(settings):
     chance = random.Random(0)
-    model, optimizer, handle = begin("sgd", **settings)
+    model, _, handle = begin("sgd", **settings)
     counts = {weight.name: 0 for weight in handle.weights}
     for step in range(INJECTIONS // 2):
         for parameter in model.parameters():
