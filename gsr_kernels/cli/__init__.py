@@ -1,7 +1,7 @@
 """Commands of ``gsr-kernels``, one module each, and the values and tables that more than one has."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -26,9 +26,10 @@ def device_of(text: str) -> str:
     return text
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns as wide as their longest entry, the first to the left and the others to the right."""
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for first, *others in lines:
-        print(first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:])))
+def aligned(rows: Sequence[Sequence[str]], names: Sequence[int] = (0,), cell: int = 0) -> list[str]:
+    """Return rows as lines: columns of names, of such widths at least, to the left, cells to the right."""
+    widest = [max(map(len, column)) for column in zip(*filter(None, rows))]
+    least = [*names, *[cell] * (len(widest) - len(names))]
+    sides = "<" * len(names) + ">" * (len(widest) - len(names))
+    widths = [f"{side}{max(pair)}" for side, *pair in zip(sides, least, widest)]
+    return [" ".join(f"{text:{width}}" for text, width in zip(row, widths)) for row in rows]

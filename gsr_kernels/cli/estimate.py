@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gsr_kernels.cli import print_table
+from gsr_kernels.cli import aligned
 from gsr_kernels.cli.floors import transform
 from gsr_kernels.io.saved_model import build
 from gsr_kernels.messages import first_sentence
-from gsr_kernels.optim.targets import find_targets
+from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
 
 BASIS_BYTES = {"fp32": 4, "fp16": 2}
@@ -125,8 +125,7 @@ def model_kinds(folder: Path) -> tuple[list[Kind], int]:
 
 def kinds_of(model: nn.Module) -> tuple[list[Kind], int]:
     """Return ``model_kinds`` of a model."""
-    targets = find_targets(model, "all-linear", set(model.parameters()))
-    shapes = Counter(target.parameter.shape for target in targets if target.reason is None)
+    shapes = Counter(target.parameter.shape for target in linear_matrices(model))
     kinds = [Kind(count, shape[-2], shape[-1], math.prod(shape[:-2])) for shape, count in shapes.items()]
     return kinds, sum(parameter.numel() for parameter in model.parameters())
 
@@ -162,15 +161,14 @@ def run(args: argparse.Namespace) -> None:
     covered = sum(kind.weights * kind.experts * kind.d1 * kind.d2 for kind in kinds)
     print(f"{matrices} matrices, {covered:,} of {parameters:,} parameters ({covered / parameters:.1%})")
     options = [(None, "drop"), (None, "keep"), *((rank, "keep") for rank in ranks), *((rank, "drop") for rank in ranks)]
-    rows = []
+    rows = [("rank", "outside", "bases in", "bases GB", "TFLOP", "moved GB", *(["ms"] if args.tflops else []))]
     for (rank, out_of_span), (name, size) in product(options, BASIS_BYTES.items()):
         one = cost(kinds, rank, out_of_span, size, 4 if args.gradient == "fp32" else 2)
         figures: tuple[str, ...] = f"{one.bases / 1e9:.2f}", f"{one.flop / 1e12:.2f}", f"{one.moved / 1e9:.1f}"
         if args.tflops is not None:
             figures += (f"{max(one.flop / args.tflops / 1e9, one.moved / args.bandwidth / 1e6):.2f}",)
         rows.append((str(rank or "all"), out_of_span, name, *figures))
-    columns = ["rank", "outside", "bases in", "bases GB", "TFLOP", "moved GB", "ms"]
-    print_table(columns[: len(rows[0])], rows)
+    print("\n".join(aligned(rows)))
     print("one optimizer step; a lower bound, of which ms is the larger of the products' and the memory's time")
     if args.shards is not None:
         _print_shares(kinds, options, args.shards)
@@ -178,15 +176,15 @@ def run(args: argparse.Namespace) -> None:
 
 def _print_shares(kinds: Sequence[Kind], options: Sequence[tuple[int | None, str]], shards: int) -> None:
     print(f"\nof {shards} ranks that share each weight, one:")
-    rows = []
+    columns = "rank", "outside", "bases in", "placement", "holds GB", "sums MB a step", "keeps GB"
+    rows = [(*columns, "or with shard_bases holds GB", "gathers MB a step")]
     placements = "rows", "short side"
     for (rank, out_of_span), (name, size), placement in product(options, BASIS_BYTES.items(), placements):
         whole, shared = (share(kinds, rank, out_of_span, placement, shards, size, each) for each in (False, True))
         held, summed, kept = f"{whole.held / 1e9:.2f}", f"{4 * whole.summed / 1e6:.2f}", f"{whole.kept / 1e9:.2f}"
         with_sharded_bases = f"{shared.held / 1e9:.2f}", f"{shared.gathered / 1e6:.2f}"
         rows.append((str(rank or "all"), out_of_span, name, placement, held, summed, kept, *with_sharded_bases))
-    columns = "rank", "outside", "bases in", "placement", "holds GB", "sums MB a step", "keeps GB"
-    print_table((*columns, "or with shard_bases holds GB", "gathers MB a step"), rows)
+    print("\n".join(aligned(rows)))
     print("rows is fully_shard's own choice, short side that of shard_placement_fn=gsr_kernels.shard_placement_fn")
     print(
         "keeps is what the products before the sum leave to those after it, in float32, until the step has passed them"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gsr_kernels.cli import device_of, print_table
+from gsr_kernels.cli import aligned, device_of
 from gsr_kernels.io.bases_file import load_bases
 from gsr_kernels.io.saved_model import stored_matrices
 from gsr_kernels.messages import need
@@ -28,12 +28,12 @@ def run(args: argparse.Namespace) -> None:
     if args.plot:
         need("--plot", "matplotlib", "plot")
     spectra = _spectra(args)
-    rows = []
+    rows: list[tuple[str, ...]] = [("weight", "rank", "σ max", "σ min", "condition", "effective", "1/σ share")]
     for name, S in spectra.items():
         medians = (value.median().item() for value in measures(S).values())
         figures = (f"{median:{form}}" for median, form in zip(medians, (".3g", ".3g", ".3g", ".1f", ".2%")))
         rows.append((name, str(S.shape[-1]), *figures))
-    print_table(("weight", "rank", "σ max", "σ min", "condition", "effective", "1/σ share"), rows)
+    print("\n".join(aligned(rows)))
     print("effective: exp of the entropy of σ / Σσ; 1/σ share: what the smallest σ takes of a negative group of all")
     if args.plot:
         plot(spectra, Path(args.plot))

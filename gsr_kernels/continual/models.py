@@ -15,7 +15,7 @@ from gsr_kernels.continual.methods import ADAPTER_METHODS, DENSE_METHODS
 from gsr_kernels.continual.metrics import Spectra
 from gsr_kernels.continual.ranks import on_rank0
 from gsr_kernels.continual.settings import RunSettings
-from gsr_kernels.optim.targets import find_targets
+from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None
     rank = settings.rank
     with torch.device("meta"):
         model = getattr(transformers, kind.auto).from_config(config)
-    targets = find_targets(model, "all-linear", set(model.parameters()))
-    matrices = {target.name: target.parameter.shape[-2:] for target in targets if target.reason is None}
+    matrices = {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)}
     resolve_rank(rank, {name: (d1, d2) for name, (d1, d2) in matrices.items()})
     W = torch.diag(torch.arange(4, 0, -1, dtype=torch.float32))
     for act in [DENSE_METHODS[name].act for name in settings.methods if name in DENSE_METHODS]:
@@ -149,11 +148,7 @@ def save(kind: Kind, model: Any, folder: Path, weights: Any = None) -> None:
 @torch.no_grad()
 def spectra(model: Any) -> Spectra:
     """Return the singular values of the linear weights of the middle layer, of ``SPECTRA`` of them at most."""
-    found = [
-        target
-        for target in find_targets(model, "all-linear", set(model.parameters()))
-        if target.reason is None and target.parameter.ndim == 2
-    ]
+    found = [target for target in linear_matrices(model) if target.parameter.ndim == 2]
     layers = [re.search(r"\.(\d+)\.", target.name) for target in found]
     numbers = sorted({int(layer[1]) for layer in layers if layer})
     middle = numbers[len(numbers) // 2] if numbers else None

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from gsr_kernels.cli import aligned
 from gsr_kernels.continual.methods import BOUNDS
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 
@@ -59,7 +60,7 @@ def table(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
             rows += [_row(title, f"{task} only", each, task) for task in tasks]
         else:
             rows += [_row(title, task, each, task, _forgotten(each, task)) for task in tasks]
-    lines = _aligned([["", "after", *first[0].columns, "F.Ra", "AP"], *rows])
+    lines = aligned([["", "after", *first[0].columns, "F.Ra", "AP"], *rows], NAMES, CELL)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -68,7 +69,7 @@ def figures(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
     rows = [["", "at the end", *FIGURES]]
     for title, each in matrices.items():
         rows.append([title, "", *(over([value(matrix) for matrix in each]) for value, _ in FIGURES.values())])
-    return "\n".join(_aligned(rows))
+    return "\n".join(aligned(rows, NAMES, CELL))
 
 
 def verdict(title: str, ours: Sequence[ResultMatrix], baseline: Sequence[ResultMatrix]) -> str:
@@ -132,12 +133,3 @@ def _forgotten(matrices: Sequence[ResultMatrix], task: str) -> str:
 def _row(title: str, after: str, matrices: Sequence[ResultMatrix], row: str, forgotten: str = "") -> list[str]:
     scores = [over([matrix.score(task, row) for matrix in matrices]) for task in matrices[0].columns]
     return [title, after, *scores, forgotten, over([matrix.ap(row) for matrix in matrices])]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows as lines: two columns of names to the left, cells to the right."""
-    widest = [max(map(len, column)) for column in zip(*(row for row in rows if row))]
-    least = [*NAMES, *[CELL] * len(widest[2:])]
-    sides = "<" * len(NAMES) + ">" * len(widest[2:])
-    widths = [f"{side}{max(pair)}" for side, *pair in zip(sides, least, widest)]
-    return [" ".join(f"{text:{width}}" for text, width in zip(row, widths)) for row in rows]

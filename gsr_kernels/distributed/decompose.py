@@ -14,7 +14,7 @@ from gsr_kernels.distributed.agreement import all_ranks_agree
 from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.distributed.shard import as_shard
 from gsr_kernels.distributed.sharded_sketch import basis_from_shards, is_from_shards
-from gsr_kernels.distributed.transfers import Transfers, decompose_and_describe, gather, scatter
+from gsr_kernels.distributed.transfers import decompose_and_describe, exchange, gather, scatter
 from gsr_kernels.io.bases_file import FACTORS
 from gsr_kernels.linalg.side_by_side import progress, svd_cost
 from gsr_kernels.weight import Weight, decompose_one, origin
@@ -24,10 +24,8 @@ def decompose_shared(weights: Sequence[Weight]) -> list[SpectralBasis]:
     """Return this rank's shard of a new basis of every weight; every rank of every weight's mesh must call it.
 
     Sketches of sharded weights are found by all their ranks together, experts by those that hold them. Of the others
-    the most costly come first, one a rank in each round: those of a round cost about the same, so that no rank waits
-    long for another. Beside its own shards and what is on its way a rank holds one whole weight, then its factors.
-
-    Raises ValueError, on every rank, where one cannot decompose its weight; RuntimeError where its memory is too small.
+    the most costly come first, one a rank in each round, so that no rank waits long for another. Beside its own shards
+    and what is on its way a rank holds one whole weight, then its factors. Raises as ``decompose_and_describe``.
     """
     bases: dict[int, SpectralBasis] = {}
     layouts = [weight.scheme.layout for weight in weights]
@@ -93,8 +91,7 @@ def _round(weights: Sequence[Weight]) -> list[SpectralBasis]:
 def _basis_of_experts(weight: Weight) -> SpectralBasis:
     """Return the basis of the matrices of a weight that this rank holds; all ranks of its mesh must call it.
 
-    Replicas decompose an equal number each and send it to the others, so that all have the same bits. Raises as
-    ``decompose_and_describe``.
+    Replicas decompose an equal number each and send it to the others, so that all have the same bits.
     """
     layout, held = weight.scheme.layout, weight.held
     shares = _shares(layout)
@@ -113,13 +110,9 @@ def _basis_of_experts(weight: Weight) -> SpectralBasis:
         factors[factor] = torch.empty((len(held), *shape[1:]), dtype=dtype, device=layout.device)
         if own is not None:
             factors[factor][mine] = own.to(layout.device)
-    transfers = Transfers(layout)
-    for index, others in shares.items():
-        if index != layout.index:
-            for whole in factors.values():
-                transfers.send(index, whole[mine])
-                transfers.receive(index, whole[others])
-    transfers.run()
+    others = {index: theirs for index, theirs in shares.items() if index != layout.index}
+    sent = [(index, whole[mine]) for index in others for whole in factors.values()]
+    exchange(layout, sent, [(index, whole[theirs]) for index, theirs in others.items() for whole in factors.values()])
     known = {**one["metadata"], "fingerprint": origin(weight)}
     return as_shard(layout, factors, **known).to(held.device)
 

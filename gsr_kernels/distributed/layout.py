@@ -22,10 +22,7 @@ Block = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A tensor ``shape`` on a DeviceMesh, with a placement for each dimension of the mesh, as in a DTensor.
-
-    Without a mesh the tensor belongs to this process alone and is whole.
-    """
+    """A tensor on a DeviceMesh, placed as a DTensor; without a mesh it is this process's alone, and whole."""
 
     shape: torch.Size
     mesh: Any = None

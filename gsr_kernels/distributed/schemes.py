@@ -1,7 +1,6 @@
 """Schemes of GSR for a matrix that is sharded over ranks: what each rank adds to a sum, and what it does with the sum.
 
-One class a scheme. Each is arithmetic on the shard ``G [.., m, n]`` of a rank and its shards of the factors; none knows
-where the others are. The sum over all shards is the only thing that they exchange.
+Each is arithmetic on the shard ``G [.., m, n]`` of a rank and its shards of the factors; nothing else is exchanged.
 """
 
 from __future__ import annotations
@@ -30,14 +29,12 @@ def factor_shapes(shape: Sequence[int], k: int) -> dict[str, torch.Size]:
 
 @dataclass(frozen=True, eq=False)
 class Scheme:
-    """A weight's layout, and the arithmetic on its shards.
-
-    ``transposed`` is set for a wide weight under a scheme for tall ones. ``gathers`` says that the directions of a
-    factor that all ranks need are sharded as well, and gathered when they are needed.
-    """
+    """A weight's layout, and the arithmetic on its shards."""
 
     layout: Layout
+    # whether it is a wide weight under a scheme for tall ones
     transposed: bool = False
+    # whether the directions of a factor that all ranks need are sharded as well, and gathered for use
     gathers: bool = False
 
     # False where what is gathered is needed after the sum alone
@@ -142,9 +139,7 @@ class Core(Scheme):
 
 
 def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Heads, shard_bases: bool) -> Scheme:
-    """Return the scheme of least traffic for a weight of this layout with k directions.
-
-    With ``shard_bases`` it holds no factor whole, and gathers.
+    """Return the scheme of least traffic for a weight with k directions, which gathers if ``shard_bases``.
 
     Raises, by name, for a sharded weight: TypeError for a method that needs whole matrices, ValueError for heads.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,36 +71,34 @@ def fingerprint_of_shards(shard: Tensor, layout: Layout) -> str:
 def gathered(shards: Iterable[tuple[SpectralBasis, Mapping[str, Layout] | None]]) -> Iterator[SpectralBasis]:
     """Yield bases with their sharded factors whole, each on its way while the one before it is used.
 
-    Where no layouts of its factors come with a basis it is yielded as it is. Nothing is kept of a basis that was
-    yielded. All ranks of a weight's mesh must ask for the same bases.
+    A basis without layouts of its factors is yielded as it is. All ranks of a mesh must ask for the same bases.
     """
     # the one that is about to be used: it is made contiguous before the next has room
     ready: list[SpectralBasis] = []
-    coming: _Gather | None = None
+    wait: Callable[[], SpectralBasis] | None = None
     for basis, layouts in shards:
-        if coming is not None:
-            ready.append(coming.wait())
-        coming = _Gather(basis, layouts)
+        if wait is not None:
+            ready.append(wait())
+        wait = _started(basis, layouts or {})
         if ready:
             yield ready.pop()
-    if coming is not None:
-        yield coming.wait()
+    if wait is not None:
+        yield wait()
 
 
-class _Gather:
-    """One basis on its way."""
+def _started(basis: SpectralBasis, layouts: Mapping[str, Layout]) -> Callable[[], SpectralBasis]:
+    """Send a basis on its way; return what waits for it, for use on the current stream."""
+    coming: dict[str, Iterator[Tensor]] = {}
+    for name, dim in (("U", -1), ("Vh", -2)):
+        if name in layouts and layouts[name].mesh_dims(dim):
+            coming[name] = _gathering(getattr(basis, name), layouts[name], dim)
+            next(coming[name])
 
-    def __init__(self, basis: SpectralBasis, layouts: Mapping[str, Layout] | None) -> None:
-        self._basis, self._coming = basis, dict[str, Iterator[Tensor]]()
-        for name, dim in (("U", -1), ("Vh", -2)) if layouts else ():
-            if layouts and layouts[name].mesh_dims(dim):
-                self._coming[name] = _gathering(getattr(basis, name), layouts[name], dim)
-                next(self._coming[name])
+    def wait() -> SpectralBasis:
+        whole: dict[str, Any] = {name: deque(coming.pop(name), maxlen=1).pop() for name in [*coming]}
+        return replace(basis, **whole)
 
-    def wait(self) -> SpectralBasis:
-        """Return the basis, for use on the current stream."""
-        whole = {name: deque(self._coming.pop(name), maxlen=1).pop() for name in [*self._coming]}
-        return replace(self._basis, U=whole.get("U", self._basis.U), Vh=whole.get("Vh", self._basis.Vh))
+    return wait
 
 
 def _gathering(shard: Tensor, layout: Layout, dim: int) -> Iterator[Tensor]:

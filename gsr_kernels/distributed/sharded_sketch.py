@@ -147,11 +147,7 @@ class _Side:
         return self.qr(Y).Q
 
     def _householder(self, Y: Tensor) -> QR:
-        """Return QR from that of each shard, and of their R one upon the other.
-
-        Demmel, Grigori, Hoemmen, Langou: Communication-optimal parallel and sequential QR and LU factorizations, SIAM
-        J. Sci. Comput. 34, 2012.
-        """
+        """Return QR from that of each shard, and of their R one upon the other: TSQR (Demmel et al., SISC 34, 2012)."""
         heights = [min(stop - start, Y.shape[-1]) for start, stop in self._bounds]
         mine = self._bounds.index((self.start, self.stop))
         rows = slice(sum(heights[:mine]), sum(heights[: mine + 1]))

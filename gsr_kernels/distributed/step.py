@@ -42,10 +42,7 @@ class Bucket:
 def make_buckets(
     layouts: Sequence[Layout], shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype], sizes: Sequence[int]
 ) -> list[Bucket]:
-    """Return the buckets of the parts of sums of tensors with these layouts, shapes and dtypes.
-
-    ``sizes``: bytes that each counts for, the same on every rank whatever it holds: all must fill their buckets alike.
-    """
+    """Return the buckets of the parts of such sums; ``sizes`` are bytes, equal on every rank whatever it holds."""
     # of one mesh, sharded by the same groups: ranks of one need not have the weights of another
     before: dict[object, int] = {}
     found: dict[object, Bucket] = {}
@@ -59,10 +56,7 @@ def make_buckets(
 
 
 class ShardedStep:
-    """Rewrites this rank's shards of the gradients of the same weights at every step.
-
-    Sums go out bucket by bucket, each under the first products of the next and the second products of the one before.
-    """
+    """Rewrites this rank's shards of gradients; sums go out bucket by bucket, each under the products of others."""
 
     def __init__(self, weights: Sequence[Weight]) -> None:
         self._weights, self._key = weights, _key(weights)
@@ -93,11 +87,10 @@ class ShardedStep:
         return self._key == _key(self._weights)
 
     def rewrite(self, gradients: Sequence[Tensor | None], check: Callable[[list[Tensor]], None] | None = None) -> None:
-        """Rewrite gradients in place and count; every rank of every weight's mesh must call it.
+        """Rewrite gradients in place, None as zero, and count; every rank of every weight's mesh must call it.
 
-        A gradient that is None here counts as zero: other ranks may have theirs. The sum of a matrix whose gradient
-        holds NaN or Inf on any rank is so on all of them: it keeps its gradient as it came, with no further message.
-        ``check`` is given all sums before any gradient is rewritten, and may raise.
+        The sum of a matrix whose gradient holds NaN or Inf on any rank is so on all of them: it keeps its gradient as
+        it came. ``check`` is given all sums before any gradient is rewritten, and may raise.
         """
         self._gradients, self._sums = gradients, Sums(self._bucket_of)
         # what a rank keeps of its first products for its second

@@ -1,7 +1,4 @@
-"""Stored bases of weights that several ranks hold: a file, or a directory of torch.distributed.checkpoint.
-
-A rank reads and writes its own shards alone. Any number of ranks reads a directory, whatever number wrote it.
-"""
+"""Stored bases of weights that several ranks hold: a file, or a directory that any number of ranks reads."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,10 +45,7 @@ def decompose_and_describe(
 
 
 def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None:
-    """Return the i-th weight whole on the i-th rank, None on a rank without one; ``shards`` are this rank's of each.
-
-    Beside it a rank holds no more than one shard that is on its way.
-    """
+    """Return the i-th weight whole on the i-th rank, None on others; beside it a rank holds one shard on its way."""
     mesh = layouts[0]
     whole = None
     if mesh.index < len(layouts):
@@ -56,16 +53,13 @@ def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None
         whole = torch.empty(layout.shape, dtype=shard.dtype, device=mesh.device)
         whole[slices(layout.block())] = shard.to(mesh.device)
     for before, after in _partners(mesh):
-        transfers = Transfers(mesh)
-        if before < len(layouts) and _lacks(layouts[before], before, mesh.index):
-            transfers.send(before, shards[before])
+        wanted = before < len(layouts) and _lacks(layouts[before], before, mesh.index)
         target = arriving = None
         if whole is not None and _lacks(layout, mesh.index, after):
             target = whole[slices(layout.block(after))]
             # rows arrive where they belong, columns beside it
             arriving = target if target.is_contiguous() else torch.empty_like(target).contiguous()
-            transfers.receive(after, arriving)
-        transfers.run()
+        exchange(mesh, [(before, shards[before])] if wanted else [], [] if arriving is None else [(after, arriving)])
         if target is not None and arriving is not None and arriving is not target:
             target.copy_(arriving)
     return whole
@@ -78,10 +72,7 @@ def _lacks(layout: Layout, index: int, other: int) -> bool:
 
 
 def scatter(layouts: Sequence[Layout], own: Tensor | None, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    """Return this rank's shards of the i-th rank's tensor, of the i-th layout; ``own`` is this rank's tensor.
-
-    Beside it a rank holds no more than those shards and one that is on its way.
-    """
+    """Return this rank's shards of the i-th rank's tensor ``own``, of the i-th layout, one at a time on its way."""
     mesh = layouts[0]
     shards = []
     for index, (layout, dtype) in enumerate(zip(layouts, dtypes)):
@@ -92,38 +83,21 @@ def scatter(layouts: Sequence[Layout], own: Tensor | None, dtypes: Sequence[torc
             # a view would keep the rest
             shards.append(shard if shard.shape == own.shape else shard.clone())
     for before, after in _partners(mesh):
-        transfers = Transfers(mesh)
-        if own is not None:
-            transfers.send(after, own[slices(layouts[mesh.index].block(after))])
-        if before < len(layouts):
-            transfers.receive(before, shards[before])
-        transfers.run()
+        sent = [] if own is None else [(after, own[slices(layouts[mesh.index].block(after))])]
+        exchange(mesh, sent, [(before, shards[before])] if before < len(layouts) else [])
     return shards
 
 
-class Transfers:
-    """Tensors that go from rank to rank of a mesh, all at once; an empty one is not sent."""
-
-    def __init__(self, mesh: Layout) -> None:
-        self._mesh = mesh
-        self._pending: list[dist.P2POp] = []
-
-    def send(self, index: int, tensor: Tensor) -> None:
-        """Have run() send a tensor to the rank at an index of the mesh."""
-        self._add(dist.isend, index, tensor.to(self._mesh.device).contiguous())
-
-    def receive(self, index: int, tensor: Tensor) -> None:
-        """Have run() fill a contiguous tensor."""
-        self._add(dist.irecv, index, tensor)
-
-    def run(self) -> None:
-        """Send and receive."""
-        for work in dist.batch_isend_irecv(self._pending) if self._pending else []:
-            work.wait()
-
-    def _add(self, operation: Any, index: int, tensor: Tensor) -> None:
-        if tensor.numel():
-            self._pending.append(dist.P2POp(operation, tensor, self._mesh.ranks[index], group=self._mesh.group))
+def exchange(mesh: Layout, sent: Iterable[tuple[int, Tensor]], received: Iterable[tuple[int, Tensor]]) -> None:
+    """Send tensors to the ranks at these indices of a mesh and fill contiguous ones from others, all at once."""
+    tasks: list[tuple[Any, int, Tensor]] = [
+        (dist.isend, index, tensor.to(mesh.device).contiguous()) for index, tensor in sent
+    ]
+    tasks += [(dist.irecv, index, tensor) for index, tensor in received]
+    # an empty one is not sent
+    pending = [dist.P2POp(of, one, mesh.ranks[index], group=mesh.group) for of, index, one in tasks if one.numel()]
+    for work in dist.batch_isend_irecv(pending) if pending else []:
+        work.wait()
 
 
 def _partners(mesh: Layout) -> list[tuple[int, int]]:

@@ -37,8 +37,7 @@ def move(
 ) -> None:
     """Update one parameter of any strides by AdamW, by way of its ``master`` if it has one.
 
-    ``matrices``: how the parameter is split, ``[.., d1, d2]``, and which to move, ``[..]``; the step counts where any
-    has moved.
+    ``matrices``: how it is split, ``[.., d1, d2]``, and which to move, ``[..]``; the step counts where any has moved.
     """
     p, G, m, v = row
     wide = p if master is None else master

@@ -22,11 +22,7 @@ from gsr_kernels.weight import Weight, decompose_one
 
 @without_autocast()
 def decompose(weights: Sequence[Weight]) -> list[SpectralBasis]:
-    """Return a new basis of every weight, with the fingerprint of the weight that it came from.
-
-    The most costly first, when the least is held beside its workspace, under a progress bar weighted by cost; on a GPU
-    several at once (``side_by_side``). Weights that several ranks hold are dealt out among them.
-    """
+    """Return a new basis of every weight, under a progress bar weighted by cost; ranks share what they all hold."""
     alone = [place for place, weight in enumerate(weights) if weight.scheme.layout.mesh is None]
     shared = [place for place in range(len(weights)) if place not in alone]
     bases: dict[int, SpectralBasis] = {}
@@ -64,10 +60,7 @@ def prepare(weights: Sequence[Weight], bases: Sequence[SpectralBasis]) -> list[S
 
 
 def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> Mapping[str, SpectralBasis | None]:
-    """Return the bases of these weights in a file or a directory of parts, by name; None for one of another shape.
-
-    Raises as ``load_bases``.
-    """
+    """Return the stored bases of these weights by name, None for one of another shape. Raises as ``load_bases``."""
     path = Path(path)
     if not path.exists() and before(path).exists():
         path = before(path)
@@ -79,10 +72,7 @@ def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> Map
 
 
 def stored_basis(weight: Weight, stored: SpectralBasis | None) -> SpectralBasis | None:
-    """Return a basis from a file, on the weight's device, if it has the weight's shape, split and rank; else None.
-
-    One that a sketch found serves only where a sketch is asked for.
-    """
+    """Return a basis from a file, on the weight's device, if it has its shape, split and rank; no sketch unasked."""
     if stored is None or stored.randomized > weight.randomized:
         return None
     W = weight.held

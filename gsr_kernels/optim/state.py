@@ -49,7 +49,7 @@ def load_weight_states(
 ) -> bool:
     """Give the weights what ``weight_states`` saved; return whether bases were read from the file ``bases``.
 
-    Raises ValueError, with nothing changed, where names differ or a basis is nowhere: in the file ``wanted``, it says.
+    Raises ValueError, with nothing changed, where names differ or a basis is nowhere, naming the file ``wanted``.
     """
     names = {weight.name for weight in weights}
     if names != saved.keys():

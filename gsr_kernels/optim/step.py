@@ -227,10 +227,7 @@ class MethodStep:
             weight.measures = {key: torch.where(ok, value, last[key]) for key, value in fresh.items()}
 
     def _check_finite(self, live: Live, sums: Iterable[Tensor]) -> None:
-        """Raise FloatingPointError, by the weight's name, for a gradient or its sum over ranks that is not finite.
-
-        Before any is rewritten, so that the one at fault can be repaired and the step taken again; on every rank.
-        """
+        """Raise FloatingPointError, on all ranks, for a gradient or sum that is not finite, before any is rewritten."""
         found = [*live, *zip(self._sharded, sums)]
         faulty = [weight.name for weight, G in found if not G.isfinite().all()]
         if not all_ranks_agree(not faulty, self.meshes):

@@ -100,6 +100,11 @@ def find_targets(
     return found
 
 
+def linear_matrices(model: nn.Module) -> list[Target]:
+    """Return what "all-linear" matches where an optimizer holds the whole model."""
+    return [target for target in find_targets(model, "all-linear", set(model.parameters())) if target.reason is None]
+
+
 def _parameters(
     model: nn.Module | Mapping[str, nn.Parameter],
 ) -> Iterator[tuple[str, nn.Module | None, nn.Parameter]]:
