@@ -28,7 +28,7 @@ def spectra(before: Bases, after: Bases | None = None, path: Path_ = None) -> tu
     Args:
         before, after: as ``handle.bases`` or ``load_bases`` give them; of a batch the mean is drawn.
     """
-    figure, axis = _new("direction, from the largest", "σ")
+    figure, axis = new_figure("direction, from the largest", "σ")
     rows = []
     for when, bases, style in (("before", before, "--"), ("after", after or {}, "-")):
         for index, (name, basis) in enumerate(bases.items()):
@@ -51,7 +51,7 @@ def rescaling(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Fig
     sigma, g, rescaled = (directions[key].double().flatten().cpu().numpy() for key in ("sigma", "g", "rescaled"))
     kept = g != 0
     factor = rescaled[kept] / g[kept]
-    figure, axis = _new("σ", "g' / g")
+    figure, axis = new_figure("σ", "g' / g")
     for sign, label in ((1, "g > 0"), (-1, "g < 0")):
         chosen = np.sign(g[kept]) == sign
         axis.plot(sigma[kept][chosen], factor[chosen], ".", label=label)
@@ -76,8 +76,7 @@ def energy(metrics: Mapping[str, Mapping[str, float]], path: Path_ = None) -> tu
     diagonal = np.array([metrics[name]["on_diagonal"] for name in names])
     outside = np.array([metrics[name]["outside_span"] for name in names])
     span = np.clip(1 - diagonal - outside, 0, None)
-    figure, axis = _new("share of the gradient's energy", "")
-    figure.set_size_inches(7, 1.2 + 0.22 * len(names))
+    figure, axis = new_figure("share of the gradient's energy", "", (7, 1.2 + 0.22 * len(names)))
     left = np.zeros(len(names))
     for share, label in ((diagonal, "diagonal of N"), (span, "rest of the span"), (outside, "outside the span")):
         axis.barh(names, share, left=left, label=label)
@@ -97,7 +96,7 @@ def rotation(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figu
     """
     left, right = (_mean(directions[key]) for key in ("turn_left", "turn_right"))
     index = np.arange(1, len(left) + 1)
-    figure, axis = _new("direction, from the largest", "norm of the row")
+    figure, axis = new_figure("direction, from the largest", "norm of the row")
     axis.plot(index, left, label="H: left vectors")
     axis.plot(index, right, "--", label="K: right vectors")
     axis.set_yscale("log")
@@ -121,7 +120,7 @@ def forgetting(scores: Sequence[Sequence[float]], tasks: Sequence[str], path: Pa
     for i in range(len(tasks)):
         for j in range(i, len(tasks)):
             lost[j, i] = table[i : j + 1, i].max() - table[j, i]
-    figure, axis = _new("task", "after learning")
+    figure, axis = new_figure("task", "after learning")
     image = heatmap(axis, lost, max(1e-9, np.nanmax(lost)), ".2f")
     axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axis.set_yticks(range(len(tasks)), tasks)
@@ -140,9 +139,10 @@ def heatmap(axis: Axes, lost: np.ndarray, largest: float, digits: str) -> AxesIm
     return image
 
 
-def _new(x: str, y: str) -> tuple[Figure, Axes]:
+def new_figure(x: str, y: str, size: tuple[float, float] = (7, 4)) -> tuple[Figure, Axes]:
+    """Return a figure with one axis of these labels."""
     # no pyplot: nothing is kept open, no display is needed
-    figure = Figure(figsize=(7, 4), layout="constrained", dpi=150)
+    figure = Figure(figsize=size, layout="constrained", dpi=150)
     axis = figure.subplots()
     axis.set(xlabel=x, ylabel=y)
     return figure, axis

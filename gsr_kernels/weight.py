@@ -80,10 +80,7 @@ def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
 
 
 def origin(weight: Weight) -> str:
-    """Return the fingerprint of a weight as its method decomposes it, which a stored basis of it must have.
-
-    All ranks that share the weight must call.
-    """
+    """Return the fingerprint that a stored basis of a weight must have; all ranks that share the weight must call."""
     return _of_kind(weight, fingerprint_of_shards(weight.held, weight.scheme.layout))
 
 

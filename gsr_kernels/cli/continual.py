@@ -57,10 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the experiment, write the folder as it goes and print the report.
-
-    Raises ValueError and OSError for bad input, before any work, FloatingPointError where training diverges.
-    """
+    """Run and report; ValueError and OSError for bad input, before any work, FloatingPointError if it diverges."""
     with ranks.joined():
         _run(args.arguments)
 

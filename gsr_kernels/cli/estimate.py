@@ -110,10 +110,7 @@ def share(
 
 
 def model_kinds(folder: Path) -> tuple[list[Kind], int]:
-    """Return the weights that attach() matches in a transformers model, and the number of its parameters.
-
-    Raises ValueError where transformers cannot build the model from its config.json, or nothing is matched.
-    """
+    """Return the weights that attach() matches and the number of parameters; ValueError where there is no model."""
     try:
         return kinds_of(build(folder))
     except (LookupError, ValueError) as error:
@@ -141,10 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print a line for each option.
-
-    Raises ValueError for a rank, a rate or a number of shards that is not positive, or one rate without the other.
-    """
+    """Print a line for each option; ValueError for a number out of range, or one rate without the other."""
     rates = (args.tflops, args.bandwidth)
     if (args.tflops is None) != (args.bandwidth is None):
         raise ValueError("--tflops and --bandwidth belong together: give both, or none for no ms")

@@ -16,13 +16,11 @@ STATES = {
 
 @dataclass(frozen=True)
 class Work:
-    """One kernel: every operand read once, every result written once; a multiplication and an addition are 2 FLOP.
-
-    ``unit`` is what multiplies: "16-bit", "tf32" or "fp32".
-    """
+    """One kernel: every operand read once, every result written once; a multiplication and an addition are 2 FLOP."""
 
     flop: int
     bytes: int
+    # what multiplies: "16-bit", "tf32" or "fp32"
     unit: str = "16-bit"
 
 

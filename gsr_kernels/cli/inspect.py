@@ -63,7 +63,7 @@ def measures(S: Tensor) -> dict[str, Tensor]:
 
 def plot(spectra: dict[str, Tensor], directory: Path) -> None:
     """Draw ``spectra.png``, a curve a weight, and ``heatmap.png``, a row a weight, of log10 σ / σ_max by direction."""
-    from matplotlib.figure import Figure
+    from gsr_kernels.plot import new_figure
 
     directory.mkdir(parents=True, exist_ok=True)
     curves = {}
@@ -71,19 +71,16 @@ def plot(spectra: dict[str, Tensor], directory: Path) -> None:
         flat = S.double().reshape(-1, S.shape[-1]).quantile(0.5, dim=0)
         curves[name] = (flat / flat[0].clamp_min(1e-300)).clamp_min(1e-8).log10()
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=150)
-    axes = figure.subplots()
+    figure, axes = new_figure("index of the direction / rank", "log10 σ / σ max", (7, 4.5))
     for curve in curves.values():
         axes.plot(torch.linspace(0, 1, len(curve)).numpy(), curve.numpy(), linewidth=0.8, alpha=0.6)
-    axes.set(xlabel="index of the direction / rank", ylabel="log10 σ / σ max", title=f"{len(curves)} weights")
+    axes.set_title(f"{len(curves)} weights")
     figure.savefig(directory / "spectra.png")
 
     rows = torch.stack([curve[torch.linspace(0, len(curve) - 1, 200).round().long()] for curve in curves.values()])
-    figure = Figure(figsize=(9, 1.5 + 0.16 * len(curves)), layout="constrained", dpi=150)
-    axes = figure.subplots()
+    figure, axes = new_figure("index of the direction / rank", "", (9, 1.5 + 0.16 * len(curves)))
     image = axes.imshow(rows.numpy(), aspect="auto", extent=(0, 1, len(curves), 0), interpolation="nearest")
     axes.set_yticks([i + 0.5 for i in range(len(curves))], list(curves), fontsize=6)
-    axes.set_xlabel("index of the direction / rank")
     figure.colorbar(image, label="log10 σ / σ max")
     figure.savefig(directory / "heatmap.png")
 

@@ -102,10 +102,8 @@ class Balanced(Adapted):
             self._eblora.load_state_dict(load_file(folder / PROTECTED))
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
-        """See Strategy.prepare: the adapter begins with the mean gradient of rows that the Trainer's seed chooses.
-
-        A task that is resumed takes the same again, since what is protected after it follows from that.
-        """
+        """See Strategy.prepare: the adapter begins with the mean gradient of rows that the Trainer's seed chooses."""
+        # a task that is resumed takes the same again: what is protected after it follows from that
         settings: Any = trainer.args
         dataset: Any = trainer.train_dataset
         rows = random.Random(settings.seed).sample(dataset.rows, min(len(dataset.rows), GRADIENT_ROWS))

@@ -63,10 +63,7 @@ def general() -> Source:
 
 
 def tasks(order: str | None) -> Read:
-    """Return the five tasks, of other modules than the pretraining text; a new line parts a prompt from its answer.
-
-    Raises ValueError where this Python was installed without the sources of its library, or for an unknown order.
-    """
+    """Return the five tasks; ValueError for an unknown order, or a Python without the sources of its library."""
     if not all(library.rows(name) for name in library.SOURCES):
         raise ValueError("this Python carries no library sources to make tasks from: bring your own with --data")
     names, _ = choose(tuple(library.SOURCES), order, False)
@@ -87,10 +84,7 @@ def pretrain(
     folder: Path,
     tick: Callable[[int, bool], object],
 ) -> None:
-    """Train a model on general text, which all methods of a seed start from; one that is there already is left.
-
-    ``tick`` is called with the number of steps, and whether they were taken before.
-    """
+    """Train the model that all methods of a seed start from, unless it is there; see ``learn`` for ``tick``."""
     size: Any = settings.demo
     if on_rank0(folder.is_dir):
         tick(size.pretrain_steps, True)

@@ -20,10 +20,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold the folder for one run.
-
-    Raises BlockingIOError where another run writes into the folder, OSError where no file in it can be locked.
-    """
+    """Hold the folder for one run; BlockingIOError where another has it, OSError where it takes no lock."""
     # on network file systems a lock wants a file that can be written
     with (folder / LOCK).open("a+") as file:
         try:

@@ -25,10 +25,7 @@ WEIGHTS, MOMENTS, SCHEDULE = "weights", "moments", "scheduler.pt"
 
 
 def shard(model: Any, bf16: bool) -> None:
-    """Leave each rank its shards of every weight: layer by layer, and of what is outside of them.
-
-    With ``bf16`` they compute in bfloat16; weights and sums of gradients stay as they are.
-    """
+    """Leave each rank its shards of every layer and of what is outside; ``bf16`` is what they compute in."""
     mesh = init_device_mesh(model.device.type, (world(),))
     shared: dict[str, Any] = {"mesh": mesh, "shard_placement_fn": shard_placement_fn}
     layers, outside = MixedPrecisionPolicy(), MixedPrecisionPolicy()

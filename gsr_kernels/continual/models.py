@@ -26,10 +26,7 @@ SPECTRA = 8
 
 
 def find_model(name: str) -> tuple[Any, Any]:
-    """Return configuration and tokenizer of a model; no weight is read yet.
-
-    Raises ValueError where it is no model, FileNotFoundError where neither a folder nor a hub has it.
-    """
+    """Return a model's configuration and tokenizer; ValueError or FileNotFoundError where there is none."""
     import transformers
 
     return _found(transformers.AutoConfig, name), _found(transformers.AutoTokenizer, name)

@@ -16,10 +16,7 @@ ACROSS = 3
 
 
 def lost(matrix: ResultMatrix) -> np.ndarray:
-    """Points lost since the best score before: on a task (column), after each task (row); NaN before it is learned.
-
-    The last task has no column: nothing came after it.
-    """
+    """Points lost since the best score before: on a task but the last (column), after each later one (row)."""
     rows = matrix.rows
     losses = np.full((len(matrix.tasks), len(matrix.columns) - 1), np.nan)
     for column, task in enumerate(matrix.columns[:-1]):

@@ -24,10 +24,7 @@ class FailedElsewhere(SystemExit):
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join all processes that torchrun started in one group; each has its own GPU, where there are any.
-
-    Raises ValueError where a machine has fewer GPUs than processes, or they were started otherwise.
-    """
+    """Join the processes of torchrun in one group, each with a GPU, where there are any; ValueError for too few."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return

@@ -15,10 +15,7 @@ MORE_TEXTS = ("source", "prefix", "test")
 
 
 def read_rows(file: Path, example: Callable[[Any], Example]) -> tuple[Example, ...]:
-    """Return the rows of a file of JSON lines (``.jsonl``) or of one JSON list, as ``example`` makes them.
-
-    Raises FileNotFoundError, and ValueError for anything else, with the number of the line or row, from 1.
-    """
+    """Return the rows of JSON lines or of one JSON list; FileNotFoundError, or ValueError with the row's number."""
 
     def made(where: str, row: Any) -> Example:
         try:

@@ -32,10 +32,7 @@ from gsr_kernels.messages import need
 
 
 class Run:
-    """Run, whole and checked: the model's kind, the data, the methods and the metrics.
-
-    Raises ValueError and OSError for bad input, before any weight is read.
-    """
+    """Run, whole and checked; ValueError and OSError for bad input, before any weight is read."""
 
     def __init__(self, args: argparse.Namespace, names: tuple[str, ...]) -> None:
         for package in ("transformers", "accelerate"):

@@ -18,10 +18,7 @@ STATE = "state.json"
 
 @dataclass
 class RunState:
-    """Finished stages of one method: their scores, spectra and logs, and the model after each.
-
-    What its ``folder`` holds of them is read. ``matrix`` is that before any stage.
-    """
+    """Finished stages of one method, read from its folder: scores, spectra, logs, and the model after each."""
 
     folder: Path
     matrix: ResultMatrix

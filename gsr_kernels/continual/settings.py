@@ -60,10 +60,7 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Settings that are the same for every method and seed; ``demo`` where ``model`` is None.
-
-    Raises ValueError, naming the field, for what cannot be.
-    """
+    """Settings that are the same for every method and seed; ValueError, naming the field, for what cannot be."""
 
     model: str | None = option(
         None, "a folder that save_pretrained wrote, or a name on a hub; default: the demo's", str, metavar="DIR_OR_NAME"

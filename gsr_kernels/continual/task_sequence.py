@@ -28,10 +28,7 @@ from gsr_kernels.continual.strategy import Consolidated, Strategy
 
 @dataclass
 class TaskSequence:
-    """One seed: every method begins with the model ``start`` and meets the rows of a task in the same order.
-
-    What its ``folder`` holds is gone on from. ``retained`` is never trained on.
-    """
+    """One seed, gone on from what its folder holds: the same first model and order of rows for every method."""
 
     settings: RunSettings
     kind: Kind

@@ -89,10 +89,7 @@ def _round(weights: Sequence[Weight]) -> list[SpectralBasis]:
 
 
 def _basis_of_experts(weight: Weight) -> SpectralBasis:
-    """Return the basis of the matrices of a weight that this rank holds; all ranks of its mesh must call it.
-
-    Replicas decompose an equal number each and send it to the others, so that all have the same bits.
-    """
+    """Return the basis of a weight's matrices on this rank; replicas decompose an equal number each for one another."""
     layout, held = weight.scheme.layout, weight.held
     shares = _shares(layout)
     mine = shares[layout.index]

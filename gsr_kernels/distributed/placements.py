@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_layouts(model: object, parameters: Mapping[str, Tensor]) -> dict[str, Layout]:
-    """Return the layout of each parameter: a DTensor's by its placements, any other whole, replicated under DDP.
-
-    Raises ValueError, by the parameter's name, for placements that are not supported.
-    """
+    """Return the layout of each parameter; ValueError, by its name, for placements that are not supported."""
     replicas = _replicas(model)
     return {
         name: _read(name, parameter) if hasattr(parameter, "placements") else Layout(parameter.shape, *replicas)

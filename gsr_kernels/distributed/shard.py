@@ -102,10 +102,7 @@ def _started(basis: SpectralBasis, layouts: Mapping[str, Layout]) -> Callable[[]
 
 
 def _gathering(shard: Tensor, layout: Layout, dim: int) -> Iterator[Tensor]:
-    """Yield, last, a tensor that is whole in one dimension, of which each rank has a shard.
-
-    Before that each ``next`` waits for one group of ranks and begins with another, and yields what is under way.
-    """
+    """Yield what is under way of a tensor, group of ranks by group, and last the tensor whole in one dimension."""
     axes = layout.mesh_dims(dim)
     coordinate = layout.mesh.get_coordinate()
     # what each mesh dimension shards: the whole, then what this rank has of it

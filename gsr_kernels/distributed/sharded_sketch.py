@@ -37,10 +37,7 @@ STRIP = 128
 
 
 def is_from_shards(weight: Weight) -> bool:
-    """Return True if a weight's basis is found without the weight being whole anywhere.
-
-    A sketch as wide as its short side would take in all of it: ``randomized_svd`` decomposes that exactly.
-    """
+    """Return True if a weight's basis is found from its shards: by a sketch narrower than its short side."""
     layout = weight.scheme.layout
     if weight.rank is None or not weight.randomized or not layout.shards_matrices or layout.shards_batch:
         return False

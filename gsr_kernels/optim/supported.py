@@ -11,10 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 
 def innermost(optimizer: object) -> Optimizer:
-    """Return the torch optimizer itself, also from inside Accelerate's or Lightning's wrapper.
-
-    Raises TypeError for what is no optimizer, and for those whose gradients or steps no method can reach.
-    """
+    """Return the torch optimizer inside any wrapper; TypeError for one whose gradients or steps no method can reach."""
     inner = getattr(optimizer, "optimizer", None)
     kinds = [kind for one in (optimizer, inner) for kind in type(one).__mro__]
     if any("deepspeed" in (kind.__module__ + kind.__name__).lower() for kind in kinds):

@@ -27,10 +27,7 @@ def passes(row: Example, answer: str) -> float:
 
 
 def run_program(text: str, seconds: int = SECONDS, megabytes: int = MEGABYTES) -> bool:
-    """Runs a program confined (see ``confine``) and says whether it came to its end.
-
-    Whatever it does, this returns within ``seconds + PATIENCE``, and nothing of it is left.
-    """
+    """Return whether a confined program came to its end within ``seconds + PATIENCE``; nothing of it is left."""
     # what the program could exit with by itself is left out
     success = random.SystemRandom().randrange(64, 250)
     child = subprocess.Popen(
