@@ -158,6 +158,12 @@ def split_heads(matrix: Tensor, heads: int | tuple[int, int] | None) -> tuple[Te
     return (parts if dim == 0 else parts.movedim(-2, -3)), dim
 
 
+def split_shape(shape: Sequence[int], heads: int | tuple[int, int] | None) -> tuple[torch.Size, int | None]:
+    """Return ``split_heads`` of a shape alone, as of a whole DTensor."""
+    matrices, head_dim = split_heads(torch.empty(shape, device="meta"), heads)
+    return matrices.shape, head_dim
+
+
 def fingerprint(weight: Tensor) -> str:
     """Return a weight's dtype, shape and a 64-bit sum over its bits, equal on every device.
 

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
-from gsr_kernels.basis import split_heads
+from gsr_kernels.basis import split_shape
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads
 
@@ -22,19 +20,17 @@ Rank = int | float | Mapping[str, int | float] | None
 Rho = float | Mapping[str, float]
 
 
-def resolve_rank(rank: Rank, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int | None]:
-    """Return the rank of each weight, None for all of it, from ``attach(rank=)``.
-
-    ``shapes`` are the sides of each matched weight, by parameter name. What no pattern matches stays whole.
+def resolve_rank(rank: Rank, shapes: Mapping[str, Sequence[int]]) -> dict[str, int | None]:
+    """Return the rank asked of each weight, which may have less; None for all of it, as where no pattern matches.
 
     Raises ValueError for a rank below 1, a float outside (0, 1), a rank above that of every weight it is for, and a
     pattern that matches nothing.
     """
     if not isinstance(rank, Mapping):
-        return _clamp(rank, shapes)
+        return _asked(rank, shapes)
     resolved: dict[str, int | None] = dict.fromkeys(shapes)
     for pattern, value in rank.items():
-        resolved |= _clamp(value, {name: shapes[name] for name in _matching("rank", pattern, shapes)})
+        resolved |= _asked(value, {name: shapes[name] for name in _matching("rank", pattern, shapes)})
     return resolved
 
 
@@ -46,7 +42,7 @@ def _matching(option: str, pattern: str, names: Iterable[str]) -> list[str]:
     return found
 
 
-def _clamp(rank: int | float | None, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int | None]:
+def _asked(rank: int | float | None, shapes: Mapping[str, Sequence[int]]) -> dict[str, int | None]:
     if rank is None:
         return dict.fromkeys(shapes)
     if isinstance(rank, bool) or not isinstance(rank, int | float):
@@ -58,7 +54,7 @@ def _clamp(rank: int | float | None, shapes: Mapping[str, tuple[int, int]]) -> d
     largest = max(min(shape) for shape in shapes.values())
     if not 1 <= rank <= largest:
         raise ValueError(f"rank must lie in [1, {largest}], the largest rank of the matched weights, got {rank}")
-    return {name: min(rank, min(shape)) for name, shape in shapes.items()}
+    return dict.fromkeys(shapes, rank)
 
 
 def ends_with(pattern: str, name: str) -> bool:
@@ -68,13 +64,6 @@ def ends_with(pattern: str, name: str) -> bool:
     except (re.error, TypeError) as error:
         raise ValueError(f"the pattern {pattern!r} of rank, heads or rho is no regular expression: {error}") from error
     return any(re.search(rf"(?:^|\.)(?:{pattern})$", one) for one in (name, name.rpartition(".")[0]))
-
-
-def clamped_from(rank: Rank, name: str, own: int) -> int | None:
-    """Return the number of directions that was asked of a weight, where it is more than its own rank."""
-    if isinstance(rank, Mapping):
-        rank = ([None] + [value for pattern, value in rank.items() if ends_with(pattern, name)])[-1]
-    return rank if isinstance(rank, int) and rank > own else None
 
 
 def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
@@ -103,8 +92,7 @@ def resolve_heads(heads: Mapping[str, int | tuple[int, int]] | None, matched: Se
     for pattern, value in (heads or {}).items():
         for name in _matching("heads", pattern, shapes):
             try:
-                # of a DTensor, too, the shape is enough
-                split_heads(torch.empty(shapes[name], device="meta"), value)
+                split_shape(shapes[name], value)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             resolved[name] = value

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint, split_heads
+from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint, split_shape
 from gsr_kernels.cli import device_of, rank_of
 from gsr_kernels.io.bases_file import load_bases, writing_bases
 from gsr_kernels.io.saved_model import Stored, stored_matrices
@@ -98,15 +98,15 @@ def _job(stored: Stored, basis: SpectralBasis, args: argparse.Namespace) -> Job:
 
 def _planned(weights: list[Stored], args: argparse.Namespace) -> dict[str, SpectralBasis]:
     """Return the shapes and dtypes of the bases to come, and how they will be found."""
-    matrices = {one.name: split_heads(torch.empty(one.shape, device="meta"), one.heads) for one in weights}
-    ranks = resolve_rank(args.rank, {name: (W.shape[-2], W.shape[-1]) for name, (W, _) in matrices.items()})
+    shapes = {one.name: split_shape(one.shape, one.heads) for one in weights}
+    ranks = resolve_rank(args.rank, {name: shape[-2:] for name, (shape, _) in shapes.items()})
     planned = {}
     for one in weights:
-        W, head_dim = matrices[one.name]
-        *batch, d1, d2 = W.shape
-        k = ranks[one.name] or min(d1, d2)
-        U, Vh = (W.new_empty(*batch, *shape, dtype=STORAGE[args.precision]) for shape in ((d1, k), (k, d2)))
-        S = W.new_empty(*batch, k, dtype=torch.float64 if one.dtype == torch.float64 else torch.float32)
+        (*batch, d1, d2), head_dim = shapes[one.name]
+        k = min(ranks[one.name] or d1, d1, d2)
+        empty = partial(torch.empty, device="meta")
+        U, Vh = (empty(*batch, *shape, dtype=STORAGE[args.precision]) for shape in ((d1, k), (k, d2)))
+        S = empty(*batch, k, dtype=torch.float64 if one.dtype == torch.float64 else torch.float32)
         planned[one.name] = SpectralBasis(U, S, Vh, None, head_dim, args.randomized)
     return planned
 

@@ -76,8 +76,7 @@ def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None
     rank = settings.rank
     with torch.device("meta"):
         model = getattr(transformers, kind.auto).from_config(config)
-    matrices = {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)}
-    resolve_rank(rank, {name: (d1, d2) for name, (d1, d2) in matrices.items()})
+    resolve_rank(rank, {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)})
     W = torch.diag(torch.arange(4, 0, -1, dtype=torch.float32))
     for act in [DENSE_METHODS[name].act for name in settings.methods if name in DENSE_METHODS]:
         if act is not None:

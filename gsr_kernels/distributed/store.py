@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from gsr_kernels.basis import SpectralBasis, split_heads
+from gsr_kernels.basis import SpectralBasis, split_shape
 from gsr_kernels.distributed.agreement import common_layout, on_rank0, run_on_all_ranks
 from gsr_kernels.distributed.layout import Layout, local, shape_of, slices
 from gsr_kernels.distributed.schemes import factor_shapes
@@ -53,7 +53,7 @@ def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settin
     for weight in weights:
         basis = weight.basis
         entries[weight.name] = metadata(basis)
-        shapes = factor_shapes(_matrices(weight)[0].shape, basis.rank)
+        shapes = factor_shapes(split_shape(weight.scheme.layout.shape, weight.heads)[0], basis.rank)
         for factor, layout in weight.scheme.factors(shapes).items():
             state[f"{weight.name}.{factor}"] = _as_dtensor(getattr(basis, factor), layout)
     text = json.dumps(
@@ -160,13 +160,8 @@ def _read_file(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[
 
 def _fits(weight: Weight, shapes: Mapping[str, torch.Size], head_dim: int | None) -> bool:
     """Return True if factors of these shapes are those of a weight's matrices, of whatever rank."""
-    matrices, expected = _matrices(weight)
-    return (*shapes["U"][:-1], shapes["Vh"][-1]) == tuple(matrices.shape) and head_dim == expected
-
-
-def _matrices(weight: Weight) -> tuple[Tensor, int | None]:
-    """Return the matrices of a whole weight, on the meta device, and their ``head_dim``."""
-    return split_heads(torch.empty(weight.scheme.layout.shape, device="meta"), weight.heads)
+    matrices, expected = split_shape(weight.scheme.layout.shape, weight.heads)
+    return (*shapes["U"][:-1], shapes["Vh"][-1]) == tuple(matrices) and head_dim == expected
 
 
 def _as_dtensor(shard: Tensor, layout: Layout) -> Tensor:

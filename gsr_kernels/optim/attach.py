@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gsr_kernels.basis import split_heads
+from gsr_kernels.basis import split_shape
 from gsr_kernels.checks import OutOfSpan
 from gsr_kernels.distributed.agreement import (
     all_ranks_agree,
@@ -38,7 +38,7 @@ from gsr_kernels.optim.report import summary, warn, warn_pinned
 from gsr_kernels.optim.step import MethodStep
 from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets
-from gsr_kernels.options import Rank, Rho, clamped_from, resolve_heads, resolve_rank, resolve_rho
+from gsr_kernels.options import Rank, Rho, resolve_heads, resolve_rank, resolve_rho
 from gsr_kernels.weight import Weight, origin
 
 
@@ -158,10 +158,8 @@ def attach(
     split = resolve_heads(heads, [target for target in found if target.reason is None])
     layouts = read_layouts(model, matched)
     all_layouts = list(layouts.values())
-    # a DTensor is whole by its shape alone
-    whole_weights = {name: torch.empty(W.shape, device="meta") for name, W in matched.items()}
-    sides = {name: split_heads(W, split[name])[0].shape[-2:] for name, W in whole_weights.items()}
-    ranks = resolve_rank(rank, {name: (d1, d2) for name, (d1, d2) in sides.items()})
+    sides = {name: split_shape(W.shape, split[name])[0][-2:] for name, W in matched.items()}
+    ranks = resolve_rank(rank, sides)
 
     if randomized and rank is None:
         raise ValueError("randomized needs a rank: a whole basis is decomposed exactly")
@@ -170,9 +168,10 @@ def attach(
         raise ValueError(f"randomized: {own[0]!r} has bases of its own, which no sketch finds; leave it out")
     weights = []
     for name, W in matched.items():
-        k, most, one = ranks[name], min(sides[name]), methods[name]
+        asked, most, one = ranks[name], min(sides[name]), methods[name]
+        k, clamped = None if asked is None else min(asked, most), asked if asked and asked > most else None
         scheme = choose_scheme(name, one, layouts[name], k or most, split[name], shard_bases)
-        sketched, clamped = randomized and k is not None, clamped_from(rank, name, most)
+        sketched = randomized and k is not None
         place, offloaded = places[W], basis_device is not None
         weights.append(Weight(name, W, place, one, k, split[name], scheme, offloaded, sketched, clamped))
     cut = [weight for weight in weights if not weight.whole]
