@@ -21,11 +21,7 @@ Rho = float | Mapping[str, float]
 
 
 def resolve_rank(rank: Rank, shapes: Mapping[str, Sequence[int]]) -> dict[str, int | None]:
-    """Return the rank asked of each weight, which may have less; None for all of it, as where no pattern matches.
-
-    Raises ValueError for a rank below 1, a float outside (0, 1), a rank above that of every weight it is for, and a
-    pattern that matches nothing.
-    """
+    """Return the rank asked of each weight, None for all of it; ValueError for what none has, a pattern of nothing."""
     if not isinstance(rank, Mapping):
         return _asked(rank, shapes)
     resolved: dict[str, int | None] = dict.fromkeys(shapes)
@@ -67,10 +63,7 @@ def ends_with(pattern: str, name: str) -> bool:
 
 
 def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
-    """Return the rho of each weight; in ``{regex: number}`` a later pattern overrules an earlier one.
-
-    Raises ValueError for a pattern that matches nothing and a weight that no pattern matches.
-    """
+    """Return the rho of each weight by the last pattern for it; ValueError without one, or for one of no weight."""
     if not isinstance(rho, Mapping):
         return dict.fromkeys(names, rho)
     resolved: dict[str, float] = {}
@@ -83,10 +76,7 @@ def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
 
 
 def resolve_heads(heads: Mapping[str, int | tuple[int, int]] | None, matched: Sequence[Target]) -> dict[str, Heads]:
-    """Return the heads of each matched weight, None for the whole of it, from ``attach(heads=)``.
-
-    Raises ValueError for a pattern that matches nothing and for an h that does not divide that side of the weight.
-    """
+    """Return the heads of each matched weight, None for the whole of it; ValueError for what does not fit."""
     resolved: dict[str, Heads] = {target.name: target.heads for target in matched}
     shapes = {target.name: target.parameter.shape for target in matched}
     for pattern, value in (heads or {}).items():

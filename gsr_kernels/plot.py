@@ -23,11 +23,7 @@ Bases = Mapping[str, SpectralBasis]
 
 
 def spectra(before: Bases, after: Bases | None = None, path: Path_ = None) -> tuple[Figure, Axes]:
-    """Draw singular values by index before a task (dashed) and after. A line ends truncated bases.
-
-    Args:
-        before, after: as ``handle.bases`` or ``load_bases`` give them; of a batch the mean is drawn.
-    """
+    """Draw singular values by index before a task (dashed) and after, means of a batch; a line ends truncated bases."""
     figure, axis = new_figure("direction, from the largest", "σ")
     rows = []
     for when, bases, style in (("before", before, "--"), ("after", after or {}, "-")):
@@ -43,11 +39,7 @@ def spectra(before: Bases, after: Bases | None = None, path: Path_ = None) -> tu
 
 
 def rescaling(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figure, Axes]:
-    """Draw the factor ``g' / g`` of each direction against its σ, apart by the sign of g.
-
-    Args:
-        directions: ``handle.directions(name)``.
-    """
+    """Draw ``g' / g`` of each direction of ``handle.directions(name)`` against its σ, apart by the sign of g."""
     sigma, g, rescaled = (directions[key].double().flatten().cpu().numpy() for key in ("sigma", "g", "rescaled"))
     kept = g != 0
     factor = rescaled[kept] / g[kept]
@@ -63,13 +55,7 @@ def rescaling(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Fig
 
 
 def energy(metrics: Mapping[str, Mapping[str, float]], path: Path_ = None) -> tuple[Figure, Axes]:
-    """Draw the energy of each layer's gradient: on the diagonal of N, elsewhere in the span, outside the span.
-
-    Args:
-        metrics: ``handle.metrics()`` of a handle with ``record_every``.
-
-    Raises ValueError where no step was recorded.
-    """
+    """Draw where each gradient's energy is, of ``handle.metrics()``; ValueError where no step was recorded."""
     names = [name for name, record in metrics.items() if "outside_span" in record]
     if not names:
         raise ValueError("metrics holds no recorded step: call attach(record_every=1) and take a step")
@@ -89,11 +75,7 @@ def energy(metrics: Mapping[str, Mapping[str, float]], path: Path_ = None) -> tu
 
 
 def rotation(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figure, Axes]:
-    """Draw the speed at which a step turns each singular vector: the norms of the rows of H (left) and K (right).
-
-    Args:
-        directions: ``handle.directions(name)``; of a batch the mean is drawn.
-    """
+    """Draw how fast a step turns each singular vector, of ``handle.directions(name)``: norms of rows of H and K."""
     left, right = (_mean(directions[key]) for key in ("turn_left", "turn_right"))
     index = np.arange(1, len(left) + 1)
     figure, axis = new_figure("direction, from the largest", "norm of the row")

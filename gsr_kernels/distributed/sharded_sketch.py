@@ -46,10 +46,7 @@ def is_from_shards(weight: Weight) -> bool:
 
 
 def basis_from_shards(weight: Weight) -> SpectralBasis:
-    """Return this rank's shard of a weight's randomized basis, from the shards; all ranks of its mesh must call.
-
-    Raises ValueError by its name, on every rank, where the weight holds NaN or Inf or a σ overflows.
-    """
+    """Return this rank's shard of a randomized basis; ValueError, on all ranks, for NaN, Inf or a σ that overflows."""
     layout, shard = weight.scheme.layout, weight.held
     wide = torch.float64 if shard.dtype == torch.float64 else torch.float32
     try:

@@ -28,10 +28,7 @@ ENTRIES = "entries"
 
 
 def read_shared(path: str | os.PathLike[str], weights: Sequence[Weight]) -> dict[str, SpectralBasis | None]:
-    """Return this rank's shards of the stored bases by name, None where one has not the shape of its weight.
-
-    Raises as ``load_bases``; where it does so on one rank, RuntimeError on the others.
-    """
+    """Return this rank's shards of stored bases, None for another shape; raises as ``load_bases``, on all ranks."""
     read = _read_directory if Path(path).is_dir() else _read_file
     return run_on_all_ranks(lambda: read(path, weights), [weight.scheme.layout for weight in weights])
 

@@ -18,10 +18,7 @@ COUNTS = ("skipped_nonfinite", "inactive_directions")
 
 
 def measure_before(G: Tensor, basis: SpectralBasis) -> Measures:
-    """Measure the gradient as it came, ``[.., d1, d2]``: norm, where its energy is, signs of the diagonal of N.
-
-    Squares are summed in float64: those of 1e25 overflow float32. Batches are summed.
-    """
+    """Measure gradients ``[.., d1, d2]`` as they came, summed: where their energy is, signs of the diagonal of N."""
     wide = torch.promote_types(torch.promote_types(G.dtype, basis.U.dtype), torch.float32)
     N = project(G.to(wide), basis.U.to(wide), basis.Vh.to(wide))
     g = N.diagonal(dim1=-2, dim2=-1)
@@ -81,4 +78,5 @@ def directions(weight: Weight, G: Tensor) -> dict[str, Tensor]:
 
 
 def _energy(tensor: Tensor) -> Tensor:
+    # in float64: squares of 1e25 overflow float32
     return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
