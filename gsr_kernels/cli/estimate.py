@@ -46,15 +46,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of one of several ranks: bytes of bases held, and in a step elements summed and bytes gathered.
-
-    What each gathers is counted whole, its own part included. ``kept`` are bytes, in float32, that it keeps of the
-    products before the sum for those after it, of all weights.
-    """
+    """The share of one of several ranks: bytes of bases held, and in a step elements summed and bytes gathered."""
 
     held: float
     summed: int
+    # whole, the rank's own part included
     gathered: int
+    # bytes, in float32, of the products before the sum for those after it, of all weights
     kept: float = 0.0
 
 

@@ -37,23 +37,19 @@ class DenseMethod:
 
 @dataclass(frozen=True)
 class AdapterMethod:
-    """Method on adapters, of PEFT.
-
-    Args:
-        title: its name in a table.
-        own: every task has an adapter of its own, and the last one is trained beside the others; else one for all.
-        how: adapters are scored as one, see ``merge``.
-        term, lam: hold the new adapter beside earlier ones, and how firmly unless the reader says so.
-        rescaled: GSR acts on the adapter, in its own spectrum.
-        balanced: EBLoRA; its adapter is merged when the task ends.
-    """
+    """Method on adapters, of PEFT."""
 
     title: str
+    # every task has an adapter of its own, and the last one is trained beside the others; else one for all
     own: bool = True
+    # adapters are scored as one, see ``merge``
     how: How = "sum"
+    # hold the new adapter beside earlier ones, and how firmly unless the reader says so
     term: str = ""
     lam: float = 0.0
+    # GSR acts on the adapter, in its own spectrum
     rescaled: bool = False
+    # EBLoRA; its adapter is merged when the task ends
     balanced: bool = False
 
     @property

@@ -49,7 +49,7 @@ class ResultMatrix:
         self._scores: dict[str, dict[str, float]] = {row: {} for row in self.rows}
 
     def record(self, after: str, scores: Mapping[str, float]) -> None:
-        """Set cells of the row after a task or ``BEFORE``; ValueError, with nothing set, for no task or finite score."""
+        """Set cells of the row after a task or ``BEFORE``; ValueError, and nothing set, for no task or finite score."""
         self._index(after)
         for name, score in scores.items():
             if name not in self.columns:

@@ -31,20 +31,17 @@ CONSOLIDATED = "ewc.safetensors"
 class Strategy:
     """Strategy that trains and keeps the model itself: ``open`` once, then for every task ``begin``, ``prepare``,
     ``save`` and ``whole``, in this order.
-
-    Args:
-        start: the model before all tasks.
-        method: of ``DENSE_METHODS`` or ``ADAPTER_METHODS``; None is plain fine-tuning.
-        seed: of what the model's checkpoint lacks.
-
-    ``model`` is what the Trainer trains, None before ``open``.
     """
 
     kind: Kind
     settings: RunSettings
+    # the model before all tasks
     start: str | Path
+    # of ``METHODS``; None is plain fine-tuning
     method: Any
+    # of what the model's checkpoint lacks
     seed: int
+    # what the Trainer trains, None before ``open``
     model: Any = field(default=None, init=False)
 
     @property

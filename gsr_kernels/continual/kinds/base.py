@@ -31,15 +31,7 @@ def mean_loss(logits: Tensor, labels: Tensor, items: Any = None) -> Tensor:
 
 @dataclass
 class Kind(ABC):
-    """Kind of model.
-
-    Args:
-        tokenizer: of transformers, with a padding token.
-        max_tokens: of a row; longer prompts are truncated.
-        batch: rows at a time, when answers are asked for.
-        positions: of a text at most, those that the model has; None: no such limit.
-        tick: called with the number of rows answered.
-    """
+    """Kind of model, with its tokenizer, which has a padding token."""
 
     name: ClassVar[str]
     # the class of transformers that loads it
@@ -47,9 +39,13 @@ class Kind(ABC):
     asks: ClassVar[tuple[str, ...]]
 
     tokenizer: Any
+    # of a row; longer prompts are truncated
     max_tokens: int
+    # rows at a time, when answers are asked for
     batch: int = 32
+    # that the model has for a text; None: no such limit
     positions: int | None = None
+    # called with the number of rows answered
     tick: Callable[[int], object] = lambda rows: None
     # the prompts and the completions that were too long
     truncated: set[str] = field(default_factory=set)
