@@ -31,10 +31,7 @@ def in_host_memory(basis: SpectralBasis) -> SpectralBasis:
 def visits(
     bases: Sequence[SpectralBasis], devices: Sequence[torch.device], group: int | None = None
 ) -> Iterator[tuple[slice, list[SpectralBasis]]]:
-    """Yield the bases on their devices, a group at a time, and which they are; the next group is on its way meanwhile.
-
-    A basis that is on its device already is given as it is, and counts for nothing in a group.
-    """
+    """Yield the bases on their devices, a group at a time, and which they are; the next are on their way meanwhile."""
     coming: tuple[slice, _Copies] | None = None
     for part in [*_groups(bases, devices, GROUP if group is None else group), None]:
         started = None if part is None else (part, _Copies(bases[part], devices[part]))

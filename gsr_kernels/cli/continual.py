@@ -96,7 +96,9 @@ def _prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, Run]:
     parser = argparse.ArgumentParser(prog="continual", allow_abbrev=False)
     add_arguments(parser)
     args = parser.parse_args(expand(arguments[1:]))
-    names = _names(args.method)
+    names = tuple(name.strip() for given in args.method or ["seqft,gsr"] for name in given.split(","))
+    if not all(names):
+        raise ValueError(f"--method {','.join(names)} holds an empty name: one comma stands between two names")
     if args.bounds:
         names += tuple(bound for bound in BOUNDS if bound not in names)
     # every such error begins with the name of a field, which is that of its flag, or is complete
@@ -125,13 +127,6 @@ def _open(args: argparse.Namespace, job: Run) -> dict[str, Any]:
     except OSError as error:
         raise OSError(f"--out {args.out} cannot be made ({error.strerror}): give a folder that can") from error
     return {}
-
-
-def _names(given: list[str] | None) -> tuple[str, ...]:
-    names = tuple(name.strip() for names in given or ["seqft,gsr"] for name in names.split(","))
-    if not all(names):
-        raise ValueError(f"--method {','.join(names)} holds an empty name: one comma stands between two names")
-    return names
 
 
 def _draw(folder: Path, results: Results) -> None:

@@ -42,15 +42,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of a task, as they were read or as one seed draws them. Without ``test`` a seed draws a split of ``train``.
-
-    ``metric``: the name of an evaluator; None: accuracy where every row is a choice, else exact match.
-    """
+    """Rows of a task, as read or as one seed draws them; without ``test`` a seed draws a split of ``train``."""
 
     name: str
     about: str
     train: tuple[Example, ...]
     test: tuple[Example, ...] = ()
+    # an evaluator; None: accuracy where every row is a choice, else exact match
     metric: str | None = None
 
     def draw(self, seed: int, train_rows: int | None = None, test_rows: int | None = None) -> Source:

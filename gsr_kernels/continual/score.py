@@ -16,11 +16,7 @@ from gsr_kernels.continual.ranks import first, gathered, on_rank0, rank, run_on_
 
 
 def score(kind: Kind, model: Any, task: Source, new_tokens: int | None, file: Path) -> float:
-    """Return the score in percent, by the task's evaluator; the answers go to ``file``, a JSON line each.
-
-    Every rank has its copy of the model answer its share of the rows, in ``new_tokens`` at most; None: as many as the
-    task's longest completion has.
-    """
+    """Return the score in percent by the task's evaluator; the answers, a share by each rank, go to a file."""
     evaluator = EVALUATORS[task.scored_by]
     if new_tokens is None and evaluator.asks == "text":
         new_tokens = longest(kind, task)

@@ -57,10 +57,7 @@ class Strategy:
         """Begin a task; bases are taken when its Trainer makes its optimizer."""
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
-        """Ready the Trainer, also one that has nothing left to do but to load its last checkpoint.
-
-        What is put into the folder, such as bases, is there when the task is resumed.
-        """
+        """Ready the Trainer, also to load its last checkpoint alone; what is put into the folder stays there."""
         acts = None if self.method is None or self.method.act is None else self.method.act(self.settings)
         if acts is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -18,10 +18,7 @@ from gsr_kernels.io.bases_file import FACTORS
 
 @dataclass(frozen=True, eq=False)
 class BasisShard(SpectralBasis):
-    """Rows of U, S, and columns of Vh, of the basis of a weight of shape ``whole``; a factor may be empty, or whole.
-
-    ``shape`` and ``rank`` are those of the weight's whole basis, ``nbytes`` is what this rank holds.
-    """
+    """Rows of U, S, and columns of Vh, of a whole weight's basis; ``nbytes`` is what this rank holds of it."""
 
     whole: tuple[int, ...] = ()
 

@@ -60,9 +60,8 @@ class Kind(ABC):
         """Answer each row: ``asked`` is one of ``asks``, a text has at most so many tokens."""
 
     def loss(self, model: Any) -> Callable[..., Tensor]:
-        """Return the Trainer's ``compute_loss_func``; see ``mean_loss``. Many models' own takes the mean of every
-        micro-batch, which is NaN where it is all filling.
-        """
+        """Return the Trainer's ``compute_loss_func``; see ``mean_loss``."""
+        # many models' own takes the mean of every micro-batch, which is NaN where it is all filling
         return lambda outputs, labels, num_items_in_batch=None: mean_loss(outputs.logits, labels, num_items_in_batch)
 
     @abstractmethod

@@ -28,10 +28,7 @@ class Writer(Kind):
 
     @abstractmethod
     def scored(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return logits ``[rows, length, vocabulary]`` and the labels ``[rows, length]`` of each, or ``IGNORED``.
-
-        Those before the first label of all rows may be lacking.
-        """
+        """Return logits ``[rows, length, vocabulary]`` and labels ``[rows, length]``, from the first that counts on."""
 
     @abstractmethod
     def room(self, row: Example, new_tokens: int) -> int:
