@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from gsr_kernels import SpectralBasis
+from gsr_kernels import SpectralBasis, attach
 from gsr_kernels.optim.report import warn_pinned
 from gsr_kernels.optim.targets import Names, find_targets
 from gsr_kernels.options import resolve_rank
@@ -214,6 +214,13 @@ def test_rank(rank, resolved):
     asked = resolve_rank(rank, SHAPES)
     # a weight has no more directions than its short side
     assert [k and min(k, *SHAPES[name]) for name, k in asked.items()] == resolved
+
+
+def test_a_weight_of_less_rank_than_asked_keeps_what_was_asked():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
+    handle = attach(model, torch.optim.AdamW(model.parameters()), rho=0.5, rank={".*": 2, "[01]": 8})
+    assert [(weight.rank, weight.clamped_from) for weight in handle.weights] == [(8, None), (4, 8)]
+    assert "rank 4 of 4 (clamped from 8)" in str(handle)
 
 
 @pytest.mark.parametrize("rank", [0, -1, 17, 1.0, 0.0, 1.5, True, "8", {"k": 5}, {"v": 2}, {"k": 0}, {"(": 2}], ids=str)
