@@ -16,6 +16,7 @@ COMMANDS = {
     "continual": "learn tasks one after another and see what is forgotten",
     "estimate": "what the method costs on a model, from its config.json",
     "bench": "time on this machine, beside the floor and what one might use instead",
+    "tune": "check and time the ways to compute a step on this GPU",
     "info": "versions, the GPU, what was built, and which backend computes each operator",
 }
 

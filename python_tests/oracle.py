@@ -43,7 +43,7 @@ def assert_as_good(result: Tensor, truth: Tensor, same_in_torch: Tensor, floor: 
     assert error(result, truth) <= allowed, f"{error(result, truth):.2e} > {allowed:.2e}"
 
 
-def by_triton(G, basis, rho, out_of_span, out):
-    """g of one weight's matrices, whose G' goes to out: Triton's, or torch's where the kernels do not support them."""
+def by_triton(G, basis, rho, out_of_span, out, backend="triton"):
+    """g of one weight's matrices, whose G' goes to out: the kernels', or torch's where they do not support them."""
     matrices = SpectralBasis(basis.U, basis.S, basis.Vh)
-    return ops.rescale_gradients([G], [matrices], rho, [out_of_span], [out], "triton")[0]
+    return ops.rescale_gradients([G], [matrices], rho, [out_of_span], [out], backend)[0]

@@ -24,7 +24,6 @@ COMMANDS = {
     "sass": "count instructions in the machine code of the step's kernels, without a GPU",
     "nvcc": "compile every kernel of csrc without a GPU",
     "candidates": "build csrc/candidates",
-    "decisions": "decide from measured rows who computes each stage",
     "sanitize": "small problems for compute-sanitizer",
     "stand-in": "run a module of Python as if this machine had a GPU",
 }

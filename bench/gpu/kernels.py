@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import triton.language as tl
@@ -12,6 +13,7 @@ import triton.language as tl
 from gsr_kernels.backends.dispatch import PAIRS
 from gsr_kernels.backends.triton import (
     adamw_kernels,
+    cublas_kernels,
     merge,
     product,
     rescale,
@@ -114,6 +116,29 @@ def row_cases(architecture: int) -> Iterator[Case]:
                    product=dtype != tl.float32)  # fmt: skip
 
 
+def cublas_cases(architecture: int) -> Iterator[Case]:
+    """Yield the kernels around the products of cuBLAS."""
+    for gradient, stored_as in PAIRS:
+        pair = f"{TYPES[gradient]} by cuBLAS, {TYPES[stored_as]}"
+        for shape, (transposed, stored) in FORMS.items():
+            form = Form(gradient, stored_as, transposed, stored, even=True)
+            cut = configuration("second_product", architecture, "as stored")
+            tile = {"G_DTYPE": TYPES[gradient], "ALIGN": 8, "BM": cut.BM, "BN": cut.BN}
+            case = partial(_around_cublas, f"{pair} {shape}", architecture)
+            yield case("reduce_product", {**form.constants, **tile}, num_warps=8)
+            for update in () if shape == "inside tall" else (None, *UPDATES[gradient]):
+                written = replace(form, update=update).written
+                yield case("write_result", {"STORED": stored, **tile, **written}, num_warps=8)
+        whole = {"DTYPE": TYPES[stored_as], "ALIGN": 8, "BLOCK": BLOCK}
+        yield _around_cublas(pair, architecture, "convert", {"G_DTYPE": TYPES[gradient], **whole})
+        yield _around_cublas(pair, architecture, "scale_factor", whole)
+
+
+def _around_cublas(label: str, architecture: int, name: str, constants: dict[str, Any], **compiler: int) -> Case:
+    kernel = getattr(cublas_kernels, name)
+    return Case(kernel, f"{name} {label}", architecture, POINTERS, constants, options(**compiler), aligned=True)
+
+
 def adapter_cases(architecture: int) -> Iterator[Case]:
     """Yield the kernels of the adapters' losses and merges."""
     compiler = options(num_warps=8, num_stages=2)
@@ -156,13 +181,16 @@ def sketch_cases(architecture: int) -> Iterator[Case]:
 
 
 def sample(found: list[Case]) -> list[Case]:
-    """Return what sm_90 runs, without half of AdamW's kernels and most of the unaligned products."""
+    """Return what sm_90 runs, without half of AdamW's kernels, most unaligned products and most around cuBLAS."""
     products = [case for case in found if "_product" in case.name]
     # a gradient off 16 bytes is rare, and its kernels differ by their loads alone
     rare = [case for case in products if case.name.endswith(UNALIGNED)]
     # every other one: each form meets each way a weight is kept, and each pair of 16-bit dtypes
     updates = [case for case in products if "AdamW" in case.name and case not in rare]
+    # these differ by the dtypes of what they load and store
+    around = [case for case in found if "by cuBLAS" in case.name]
     left_out = [case for case in rare if case not in rare[::7]] + updates[1::2]
+    left_out += [case for case in around if case not in around[::6]]
     return [case for case in found if case not in left_out]
 
 
@@ -172,7 +200,8 @@ def cases(everything: bool) -> Iterator[Case]:
     With ``everything`` every kernel of every architecture.
     """
     for architecture in (90, 80, 100):
-        found = [*step_cases(architecture), *row_cases(architecture), *adapter_cases(architecture)]
+        makers = step_cases, cublas_cases, row_cases, adapter_cases
+        found = [case for make in makers for case in make(architecture)]
         sketches = [*sketch_cases(architecture)]
         if not everything:
             found = sample(found) if architecture == 90 else found[::38]

@@ -1,18 +1,15 @@
-"""Decide which backend computes an operator: torch (with cuBLAS on a GPU), Triton's kernels, or the CUDA extension."""
+"""Decide which backend computes an operator: torch, Triton's kernels, those around cuBLAS, or the CUDA extension."""
 
 from __future__ import annotations
 
-import csv
 import os
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
-from typing import get_args
 
 import torch
 
-from gsr_kernels.backends import cuda
-from gsr_kernels.checks import Backend
+from gsr_kernels.backends import choice, cuda
+from gsr_kernels.checks import Backend, check_choice
 
 CPU = torch.device("cpu")
 fp16, bf16, fp32, fp64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -29,9 +26,8 @@ OPERATORS = (
 # core and spill
 PAIRS = tuple((gradient, basis) for basis in (fp16, bf16) for gradient in (bf16, fp16, fp32))
 
-# a row an operator of OPERATORS, dtypes and shape, written by ``python -m bench.gpu decisions``
-MEASURED = Path(__file__).with_name("triton") / "decisions.csv"
-KEY = ("architecture", "stage", "gradient", "basis", "out_of_span", "d1", "d2", "rank")
+# takes the place of "auto" for the steps on GPUs
+VARIABLE = "GSR_KERNELS_BACKEND"
 
 Shape = tuple[int, int, int]
 
@@ -56,34 +52,32 @@ def backend_for(
         backend: what the caller asks for. A step of a form that the asked for kernels do not support is torch's.
 
     Raises:
-        ValueError: an unknown backend, "triton" on a CPU outside Triton's interpreter, "cuda" where the extension does
-            not support the device or k.
+        ValueError: an unknown backend, "triton" or "cublas" on a CPU outside Triton's interpreter, "cuda" where the
+            extension does not support the device or k.
         TypeError: dtypes of a step that nobody computes on a GPU.
     """
     device = device or CPU
+    if backend == "auto" and op in STEPS and has_kernels(device) and os.environ.get(VARIABLE):
+        backend = os.environ[VARIABLE]
+        check_choice(VARIABLE, backend, Backend)
     _check_asked(backend, device)
     if backend == "torch":
         return "torch", "asked for"
     if backend == "auto" and not has_kernels(device):
         return "torch", "not on a CUDA device"
-    if op == "small_svd" and backend != "triton":
+    if op == "small_svd" and backend in ("auto", "cuda"):
         return _small_svd(device, shape, backend)
     if backend == "cuda":
         return "cuda", "asked for"
-    if backend == "auto" and not _installed():
+    if backend == "auto" and not kernels_installed():
         return "torch", "Triton is not installed"
     reason = unsupported(op, gradient, basis, shape, out_of_span)
     if reason and (backend == "auto" or op in STEPS):
         return "torch", reason
-    if backend == "triton":
-        return "triton", "asked for"
-    # what a machine measures of itself enters here
-    if shape is not None and measured():
-        dtypes = (str(one).removeprefix("torch.") for one in (gradient, basis))
-        key = str(architecture(device)), op, *dtypes, out_of_span or "", *map(str, shape)
-        if key in measured():
-            return measured()[key], "measured to be the faster one on such a GPU"
-    return "triton", "on a CUDA device"
+    if backend != "auto":
+        return backend, "asked for"
+    found = _measured(op, device, gradient, basis, shape, out_of_span)
+    return (found.backend, found.reason) if found else ("triton", "on a CUDA device")
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -120,16 +114,16 @@ def interpreted() -> bool:
 
 
 @cache
-def _installed() -> bool:
+def kernels_installed() -> bool:
+    """Return whether Triton is installed."""
     return find_spec("triton") is not None
 
 
 def _check_asked(backend: str, device: torch.device) -> None:
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be auto or one of {', '.join(get_args(Backend)[1:])}, got {backend!r}")
+    check_choice("backend", backend, Backend)
     on_gpu = device.type == "cuda"
-    if backend == "triton" and not on_gpu and not interpreted():
-        raise ValueError(f"backend='triton' needs tensors on a CUDA device, or TRITON_INTERPRET=1; got {device}")
+    if backend in ("triton", "cublas") and not on_gpu and not interpreted():
+        raise ValueError(f"backend={backend!r} needs tensors on a CUDA device, or TRITON_INTERPRET=1; got {device}")
     if backend == "cuda" and (not on_gpu or cuda.refusal(device)):
         reason = cuda.refusal(device) if on_gpu else f"it needs tensors on a CUDA device, got {device}"
         raise ValueError(f"backend='cuda' is unavailable: {reason}")
@@ -148,11 +142,18 @@ def _small_svd(device: torch.device, shape: Shape | None, backend: str) -> tuple
     return "cuda", f"up to k = {limit}, torch beyond"
 
 
-@cache
-def measured(file: Path = MEASURED) -> dict[tuple[str, ...], str]:
-    """Read the table of measurements: of each key "torch" or "triton"."""
-    with file.open(newline="") as opened:
-        return {tuple(row[name] for name in KEY): row["backend"] for row in csv.DictReader(opened)}
+def _measured(
+    op: str,
+    device: torch.device,
+    gradient: torch.dtype | None,
+    basis: torch.dtype | None,
+    shape: Shape | None,
+    out_of_span: str | None,
+) -> choice.Verdict | None:
+    """Return what this machine found about a kind of step, see ``choice``."""
+    if op not in STEPS or gradient is None or basis is None or shape is None:
+        return None
+    return choice.verdict(choice.machine(device), choice.Case(op, gradient, basis, shape, out_of_span or "drop"))
 
 
 @cache

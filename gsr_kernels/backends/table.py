@@ -19,7 +19,8 @@ def function(op: str, backend: str) -> Function:
 
 @cache
 def _functions(backend: str) -> dict[str, Function]:
-    return {one.__name__: one for one in {"torch": _torch, "triton": _triton, "cuda": _cuda}[backend]()}
+    registered = {"torch": _torch, "triton": _triton, "cublas": _cublas, "cuda": _cuda}
+    return {one.__name__: one for one in registered[backend]()}
 
 
 def _torch() -> tuple[Function, ...]:
@@ -43,6 +44,12 @@ def _triton() -> tuple[Function, ...]:
 
     stages = project, skew, rescale, recompose
     return rescale_gradients, *stages, sketch, stability, sign_counts, merge
+
+
+def _cublas() -> tuple[Function, ...]:
+    from gsr_kernels.backends.triton.cublas_plan import rescale_gradients
+
+    return (rescale_gradients,)
 
 
 def _cuda() -> tuple[Function, ...]:

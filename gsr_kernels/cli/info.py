@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import gsr_kernels
-from gsr_kernels.backends import cuda
+from gsr_kernels.backends import choice, cuda
 from gsr_kernels.backends.dispatch import OPERATORS, STEPS, bf16, fp16, fp32, fp64
 from gsr_kernels.backends.torch.products import cpu_product
 from gsr_kernels.ops import backend_for
@@ -51,6 +51,7 @@ def lines() -> Iterator[str]:
     for device in devices or [torch.device("cpu")]:
         for op in OPERATORS:
             yield from _decided(op, device)
+        yield from _measured(device)
 
 
 def _decided(op: str, device: torch.device) -> Iterator[str]:
@@ -61,6 +62,17 @@ def _decided(op: str, device: torch.device) -> Iterator[str]:
         answers = {"": next(iter(answers.values()))}
     for name, (backend, reason) in answers.items():
         yield f"{device!s:7} {op:11}  {backend:6}  {name + ': ' if name else ''}{reason}"
+
+
+def _measured(device: torch.device) -> Iterator[str]:
+    """Return a line for each kind of step that this machine checked and timed."""
+    try:
+        verdicts = choice.verdicts(choice.machine(device))
+    # a GPU that does not answer
+    except (RuntimeError, AssertionError):
+        return
+    for key, verdict in verdicts.items():
+        yield f"{device!s:7} {key}: {verdict.backend}, {verdict.reason}"
 
 
 def _described(device: torch.device) -> str:

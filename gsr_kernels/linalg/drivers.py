@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
-from importlib import import_module
-from pathlib import Path
 
 import torch
 
 from gsr_kernels.backends.cuda import SMALL, refusal, small_svd_limit
-from gsr_kernels.io.atomic import replacing
+from gsr_kernels.io.decisions import Decisions, name_of
 
 # in the order in which they take over from each other; a device that is not listed has its matrices done on the CPU
 CHAINS = {"cpu": ("gram", "gesdd", "float64"), "cuda": ("jacobi", "polar", "gesvdj", "gesvd", "float64")}
@@ -25,7 +20,7 @@ LARGEST = 2048
 
 # one for each decision, since to time one thing may decide another
 _probing: dict[str, threading.Lock] = {}
-_keeping = threading.Lock()
+decisions = Decisions("svd_drivers.json")
 
 
 def chain(
@@ -70,19 +65,17 @@ def power_of_two(size: int, largest: int = LARGEST) -> int:
 
 def chosen(device: torch.device, key: str) -> str | None:
     """Return what was decided by ``key`` on this machine, if anything was."""
-    return _known(machine(device)).get(key)
+    return decisions.known(machine(device)).get(key)
 
 
 def fastest(device: torch.device, key: str, names: Sequence[str], clock: Callable[[str], float]) -> str:
     """Return the name that takes the fewest seconds; what is decided by ``key`` is timed once on a machine."""
-    known = _known(machine(device))
+    known = decisions.known(machine(device))
     with _probing.setdefault(key, threading.Lock()):
         # what is kept may be damaged, or be no candidate any more
         if known.get(key) not in names:
             taken = {name: clock(name) for name in names}
-            with _keeping:
-                known[key] = min(taken, key=lambda name: taken[name])
-                _keep(machine(device), known)
+            decisions.keep(machine(device), {key: min(taken, key=lambda name: taken[name])})
         return known[key]
 
 
@@ -96,40 +89,5 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def machine(device: torch.device) -> str:
-    """Return what decides how fast a GPU is, but for its name: its make, and the versions of what runs on it."""
-    found = torch.cuda.get_device_properties(device)
-    parts = (found.major, found.minor, found.multi_processor_count, found.total_memory)
-    versions = (import_module("gsr_kernels").__version__, torch.__version__, torch.version.cuda or torch.version.hip)
-    return "-".join(map(str, (*parts, *versions, *([] if refusal(device) else ["extension"]))))
-
-
-def file() -> Path:
-    """Return where the decisions are kept: beside what other programs cache for this user."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "gsr_kernels" / "svd_drivers.json"
-
-
-@cache
-def _known(device: str) -> dict[str, str]:
-    """Return what was chosen for a kind of device, by key; changed in place."""
-    return dict(_read().get(device, {}))
-
-
-def _keep(device: str, decided: dict[str, str]) -> None:
-    # a home that cannot be written to costs the next process a probe, no more
-    try:
-        file().parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file()) as partial:
-            # other processes, ranks among them, decide too
-            there = _read()
-            partial.write_text(json.dumps({**there, device: {**there.get(device, {}), **decided}}, indent=1))
-    except (OSError, RuntimeError):
-        return
-
-
-def _read() -> dict[str, dict[str, str]]:
-    """Return what the file says: of a damaged one nothing."""
-    try:
-        return {device: dict(chosen) for device, chosen in json.loads(file().read_text()).items()}
-    except (OSError, RuntimeError, ValueError, AttributeError, TypeError):
-        return {}
+    """Return the name of a GPU and of what runs on it."""
+    return name_of(device, *([] if refusal(device) else ["extension"]))

@@ -42,36 +42,35 @@ class GSR(Method):
     def transform(self, matrices: Matrices, scale: Tensor | None = None) -> list[Tensor]:
         mode = self.out_of_span or "drop"
         flags: dict[int, Tensor] = {}
-        planned: dict[torch.device, list[int]] = {}
+        planned: dict[tuple[torch.device, str], list[int]] = {}
         for i, (G, _, basis, _) in enumerate(matrices):
             asked = G.device, G.dtype, G.numel() > 0
             known = _decided.get(basis)
             if known is None or known[:2] != (mode, asked):
                 form = G.device, G.dtype, basis.U.dtype, basis.dims, mode
-                by_triton = G.numel() > 0 and backend_for("step", *form)[0] == "triton"
-                known = _decided[basis] = mode, asked, by_triton
-            if known[2]:
-                planned.setdefault(G.device, []).append(i)
+                backend = backend_for("step", *form)[0] if G.numel() else "torch"
+                known = _decided[basis] = mode, asked, backend
+            if known[2] != "torch":
+                planned.setdefault((G.device, known[2]), []).append(i)
             else:
                 flags[i] = rescale_gradient(G, basis.U, basis.S, basis.Vh, self.rho, mode, G).isfinite().all(-1)
-        for chosen in planned.values():
+        for (_, backend), chosen in planned.items():
             gradients, _, bases, _ = zip(*(matrices[i] for i in chosen))
-            flags |= zip(chosen, steps(self).run(gradients, bases))
+            flags |= zip(chosen, steps(self, backend).run(gradients, bases))
         return [flags[i] for i in range(len(matrices))]
 
 
-def steps(method: GSR) -> Steps:
+def steps(method: GSR, backend: str) -> Steps:
     """Return the kernels' steps of a method, made when they are first wanted: Triton is imported with them."""
     from gsr_kernels.backends.triton.plan_cache import Steps
 
-    if method not in _steps:
-        _steps[method] = Steps(method.rho, method.out_of_span or "drop")
-    return _steps[method]
+    made = _steps.setdefault(method, {})
+    if backend not in made:
+        made[backend] = Steps(method.rho, method.out_of_span or "drop", backend)
+    return made[backend]
 
 
 # who computes the step of a basis, asked once for each kind of gradient
-_decided: MutableMapping[SpectralBasis, tuple[str, tuple[torch.device, torch.dtype, bool], bool]] = (
-    WeakIdKeyDictionary()
-)
+_decided: MutableMapping[SpectralBasis, tuple[str, tuple[torch.device, torch.dtype, bool], str]] = WeakIdKeyDictionary()
 # not fields of the method, which is copied and compared by its settings: they go when it goes
-_steps: MutableMapping[GSR, Steps] = WeakIdKeyDictionary()
+_steps: MutableMapping[GSR, dict[str, Steps]] = WeakIdKeyDictionary()

@@ -31,11 +31,12 @@ from gsr_kernels.messages import some
 from gsr_kernels.methods import GSR, Chain, Method
 from gsr_kernels.methods.on_model import ModelMethod
 from gsr_kernels.offload import BASIS_DEVICES
+from gsr_kernels.optim.backends import settle_backends
 from gsr_kernels.optim.bases import decompose, prepare, stored_bases, stored_basis
 from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.model_handle import ModelHandle, model_methods
 from gsr_kernels.optim.report import summary, warn, warn_pinned
-from gsr_kernels.optim.step import MethodStep
+from gsr_kernels.optim.step import MethodStep, OwnStep
 from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets
 from gsr_kernels.options import Rank, Rho, resolve_heads, resolve_rank, resolve_rho
@@ -193,6 +194,7 @@ def attach(
             common_layout(all_layouts)
         there = all_ranks_agree(is_stored(path), all_layouts)
     absent, other, stale = _fill(weights, path, there)
+    settle_backends(weights, isinstance(optimizer, OwnStep))
     # to a directory of shards nothing can be added
     adding = there and path is not None and bool(absent) and not other and Path(path).is_file()
     trainable = sum(parameter.numel() for parameter in dict.fromkeys(parameters) if parameter.requires_grad)

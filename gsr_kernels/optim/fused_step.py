@@ -22,7 +22,7 @@ Groups = Sequence[Mapping[str, Any]]
 State = Mapping[str, Tensor]
 
 # the weights of one method on one device, with their parameters and moments
-Launch = tuple[GSR, torch.device, list[Weight], list[Tensor], "list[Moments]"]
+Launch = tuple[GSR, torch.device, str, list[Weight], list[Tensor], "list[Moments]"]
 
 
 class FusedStep:
@@ -48,16 +48,17 @@ class FusedStep:
         same = asked == self._asked and len(objects) == len(self._objects)
         if not same or not all(map(is_, objects, self._objects)):
             self._fused, self._launches = set(), []
-            together: dict[tuple[GSR, torch.device], Launch] = {}
+            together: dict[tuple[GSR, torch.device, str], Launch] = {}
             for (weight, G), state in zip(live, states):
                 p = weight.parameter
-                moments = None if groups[weight.place[0]]["maximize"] else _moments(weight, p, G, state)
-                if moments is not None:
+                backend = "torch" if groups[weight.place[0]]["maximize"] else _backend(weight, p, G, state)
+                if backend != "torch":
                     method: GSR = weight.method  # type: ignore[assignment]
-                    launch = together.setdefault((method, p.device), (method, p.device, [], [], []))
-                    launch[2].append(weight)
-                    launch[3].append(p)
-                    launch[4].append(moments)
+                    key = method, p.device, backend
+                    *_, weights, parameters, moments = together.setdefault(key, (*key, [], [], []))
+                    weights.append(weight)
+                    parameters.append(p)
+                    moments.append(_moments(weight, p, state))
                     self._fused.add(id(p))
             self._launches = list(together.values())
             self._asked, self._objects = asked, objects
@@ -65,7 +66,7 @@ class FusedStep:
 
     def run(self, groups: Groups, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Update what was planned, by the gradients that it has now."""
-        for method, device, weights, parameters, moments in self._launches:
+        for method, device, backend, weights, parameters, moments in self._launches:
             if device not in self._settings:
                 from gsr_kernels.backends.triton.moments import Settings
 
@@ -73,33 +74,36 @@ class FusedStep:
             settings = self._settings[device]
             settings.set(groups, grad_scale, found_inf)
             gradients: list[Any] = [p.grad for p in parameters]
-            steps(method).update(gradients, [weight.basis for weight in weights], moments, settings)
+            steps(method, backend).update(gradients, [weight.basis for weight in weights], moments, settings)
             for weight in weights:
                 weight.steps += 1
 
 
-def _moments(weight: Weight, p: Tensor, G: Tensor, state: State) -> Moments | None:
-    """Return what the kernels are given of a weight, or None where they do not support it."""
+def _backend(weight: Weight, p: Tensor, G: Tensor, state: State) -> str:
+    """Return who updates a weight: "torch" where the kernels do not support it."""
     # kernels take addresses, and a DTensor has none
     if hasattr(p, "to_local"):
-        return None
+        return "torch"
     # a method with a step of its own is not these kernels'; nor are bases that visit
     method = weight.method
     if not isinstance(method, GSR) or type(method).transform is not GSR.transform:
-        return None
+        return "torch"
     if weight.offloaded or G.layout != torch.strided or not G.device == p.device == weight.skipped.device:
-        return None
-    m, v, step, master = state["exp_avg"], state["exp_avg_sq"], state["step"], state.get("master")
-    written = [one for one in (p, m, v, master) if one is not None]
+        return "torch"
+    m, v, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
+    written = [one for one in (p, m, v, state.get("master")) if one is not None]
     if any(one.device != p.device or one.shape != p.shape or not one.is_contiguous() for one in written):
-        return None
-    if m.dtype != v.dtype or step.dtype != torch.float32 or step.device != p.device:
-        return None
+        return "torch"
+    if m.dtype != v.dtype or step.dtype != torch.float32 or step.device != p.device or not G.numel():
+        return "torch"
     basis = weight.basis
-    form = G.device, G.dtype, basis.U.dtype, basis.dims, method.out_of_span or "drop"
-    if not G.numel() or backend_for("update", *form)[0] != "triton":
-        return None
+    return backend_for("update", G.device, G.dtype, basis.U.dtype, basis.dims, method.out_of_span or "drop")[0]
+
+
+def _moments(weight: Weight, p: Tensor, state: State) -> Moments:
     from gsr_kernels.backends.triton.moments import Moments
 
+    master = state.get("master")
     moved, copy = (p, None) if master is None else (master, p)
-    return Moments(moved, m, v, step, weight.skipped, weight.place[0], copy)
+    kept = moved, state["exp_avg"], state["exp_avg_sq"], state["step"]
+    return Moments(*kept, weight.skipped, weight.place[0], copy)

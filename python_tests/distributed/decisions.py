@@ -1,5 +1,6 @@
 """Decisions of all ranks where one alone sees why: what the ranks do in the tests beside this file."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import gsr_kernels
+from gsr_kernels.backends import choice
+from gsr_kernels.backends.choice import Case, Verdict
 from gsr_kernels.distributed import decompose
 from gsr_kernels.methods import SR
 from python_tests.distributed.storage import Decomposed, refused
@@ -48,6 +51,22 @@ def in_parts():
     for model, optimizer in zip(models, (zero, torch.optim.AdamW(models[1].parameters(), lr=1e-2))):
         train(model, 3, dist.get_rank(), dist.get_world_size(), optimizer)
     return said, distance(*models)
+
+
+def ways(folder):
+    """Two nodes find other times and faults of the ways to step; the verdict of each rank, and what it still knows."""
+    os.environ |= {"LOCAL_RANK": "0", "XDG_CACHE_HOME": f"{folder}/{dist.get_rank()}"}
+    case = Case("step", torch.bfloat16, torch.float16, (64, 64, 64), "drop")
+    choice.decisions.keep("cpu", {"of this node alone": {"seconds": {}, "wrong": {}}})
+    found = [
+        Verdict({"triton": 1.0, "cublas": 0.5, "torch": 2.0}),
+        Verdict({"triton": 3.0, "torch": 2.5}, {"cublas": "NaN"}),
+    ][dist.get_rank()]
+    # what the other rank steps is decided here, too
+    asked = [case] if dist.get_rank() else []
+    choice.choose_on_all_ranks(torch.device("cpu"), asked, lambda cases: {one.key: found for one in cases})
+    verdict = choice.verdict("cpu", case)
+    return verdict.backend, dict(verdict.seconds), dict(verdict.wrong), list(choice.verdicts("cpu"))
 
 
 def strict(placements, sides=None):

@@ -22,7 +22,14 @@ def results(world):
             )
         checks = [(decisions.strict, (Shard(0),)), (decisions.without_gradients_at_rate_zero,)]
         checks += [(check, folder) for check in (decisions.other_weights, decisions.failures, decisions.experts)]
-        return run(2, *checks, (decisions.broken_off, folder), (decisions.placed_by_default,), (decisions.in_parts,))
+        return run(
+            2,
+            *checks,
+            (decisions.broken_off, folder),
+            (decisions.placed_by_default,),
+            (decisions.in_parts,),
+            (decisions.ways, folder),
+        )
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -30,6 +37,12 @@ def test_an_expert_that_is_not_finite_is_an_error_on_ranks_that_hold_others(worl
     for message, unchanged in results(world)["strict"]:
         assert "holds NaN or Inf; nothing was changed" in message and unchanged
     assert results(world)["strict"][0][0].startswith("the gradient of experts")
+
+
+def test_all_ranks_step_in_the_way_that_is_right_and_fast_on_every_node():
+    for backend, seconds, wrong, known in results(2)["ways"]:
+        assert backend == "torch" and seconds == {"triton": 3.0, "torch": 2.5} and wrong == {"cublas": "NaN"}
+        assert known == ["step bfloat16 float16 drop square whole 64 64 64"]
 
 
 def test_ranks_without_gradients_step_with_the_others_at_rate_zero():

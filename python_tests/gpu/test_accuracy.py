@@ -7,17 +7,17 @@ from python_tests.oracle import by_triton, diagonal, double, error, two_products
 MODES = ["drop", "keep"]
 
 
-def step(G, basis, rho, mode, out=None):
+def step(G, basis, rho, mode, out=None, backend="triton"):
     out = torch.full_like(G, torch.nan) if out is None else out
-    return by_triton(G, basis, rho, mode, out), out
+    return by_triton(G, basis, rho, mode, out, backend), out
 
 
 @pytest.fixture
 def check(as_good):
     """g, and the step from g to G' apart, beside torch in the basis's dtype on the operands as stored."""
 
-    def check(G, basis, mode, rho=0.5):
-        g, out = step(G, basis, rho, mode)
+    def check(G, basis, mode, rho=0.5, backend="triton"):
+        g, out = step(G, basis, rho, mode, backend=backend)
         U, S, Vh, G64 = double(basis.U, basis.S, basis.Vh, G)
         stored = basis.U.dtype
         as_good("g", g, diagonal(G64, U, Vh), diagonal(G.to(stored), basis.U, basis.Vh), 1e-5)
@@ -34,7 +34,8 @@ def check(as_good):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes_of_models(check, shape, mode, pair):
     basis, G = draw(shape, *pair)
-    check(G, basis, mode)
+    for backend in ("triton", "cublas"):
+        check(G, basis, mode, backend=backend)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
@@ -42,7 +43,8 @@ def test_shapes_of_models(check, shape, mode, pair):
 @pytest.mark.parametrize("shape", RAGGED, ids=str)
 def test_ragged(check, shape, mode, pair):
     basis, G = draw(shape, *pair)
-    check(G, basis, mode)
+    for backend in ("triton", "cublas"):
+        check(G, basis, mode, backend=backend)
 
 
 @pytest.mark.parametrize("mode", MODES)

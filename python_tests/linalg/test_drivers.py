@@ -14,9 +14,9 @@ GPU = torch.device("cuda")
 def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(drivers, "machine", lambda device: "some GPU")
-    drivers._known.cache_clear()
+    drivers.decisions._known.clear()
     yield tmp_path / "cache" / "gsr_kernels" / "svd_drivers.json"
-    drivers._known.cache_clear()
+    drivers.decisions._known.clear()
 
 
 class Clock:
@@ -31,7 +31,7 @@ class Clock:
 
 
 def another_process():
-    drivers._known.cache_clear()
+    drivers.decisions._known.clear()
 
 
 @pytest.mark.parametrize("winner", ["polar", "gesvdj"])

@@ -370,9 +370,9 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(drivers, "machine", lambda device: "some GPU")
     monkeypatch.setattr(side_by_side, "_room", lambda device: 1e12)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
-    drivers._known.cache_clear()
+    drivers.decisions._known.clear()
     yield tmp_path / "gsr_kernels" / "svd_drivers.json"
-    drivers._known.cache_clear()
+    drivers.decisions._known.clear()
 
 
 MANY = WORTH * 2 * TIMED * len(ARRANGEMENTS)
@@ -401,7 +401,7 @@ def test_the_fastest_is_timed_once_for_a_kind(monkeypatch, gpu):
         assert side_by_side.arranged(exact, MANY) == "4" and side_by_side.arranged(sketched, MANY) == "batch"
         # what is known serves a few as well
         assert side_by_side.arranged(exact, 2) == "4"
-        drivers._known.cache_clear()
+        drivers.decisions._known.clear()
     assert timed == [(1024, None, name) for name in ARRANGEMENTS] + [(1024, 64, name) for name in ARRANGEMENTS]
     (kept,) = json.loads(gpu.read_text()).values()
     assert kept == {"1024 in float32, side by side": "4", "1024 by a sketch of 64 in float32, side by side": "batch"}

@@ -69,6 +69,15 @@ def kept(table, matrix, WEIGHT: tl.constexpr, MOMENT: tl.constexpr, COPIED: tl.c
 
 
 @triton.jit
+def coefficients_of(coefficients, matrix):
+    """Return what ``prepare`` left for a matrix, in the order in which ``move`` takes it."""
+    c = coefficients + matrix * WIDTH
+    unscale, fresh1, beta, fresh2 = tl.load(c + UNSCALE), tl.load(c + FRESH1), tl.load(c + BETA), tl.load(c + FRESH2)
+    rate, root, floor, decay = tl.load(c + RATE), tl.load(c + ROOT), tl.load(c + FLOOR), tl.load(c + DECAY)
+    return unscale, fresh1, beta, fresh2, rate, root, floor, decay
+
+
+@triton.jit
 def adamw(
     tile, state, table, matrix, coefficients, p_g, g_stride, row, column, rows, d2,
     STORED: tl.constexpr, COPIED: tl.constexpr, ALIGN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -80,34 +89,48 @@ def adamw(
     c = coefficients + matrix * WIDTH
     unscale, fresh1, beta, fresh2 = tl.load(c + UNSCALE), tl.load(c + FRESH1), tl.load(c + BETA), tl.load(c + FRESH2)
     rate, root, floor, decay = tl.load(c + RATE), tl.load(c + ROOT), tl.load(c + FLOOR), tl.load(c + DECAY)
-    p_w, p_m, p_v, p_copy, stride = state
+    loaded = unscale, fresh1, beta, fresh2, rate, root, floor, decay
     left, right = halves(tile, BM, BN)
-    # eight strips, each of which waits for memory once: what is loaded together travels together
+    # eight strips, each of which waits for memory once
     for half in tl.static_range(2):
         quarters = halves(left if half == 0 else right, BM, BN // 2)
         for quarter in tl.static_range(2):
             strips = halves(quarters[quarter], BM, BN // 4)
             for strip in tl.static_range(2):
                 at = column + (4 * half + 2 * quarter + strip) * (BN // 8)
-                if COPIED is not None and not STORED:
-                    # once a strip: beside G it does not fit the registers
-                    p_copy = address(table, matrix, COPY, COPIED, ALIGN)
-                m = load_tile(p_m, stride, row, at, rows, d2, BM, BN // 8)
-                v = load_tile(p_v, stride, row, at, rows, d2, BM, BN // 8)
-                w = load_tile(p_w, stride, row, at, rows, d2, BM, BN // 8)
-                g = strips[strip]
-                if not STORED:
-                    g += load_tile(p_g, g_stride, row, at, rows, d2, BM, BN // 8).to(tl.float32)
-                g *= unscale
-                m, v, w = m.to(tl.float32), v.to(tl.float32), w.to(tl.float32)
-                m += fresh1 * (g - m)
-                v = beta * v + fresh2 * g * g
-                w = w * decay - rate * m / (tl.sqrt(v) * root + floor)
-                store_tile(p_m, stride, row, at, rows, d2, m, BM, BN // 8)
-                store_tile(p_v, stride, row, at, rows, d2, v, BM, BN // 8)
-                store_tile(p_w, stride, row, at, rows, d2, w, BM, BN // 8)
-                if COPIED is not None:
-                    store_tile(p_copy, stride, row, at, rows, d2, w, BM, BN // 8)
+                move(
+                    strips[strip], state, loaded, table, matrix, p_g, g_stride, row, at, rows, d2,
+                    STORED, COPIED, ALIGN, BM, BN // 8,
+                )  # fmt: skip
+
+
+@triton.jit
+def move(
+    g, state, loaded, table, matrix, p_g, g_stride, row, column, rows, d2,
+    STORED: tl.constexpr, COPIED: tl.constexpr, ALIGN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Apply AdamW to a strip of G', see ``adamw``; ``loaded`` are the coefficients."""
+    unscale, fresh1, beta, fresh2, rate, root, floor, decay = loaded
+    p_w, p_m, p_v, p_copy, stride = state
+    if COPIED is not None and not STORED:
+        # once a strip: beside G it does not fit the registers
+        p_copy = address(table, matrix, COPY, COPIED, ALIGN)
+    # what is loaded together travels together
+    m = load_tile(p_m, stride, row, column, rows, d2, BM, BN)
+    v = load_tile(p_v, stride, row, column, rows, d2, BM, BN)
+    w = load_tile(p_w, stride, row, column, rows, d2, BM, BN)
+    if not STORED:
+        g += load_tile(p_g, g_stride, row, column, rows, d2, BM, BN).to(tl.float32)
+    g *= unscale
+    m, v, w = m.to(tl.float32), v.to(tl.float32), w.to(tl.float32)
+    m += fresh1 * (g - m)
+    v = beta * v + fresh2 * g * g
+    w = w * decay - rate * m / (tl.sqrt(v) * root + floor)
+    store_tile(p_m, stride, row, column, rows, d2, m, BM, BN)
+    store_tile(p_v, stride, row, column, rows, d2, v, BM, BN)
+    store_tile(p_w, stride, row, column, rows, d2, w, BM, BN)
+    if COPIED is not None:
+        store_tile(p_copy, stride, row, column, rows, d2, w, BM, BN)
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -42,6 +42,7 @@ class AddressTable:
 
     Attributes:
         frozen: a CUDA graph holds the addresses; others are refused from then on.
+        rows: of each weight the rows of its matrices.
         aligned: of each group, whether every address is a multiple of 16 bytes and every stride one of 8; until the
             first gradients come it is taken to be so.
     """
@@ -57,7 +58,7 @@ class AddressTable:
         self.aligned = [True] * len(groups)
         self._shapes = [basis.to("meta") for basis, _, _ in weights]
         self._forms = [form for _, form, _ in weights]
-        self._rows = [slice(start, start + basis.S.numel() // basis.rank) for basis, _, start in weights]
+        self.rows = [slice(start, start + basis.S.numel() // basis.rank) for basis, _, start in weights]
         self._groups = groups
         self._device = device
         values = np.zeros((len(rows), fields.FIELDS.value), np.int64)
@@ -65,7 +66,7 @@ class AddressTable:
             row[list(given)] = list(given.values())
         # the weight of every row, and the bytes of an entry of what AdamW keeps of it
         self._of = np.zeros(len(rows), np.int64)
-        for i, place in enumerate(self._rows):
+        for i, place in enumerate(self.rows):
             self._of[place] = i
         updates = [form.update or Update(form.gradient, form.gradient) for form in self._forms]
         self._moment = np.array([one.moment.itemsize for one in updates])[self._of]
@@ -182,7 +183,7 @@ class AddressTable:
     def _bring(self, values: npt.NDArray[np.int64], bases: Sequence[SpectralBasis]) -> None:
         if self.holds(bases):
             return
-        for rows, basis in zip(self._rows, bases):
+        for rows, basis in zip(self.rows, bases):
             place = np.arange(rows.stop - rows.start)
             for field, factor in ((U, basis.U), (S, basis.S), (VH, basis.Vh)):
                 size = factor.numel() // len(place) * factor.element_size()
@@ -224,7 +225,7 @@ class AddressTable:
     def _lie(self, tensors: Sequence[Tensor]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return of every row where its matrix begins in its weight, and the stride of its rows, both in elements."""
         offsets, strides = np.zeros(len(self._of), np.int64), np.zeros(len(self._of), np.int64)
-        for i, (tensor, rows) in enumerate(zip(tensors, self._rows)):
+        for i, (tensor, rows) in enumerate(zip(tensors, self.rows)):
             matrices = self._matrices(i, tensor)
             *batch, d1, d2 = matrices.shape
             offsets[rows] = _offsets(tuple(batch), matrices.stride()[:-2])

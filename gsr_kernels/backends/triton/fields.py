@@ -8,7 +8,7 @@ weight, with moments of the same strides, and COPY its narrow copy.
 import triton
 import triton.language as tl
 
-FIELDS = tl.constexpr(22)
+FIELDS = tl.constexpr(24)
 G, G_STRIDE, OUT, OUT_STRIDE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 U, S, VH = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
 FIRST_MOMENT, SECOND_MOMENT, COPY = tl.constexpr(7), tl.constexpr(8), tl.constexpr(9)
@@ -18,6 +18,8 @@ PRODUCT, FOLDED = tl.constexpr(13), tl.constexpr(14)
 D1, D2, K = tl.constexpr(15), tl.constexpr(16), tl.constexpr(17)
 PARTIALS, PARTS, DIAGONAL = tl.constexpr(18), tl.constexpr(19), tl.constexpr(20)
 MATRICES = tl.constexpr(21)
+# beside the products of cuBLAS
+OPERAND, RESULT = tl.constexpr(22), tl.constexpr(23)
 
 
 @triton.jit

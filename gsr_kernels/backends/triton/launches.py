@@ -53,29 +53,34 @@ class Launches:
 
     def _bind(self, group: Group, aligned: bool) -> list[Launch]:
         """Return the launches of one group: three, and a fourth where the first product is stored."""
-        form, table, tiles = group.form, self._addresses.table, self._tiles
-        align = {"ALIGN": 8 if aligned else 1}
+        fold = [self._bind_fold(group, aligned)] if group.form.stored else []
+        first, rescale = self._bind_first_product(group, aligned), self._bind_rescale(group)
+        return [first, rescale, *fold, self.bind_second_product(group, aligned)]
+
+    def _bind_first_product(self, group: Group, aligned: bool) -> Launch:
+        form = group.form
         first = form.configuration("first_product", self._architecture, aligned)
-        launches: list[Launch] = [
-            partial(
-                kernels.first_product[self._grid(group.first[1], first.per_multiprocessor)],
-                table, tiles, *group.first, self._partials, self._extremes,
-                G_DTYPE=TYPES[form.gradient], **form.constants, **align, **first.sizes, **first.options,
-            ),
-            partial(
-                kernels.rescale_all[self._grid(group.matrices[1], 1)],
-                table, *group.matrices, self._partials, self._extremes, self._g, self._delta, self._scales,
-                self._finite, self.rho, self._floor, **form.constants_after, BLOCK=BLOCK, **options(num_warps=8),
-            ),
-        ]  # fmt: skip
-        if form.stored:
-            fold = partial(
-                kernels.fold[self._grid(group.first[1], 4)], table, tiles, *group.first, self._delta, self._scales,
-                DTYPE=TYPES[form.operand], TRANSPOSED=form.transposed, **align, BM=first.BM, BN=first.BN,
-                **options(num_warps=8),
-            )  # fmt: skip
-            launches.append(fold)
-        return [*launches, self.bind_second_product(group, aligned)]
+        return partial(
+            kernels.first_product[self._grid(group.first[1], first.per_multiprocessor)],
+            self._addresses.table, self._tiles, *group.first, self._partials, self._extremes,
+            G_DTYPE=TYPES[form.gradient], ALIGN=8 if aligned else 1, **form.constants, **first.sizes, **first.options,
+        )  # fmt: skip
+
+    def _bind_rescale(self, group: Group) -> Launch:
+        return partial(
+            kernels.rescale_all[self._grid(group.matrices[1], 1)],
+            self._addresses.table, *group.matrices, self._partials, self._extremes, self._g, self._delta, self._scales,
+            self._finite, self.rho, self._floor, **group.form.constants_after, BLOCK=BLOCK, **options(num_warps=8),
+        )  # fmt: skip
+
+    def _bind_fold(self, group: Group, aligned: bool) -> Launch:
+        form = group.form
+        first = form.configuration("first_product", self._architecture, aligned)
+        return partial(
+            kernels.fold[self._grid(group.first[1], 4)],
+            self._addresses.table, self._tiles, *group.first, self._delta, self._scales, DTYPE=TYPES[form.operand],
+            TRANSPOSED=form.transposed, ALIGN=8 if aligned else 1, BM=first.BM, BN=first.BN, **options(num_warps=8),
+        )  # fmt: skip
 
     def bind_second_product(self, group: Group, aligned: bool) -> Launch:
         """Return the last launch of a group, which works on what those before it left."""

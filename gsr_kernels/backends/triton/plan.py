@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
+from operator import and_
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +24,10 @@ from gsr_kernels.backends.triton.tables import pack, tile_table
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_rho
 from gsr_kernels.reference import FLOOR
+
+Sizes = npt.NDArray[np.int64]
+# by the number of the field
+Offsets = dict[int, Sizes]
 
 
 class Plan(Launches):
@@ -98,7 +104,7 @@ class Plan(Launches):
         self._check(bases)
         with on(self.device):
             self._addresses.set(gradients, outs, bases)
-            self._step()
+            self._step(bases or self.bases)
             self._addresses.finish()
 
     def update(
@@ -117,7 +123,7 @@ class Plan(Launches):
             self._addresses.set(gradients, [one.weight for one in moments], bases, moments=moments)
             prepare, finish = self._around or self._bind_around()
             prepare(settings.given, settings.scaling, self._coefficients)
-            self._step()
+            self._step(bases or self.bases)
             finish(self._coefficients, self._finite)
             self._addresses.finish()
 
@@ -127,7 +133,7 @@ class Plan(Launches):
         They are those for gradients that lie as in the last step, and before the first one at addresses that are
         multiples of 16 bytes.
         """
-        aligned = self._aligned()
+        aligned = tuple(map(and_, self._even, self._addresses.aligned))
         distinct = {(group.form, even): None for group, even in zip(self._groups, aligned)}
         with on(self.device):
             for span in self._spans:
@@ -173,8 +179,8 @@ class Plan(Launches):
                 "bases of other shapes, dtypes, layouts or devices than the plan's: build a plan for these"
             )
 
-    def _step(self) -> None:
-        aligned = self._aligned()
+    def _step(self, bases: Sequence[SpectralBasis]) -> None:
+        aligned = tuple(map(and_, self._even, self._addresses.aligned))
         # what is launched for an alignment is the same at every step
         launches = self._launches.get(aligned)
         if launches is None:
@@ -185,9 +191,6 @@ class Plan(Launches):
             self._launches[aligned] = launches
         for launch in launches:
             launch()
-
-    def _aligned(self) -> tuple[bool, ...]:
-        return tuple(group.form.even and lies for group, lies in zip(self._groups, self._addresses.aligned))
 
     def _lay_out(self, forms: Sequence[Form], workspace_mb: float) -> None:
         """Sort the matrices by form, give each its places, and write the tables."""
@@ -203,15 +206,13 @@ class Plan(Launches):
         d1, d2, k = (np.array([row[field.value] for row in rows]) for field in (fields.D1, fields.D2, fields.K))
         standing = np.array([form.transposed for form in kinds])
         height = np.where(standing, d2, d1)
-        # a stored product is float32, its folded form as wide as the operand
-        stored, width = np.array([form.stored for form in kinds]), [form.operand.itemsize for form in kinds]
-        product, folded = stored * _padded(4 * height * k), stored * _padded(height * k * width)
+        offsets, taken = self._buffers(kinds, height, d1, d2, k)
         cuts = [form.configuration("first_product", self._architecture) for form in kinds]
         parts = -(-height // [cut.BM for cut in cuts])
         diagonal = np.cumsum(k) - k
-        groups = list(pack(kinds, (product + folded).tolist(), int(workspace_mb * 2**20)))
+        groups = list(pack(kinds, taken.tolist(), int(workspace_mb * 2**20)))
 
-        workspace = max(int((product + folded)[a:b].sum()) for a, b in groups)
+        workspace = max(int(taken[a:b].sum()) for a, b in groups)
         self._workspace = torch.empty(workspace, dtype=torch.uint8, device=self.device)
         floats = partial(torch.empty, dtype=torch.float32, device=self.device)
         self._partials = floats(max(int((parts * k)[a:b].sum()) for a, b in groups))
@@ -223,16 +224,18 @@ class Plan(Launches):
         self._extremes = floats(len(rows))
         self._coefficients = floats(len(rows), adamw_kernels.WIDTH.value)
 
+        # the fields of every matrix, all but those of a step
+        self._matrices = rows
         self._groups: list[Group] = []
         tiles: list[np.ndarray] = []
         count = 0
         for a, b in groups:
             place, sums = self._workspace.data_ptr(), 0
             for i in range(a, b):
-                rows[i] |= {fields.PRODUCT.value: place, fields.FOLDED.value: place + int(product[i])}
+                rows[i] |= {field: place + int(offset[i]) for field, offset in offsets.items()}
                 rows[i] |= {fields.PARTIALS.value: sums, fields.PARTS.value: int(parts[i])}
                 rows[i] |= {fields.DIAGONAL.value: int(diagonal[i])}
-                place += int(product[i] + folded[i])
+                place += int(taken[i])
                 sums += int(parts[i] * k[i])
             spans = []
             for kernel, shapes in (("first_product", (height, k)), ("second_product", (d1, d2))):
@@ -243,6 +246,7 @@ class Plan(Launches):
                 count += len(tiles[-1])
             self._groups.append(Group(kinds[a], (a, b - a), spans[0], spans[1]))
         self._tiles = torch.from_numpy(np.concatenate(tiles)).to(self.device)
+        self._even = [group.form.even for group in self._groups]
 
         # sorted by form, the matrices of one gradient dtype that fp16 bounds are neighbours
         self._spans: list[Span] = []
@@ -258,7 +262,14 @@ class Plan(Launches):
             self.g.append(self._g[at : at + n].view(basis.S.shape))
             self.finite.append(self._finite[start[i] : start[i] + n // basis.rank].view(basis.S.shape[:-1]))
 
+    def _buffers(self, forms: Sequence[Form], height: Sizes, d1: Sizes, d2: Sizes, k: Sizes) -> tuple[Offsets, Sizes]:
+        """Return where the buffers of each matrix begin in its part of the workspace, by field, and its bytes."""
+        # a stored product is float32, its folded form as wide as the operand
+        stored, width = np.array([form.stored for form in forms]), np.array([form.operand.itemsize for form in forms])
+        product, folded = stored * padded(4 * height * k), stored * padded(height * k * width)
+        return {fields.PRODUCT.value: 0 * product, fields.FOLDED.value: product}, product + folded
 
-def _padded(size: np.ndarray) -> np.ndarray:
-    # addresses inside the workspace stay multiples of 256 bytes
+
+def padded(size: Sizes) -> Sizes:
+    """Round up, so that addresses inside the workspace stay multiples of 256 bytes."""
     return -(-size // 256) * 256

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsr_kernels.backends.triton.cublas_plan import CublasPlan
 from gsr_kernels.backends.triton.forms import Form, Update, kind
 from gsr_kernels.backends.triton.moments import Moments, Settings
 from gsr_kernels.backends.triton.plan import Plan
@@ -17,7 +18,12 @@ from gsr_kernels.basis import SpectralBasis
 # the plans that one method keeps: all weights, those that had a gradient, groups that visit from host memory
 KEPT = 8
 
-_compiled: set[tuple[torch.device, Form]] = set()
+_compiled: set[tuple[torch.device, str, Form]] = set()
+
+
+def plan_class(backend: str) -> type[Plan]:
+    """Return the plan of a backend, "triton" or "cublas"."""
+    return Plan if backend == "triton" else CublasPlan
 
 
 class Steps:
@@ -29,9 +35,11 @@ class Steps:
 
     Args:
         rho, out_of_span: of all weights, see ``Plan``.
+        backend: "triton" or "cublas".
     """
 
-    def __init__(self, rho: float, out_of_span: str) -> None:
+    def __init__(self, rho: float, out_of_span: str, backend: str = "triton") -> None:
+        self._backend = backend
         self._rho = rho
         self._out_of_span = out_of_span
         # the one used last is the last, and what it was used for
@@ -48,7 +56,8 @@ class Steps:
         """
         plan = self._plan(bases, [G.dtype for G in gradients])
         plan.run(gradients, bases=bases)
-        self._set_apart(plan, list(bases))
+        if plan.captured:
+            self._set_apart(plan, list(bases))
         return plan.finite
 
     def update(
@@ -61,7 +70,8 @@ class Steps:
         """AdamW's step of weights on one device that the kernels serve, see ``Plan.update``."""
         plan = self._plan(bases, [G.dtype for G in gradients], [one.update for one in moments])
         plan.update(gradients, moments, settings, bases=bases)
-        self._set_apart(plan, (bases, moments, settings))
+        if plan.captured:
+            self._set_apart(plan, (bases, moments, settings))
 
     def _plan(
         self,
@@ -75,10 +85,12 @@ class Steps:
         key = (*map(kind, bases), *wanted)
         plan = self._plans.pop(key, None)
         if plan is None:
-            plan = Plan(bases, dtypes, self._rho, [self._out_of_span] * len(bases), updates=updates)
+            plan = plan_class(self._backend)(
+                bases, dtypes, self._rho, [self._out_of_span] * len(bases), updates=updates
+            )
             # the weights hold their bases: a plan would keep them past their time
             plan.bases = []
-            needed = {(plan.device, form) for form in plan.forms}
+            needed = {(plan.device, self._backend, form) for form in plan.forms}
             if not needed <= _compiled:
                 plan.warmup()
                 _compiled.update(needed)
@@ -89,8 +101,7 @@ class Steps:
         return plan
 
     def _set_apart(self, plan: Plan, held: Any) -> None:
-        """Leaves a captured plan to its graph: eager steps, whose gradients move, get another."""
-        if plan.captured:
-            self._captured.append((plan, held))
-            self._plans = {key: one for key, one in self._plans.items() if one is not plan}
-            self._dtypes, self._bases = [], []
+        """Leave a captured plan to its graph: eager steps, whose gradients move, get another."""
+        self._captured.append((plan, held))
+        self._plans = {key: one for key, one in self._plans.items() if one is not plan}
+        self._dtypes, self._bases = [], []

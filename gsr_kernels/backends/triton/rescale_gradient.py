@@ -15,6 +15,7 @@ def rescale_gradients(
     rho: float,
     out_of_span: Sequence[str],
     outs: Sequence[Tensor],
+    kind: type[Plan] = Plan,
 ) -> list[Tensor]:
     """Write every G' to its out, the weights of a device in one plan, and return the diagonals ``g [.., k]``.
 
@@ -27,7 +28,7 @@ def rescale_gradients(
         planned.setdefault(G.device, []).append(i)
     for indices in planned.values():
         chosen = [_contiguous(bases[i]) for i in indices]
-        plan = Plan(chosen, [gradients[i].dtype for i in indices], rho, [out_of_span[i] for i in indices])
+        plan = kind(chosen, [gradients[i].dtype for i in indices], rho, [out_of_span[i] for i in indices])
         plan.run([gradients[i] for i in indices], [outs[i] for i in indices])
         diagonals.update(zip(indices, plan.g))
     return [diagonals[i] for i in range(len(gradients))]

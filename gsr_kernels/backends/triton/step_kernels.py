@@ -48,7 +48,7 @@ PIECES = tl.constexpr(4 if INTERPRETED else 64)
 
 
 @triton.jit
-def _tile(tiles, index, BM: tl.constexpr, BN: tl.constexpr):
+def tile_of(tiles, index, BM: tl.constexpr, BN: tl.constexpr):
     tile = tiles + 3 * index
     return tl.load(tile), tl.load(tile + 1) * BM, tl.load(tile + 2) * BN
 
@@ -91,7 +91,7 @@ def first_product(
     """
     scaled: tl.constexpr = tl.float16 == DTYPE and tl.float16 != G_DTYPE
     for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
-        matrix, row, column = _tile(tiles, index, BM, BN)
+        matrix, row, column = tile_of(tiles, index, BM, BN)
         d1, d2, k = sizes(table, matrix, ALIGN)
         p_g, stride = address(table, matrix, G, G_DTYPE, ALIGN), number(table, matrix, G_STRIDE, ALIGN)
         p_factor = address(table, matrix, U if TRANSPOSED else VH, DTYPE, ALIGN)
@@ -121,14 +121,15 @@ def first_product(
         p_x = address(table, matrix, VH if TRANSPOSED else U, DTYPE, ALIGN)
         p_sums = partials + tl.load(table + matrix * FIELDS + PARTIALS) + (row // BM) * k.to(tl.int64)
         left, right = halves(accumulator, BM, BN)
-        _reduce(left, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED, BM, BN // 2)
-        _reduce(right, p_x, p_sums, row, column + BN // 2, rows, k, d2, TRANSPOSED, BM, BN // 2)
+        reduce_tile(left, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED, BM, BN // 2)
+        reduce_tile(right, p_x, p_sums, row, column + BN // 2, rows, k, d2, TRANSPOSED, BM, BN // 2)
 
 
 @triton.jit
-def _reduce(
+def reduce_tile(
     product, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
 ):
+    """Sum a tile of the first product times the other factor over its rows, to p_sums."""
     x = _factor(p_x, row, column, rows, k, d2, TRANSPOSED, BM, BN)
     o = column + tl.arange(0, BN)
     tl.store(p_sums + o, tl.sum(product * x, 0), mask=o < k)
@@ -173,7 +174,7 @@ def fold(
 ):  # fmt: skip
     """δ into the stored product, G V + U diag(δ) or Gᵀ U + V diag(δ), rounded once to DTYPE."""
     for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
-        matrix, row, column = _tile(tiles, index, BM, BN)
+        matrix, row, column = tile_of(tiles, index, BM, BN)
         d1, d2, k = sizes(table, matrix, ALIGN)
         rows = d2 if TRANSPOSED else d1
         p_product = address(table, matrix, PRODUCT, tl.float32, ALIGN)
@@ -204,7 +205,7 @@ def second_product(
     not written: AdamW takes it, and leaves a weight alone where g was not finite.
     """
     for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
-        matrix, row, column = _tile(tiles, index, BM, BN)
+        matrix, row, column = tile_of(tiles, index, BM, BN)
         d1, d2, k = sizes(table, matrix, ALIGN)
         ok = tl.load(finite + matrix) != 0
         if WEIGHT is not None:
@@ -235,8 +236,8 @@ def second_product(
             p_out, out_stride = address(table, matrix, OUT, G_DTYPE, ALIGN), number(table, matrix, OUT_STRIDE, ALIGN)
             # how many rows of G stay under the product
             staying = tl.where(ok, 0, d1) if STORED else d1
-            _add(left, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM, BN // 2)
-            _add(right, p_g, g_stride, p_out, out_stride, row, column + BN // 2, d1, d2, staying, BM, BN // 2)
+            add_tile(left, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM, BN // 2)
+            add_tile(right, p_g, g_stride, p_out, out_stride, row, column + BN // 2, d1, d2, staying, BM, BN // 2)
         else:
             adamw(
                 accumulator, state, table, matrix, coefficients, p_g, g_stride, row, column, tl.where(ok, d1, 0), d2,
@@ -245,6 +246,7 @@ def second_product(
 
 
 @triton.jit
-def _add(tile, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM: tl.constexpr, BN: tl.constexpr):
+def add_tile(tile, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM: tl.constexpr, BN: tl.constexpr):
+    """Write a tile of G' = product + G, of which ``staying`` rows stay."""
     base = load_tile(p_g, g_stride, row, column, staying, d2, BM, BN)
     store_tile(p_out, out_stride, row, column, d1, d2, tile + base.to(tl.float32), BM, BN)

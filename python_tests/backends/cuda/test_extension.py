@@ -129,7 +129,7 @@ def test_jacobi_is_a_driver_where_the_extension_serves(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(drivers, "machine", lambda device: "some GPU")
     monkeypatch.setattr(drivers, "small_svd_limit", lambda device: 100)
-    drivers._known.cache_clear()
+    drivers.decisions._known.clear()
     timed = []
 
     def clock(driver, size):
@@ -147,7 +147,7 @@ def test_jacobi_is_a_driver_where_the_extension_serves(monkeypatch, tmp_path):
     # without the extension the answer is another's
     monkeypatch.setattr(drivers, "small_svd_limit", lambda device: 0)
     assert drivers.chain(GPU, 70, None, lambda driver, size: 0.0)[0] == "polar"
-    drivers._known.cache_clear()
+    drivers.decisions._known.clear()
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 12), (12, 40), (2, 16, 16)])

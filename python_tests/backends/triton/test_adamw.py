@@ -250,7 +250,7 @@ def test_a_graph_keeps_its_plan_and_the_next_task_gets_another(kernels):
         fused.step()
 
     step()
-    (steps_of,) = [gsr.steps(method) for method in fused.handle.methods]
+    (steps_of,) = [gsr.steps(method, "triton") for method in fused.handle.methods]
     (plan,) = steps_of._plans.values()
     # as a capture leaves it
     plan._addresses.frozen = True

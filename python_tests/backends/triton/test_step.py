@@ -18,9 +18,18 @@ def draw(shape, gradient, stored, rank=None):
     return basis, torch.randn(shape).to(gradient)
 
 
+ASKED = ["triton"]
+
+
+@pytest.fixture(autouse=True, params=["triton", "cublas"])
+def backend(request):
+    """Every test runs with Triton's products and with cuBLAS's, which are torch's here."""
+    ASKED[0] = request.param
+
+
 def step(G, basis, rho, mode, out=None):
     out = torch.full_like(G, torch.nan) if out is None else out
-    return by_triton(G, basis, rho, mode, out), out
+    return by_triton(G, basis, rho, mode, out, ASKED[0]), out
 
 
 def check(G, basis, rho, mode):

@@ -1,0 +1,70 @@
+"""The check of a way to step: it passes what is right, and rejects kernels that are made wrong on purpose."""
+
+import pytest
+import torch
+
+from gsr_kernels import SpectralBasis
+from gsr_kernels.backends import choice, dispatch
+from gsr_kernels.backends.choice import Case, Decisions
+from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient
+from gsr_kernels.backends.triton import cublas_kernels, plan, step_kernels, trial
+from gsr_kernels.methods import GSR
+
+CPU = torch.device("cpu")
+fp16, fp32 = torch.float16, torch.float32
+SHAPES = [
+    ((512, 512, 512), "drop"),
+    ((512, 256, 256), "drop"),
+    ((256, 512, 256), "drop"),
+    ((256, 512, 64), "keep"),
+    ((255, 511, 255), "drop"),
+]
+
+
+@pytest.fixture(autouse=True)
+def smaller(monkeypatch, tmp_path):
+    monkeypatch.setattr(trial, "SHORT", 40)
+    monkeypatch.setattr(trial, "LONG", 72)
+    monkeypatch.setattr(trial, "TRUNCATED", 24)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choice, "decisions", Decisions("steps.json"))
+
+
+@pytest.mark.parametrize("way", ["triton", "cublas"])
+def test_what_is_right_passes(way):
+    for shape, out_of_span in SHAPES:
+        assert trial.check(way, Case("step", fp32, fp16, shape, out_of_span), CPU) == ""
+    # AdamW behind it, with a narrow copy of the weight
+    assert trial.check(way, Case("update", fp16, fp16, (256, 512, 256), "drop"), CPU) == ""
+
+
+def flipped(inverse):
+    return lambda power: -inverse(power)
+
+
+def lost(tile_table):
+    return lambda *arguments: tile_table(*arguments)[:-1]
+
+
+def broken(inverse):
+    return lambda power: inverse(power) * float("nan")
+
+
+@pytest.mark.parametrize("way, module", [("triton", step_kernels), ("cublas", cublas_kernels)])
+@pytest.mark.parametrize("name, fault", [("inverse", flipped), ("inverse", broken), ("tile_table", lost)])
+def test_what_is_made_wrong_is_rejected_and_the_step_is_right(way, module, name, fault, monkeypatch):
+    where = plan if name == "tile_table" else module
+    monkeypatch.setattr(where, name, fault(getattr(where, name)))
+    monkeypatch.setattr(dispatch, "has_kernels", lambda device: True)
+    case = Case("step", fp32, fp16, (48, 40, 40), "drop")
+    # a lost tile is lost by both ways: the other one is not asked
+    monkeypatch.setattr(choice, "WAYS", (way, "torch"))
+    with pytest.warns(UserWarning, match=f"backend '{way}' is wrong on this machine"):
+        choice.choose("cpu", [case], lambda *asked: trial.check(*asked, CPU), lambda *asked: 1.0)
+
+    basis = SpectralBasis.of(torch.randn(48, 40), precision="fp16")
+    G = torch.randn(48, 40)
+    expected = torch.empty_like(G)
+    rescale_gradient(G, basis.U, basis.S, basis.Vh, 0.5, "drop", expected)
+    assert GSR(0.5, "drop").transform([(G, G, basis, {})])[0].all()
+    assert torch.equal(G, expected)
