@@ -11,7 +11,7 @@ import torch
 
 from gsr_kernels.backends import choice
 from gsr_kernels.backends.dispatch import STEPS, has_kernels, unsupported
-from gsr_kernels.cli import device_of, print_table, rank_of
+from gsr_kernels.cli import aligned, device_of, rank_of
 from gsr_kernels.cli.estimate import model_kinds
 from gsr_kernels.options import resolve_rank
 
@@ -46,17 +46,17 @@ def run(args: argparse.Namespace) -> None:
     cases = []
     for d1, d2 in sorted(sides):
         rank = ranks[f"{d1}x{d2}"]
-        form = *dtypes, (d1, d2, rank or min(d1, d2)), "drop" if rank is None else "keep"
+        form = *dtypes, (d1, d2, min(rank or d1, d1, d2)), "drop" if rank is None else "keep"
         cases += [choice.Case(op, *form) for op in STEPS if not unsupported(op, *form)]
     from gsr_kernels.backends.triton import trial
 
     ways = partial(trial.check, device=device), partial(trial.clock, device=device)
     found = choice.choose(choice.machine(device), cases, *ways, budget=args.seconds)
-    rows = []
+    rows: list[tuple[str, ...]] = [("ms", *choice.WAYS, "used")]
     for key, verdict in found.items():
         cells = [_milliseconds(verdict, way) for way in choice.WAYS]
         rows.append((key, *cells, verdict.backend))
-    print_table(["ms", *choice.WAYS, "used"], rows)
+    print("\n".join(aligned(rows)))
 
 
 def _milliseconds(verdict: choice.Verdict, way: str) -> str:
