@@ -1,5 +1,6 @@
 """The session that a GPU needs, as far as it goes without one."""
 
+import io
 import subprocess
 import time
 from pathlib import Path
@@ -9,27 +10,28 @@ import torch
 
 from bench.cases import small_svd_gpu
 from bench.gpu import __main__ as gpu
-from bench.gpu import sanitize, session
+from bench.gpu import plan, sanitize, session
 from bench.models import model
 from bench.run import Run, Setting
 from bench.timing import H200
 from gsr_kernels import ops
 from gsr_kernels.backends import cuda
 
-OTHERS = session.EXTENSION, session.CANDIDATES
+EXTENSION = ("build", "small_svd_tests", "csrc_memcheck", "csrc_racecheck", "csrc_synccheck")
+CANDIDATES = ("build_candidates", "parity")
 
 
 def test_a_dry_run_says_what_would_be_run(capsys):
-    assert gpu.main([*OTHERS[0], *OTHERS[1], "--dry-run"]) == 0
+    assert gpu.main([*EXTENSION, *CANDIDATES, "small_svd", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    tools = ("memcheck", "racecheck", "synccheck")
-    expected = ("setup.py build_ext", "test_small_svd.py", "small_svd_gpu", "bench.gpu candidates", *tools)
+    expected = ("setup.py build_ext", "test_small_svd.py", "small_svd_gpu", "bench.gpu candidates", "sanitize --csrc")
     assert all(part in said for part in expected)
+    assert [plan.ALL[name].sanitizer for name in EXTENSION[2:]] == ["memcheck", "racecheck", "synccheck"]
 
 
-@pytest.mark.parametrize("parts", OTHERS, ids=["extension", "candidates"])
+@pytest.mark.parametrize("parts", [EXTENSION, CANDIDATES], ids=["extension", "candidates"])
 def test_the_two_sessions_take_ten_minutes_each(parts):
-    assert sum(part.seconds for part in parts.values()) <= 570
+    assert sum(plan.ALL[name].seconds for name in parts) <= 570
 
 
 def test_parts_that_fail_or_are_left_out_are_named_and_rows_are_brought_back(monkeypatch, tmp_path, capsys):
@@ -37,29 +39,29 @@ def test_parts_that_fail_or_are_left_out_are_named_and_rows_are_brought_back(mon
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(session, "RESULTS", tmp_path)
     (tmp_path / "results.csv").write_text("case\n")
-    asked = []
+    asked, out = [], ["--out", str(tmp_path / "out")]
 
-    def ended(command, environment, seconds):
+    def ended(command, environment, seconds, log):
         asked.append((command, environment))
         return int("test_candidates.py" in command[-1])
 
     monkeypatch.setattr(session, "ended", ended)
     assert session.candidates.here() == "90a"
-    assert gpu.main(["build"]) == 0
+    assert gpu.main(["build", *out]) == 0
     _, environment = asked.pop()
     assert environment["TORCH_CUDA_ARCH_LIST"] == "9.0a" and environment["GSR_KERNELS_CUDA"] == "1"
-    assert gpu.main(["parity", "small_svd_tests", "--out", str(tmp_path / "out")]) == 1
+    assert gpu.main(["parity", "small_svd_tests", *out]) == 1
     said = capsys.readouterr().out
     assert "parity: failed with 1" in said and "small_svd_tests: done" in said
     assert len(asked) == 2 and (tmp_path / "out" / "results.csv").is_file()
-    assert gpu.main(["small_svd_tests", "--seconds", "0"]) == 1
+    assert gpu.main(["small_svd_tests", "--seconds", "0", *out]) == 1
     assert "small_svd_tests: left out" in capsys.readouterr().out
 
 
 def test_a_part_that_takes_too_long_ends_with_all_that_it_started(tmp_path):
     told = tmp_path / "told"
     with pytest.raises(subprocess.TimeoutExpired):
-        session.ended(["sh", "-c", f"sleep 60 & echo $! > {told}; wait"], {}, 2)
+        session.ended(["sh", "-c", f"sleep 60 & echo $! > {told}; wait"], {}, 2, io.StringIO())
     # gone, or a zombie that nobody has waited for
     status = Path(f"/proc/{told.read_text().strip()}/stat")
     for _ in range(50):
