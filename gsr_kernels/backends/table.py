@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial, update_wrapper
 from typing import Any
 
 Function = Callable[..., Any]
@@ -47,9 +47,11 @@ def _triton() -> tuple[Function, ...]:
 
 
 def _cublas() -> tuple[Function, ...]:
-    from gsr_kernels.backends.triton.cublas_plan import rescale_gradients
+    from gsr_kernels.backends.triton.cublas_plan import CublasPlan
+    from gsr_kernels.backends.triton.rescale_gradient import rescale_gradients
 
-    return (rescale_gradients,)
+    # under the name by which it is found
+    return (update_wrapper(partial(rescale_gradients, kind=CublasPlan), rescale_gradients),)
 
 
 def _cuda() -> tuple[Function, ...]:

@@ -82,6 +82,9 @@ def attach(
 ) -> Handle | ModelHandle:
     """Put a method between a model's gradients and any torch optimizer, from the next ``optimizer.step()`` on.
 
+    Under torch.distributed every rank must call, on GPUs also where ranks train models of their own: they agree on how
+    steps are computed.
+
     Args:
         model: or a dict of named parameters. They are decomposed now, and by ``handle.refresh()`` when the next task
             begins.

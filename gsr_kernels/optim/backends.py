@@ -30,10 +30,13 @@ def settle_backends(weights: Sequence[Weight], fused: bool) -> None:
 
         cases = []
         for weight in weights:
-            method, basis, dtype = weight.method, weight.basis, weight.parameter.dtype
-            if weight.whole and weight.parameter.device == device and type(method) is GSR:
-                form = dtype, basis.U.dtype, basis.dims, method.out_of_span or "drop"
-                op = "update" if fused and not weight.offloaded else "step"
-                if not unsupported(op, *form):
-                    cases.append(Case(op, *form))
+            if not weight.whole or weight.parameter.device != device:
+                continue
+            # of several in a row GSR is one that such kernels step, and AdamW is not behind it
+            for method in getattr(weight.method, "methods", (weight.method,)):
+                if isinstance(method, GSR) and type(method).transform is GSR.transform:
+                    alone = fused and method is weight.method and not weight.offloaded
+                    form = weight.parameter.dtype, weight.basis.U.dtype, weight.basis.dims, method.out_of_span or "drop"
+                    if not unsupported("step", *form):
+                        cases.append(Case("update" if alone else "step", *form))
         settle(device, list(dict.fromkeys(cases)))

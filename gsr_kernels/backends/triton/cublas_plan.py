@@ -16,7 +16,6 @@ from gsr_kernels.backends.triton.forms import Form, Group
 from gsr_kernels.backends.triton.launches import Launch
 from gsr_kernels.backends.triton.plan import Offsets, Plan, Sizes, padded
 from gsr_kernels.backends.triton.product import TYPES
-from gsr_kernels.backends.triton.rescale_gradient import rescale_gradients as rescale_by_plan
 from gsr_kernels.basis import SpectralBasis
 
 FOLDED, OPERAND, PRODUCT = fields.FOLDED.value, fields.OPERAND.value, fields.PRODUCT.value
@@ -121,14 +120,3 @@ def _multiply(A: Tensor, B: Tensor, out: Tensor) -> None:
         torch.bmm(A, B, out_dtype=torch.float32, out=out)
     else:
         torch.bmm(A.float(), B.float(), out=out)
-
-
-def rescale_gradients(
-    gradients: Sequence[Tensor],
-    bases: Sequence[SpectralBasis],
-    rho: float,
-    out_of_span: Sequence[str],
-    outs: Sequence[Tensor],
-) -> list[Tensor]:
-    """Call ``rescale_gradient.rescale_gradients`` with plans of this kind."""
-    return rescale_by_plan(gradients, bases, rho, out_of_span, outs, CublasPlan)
