@@ -57,7 +57,15 @@ def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:
         "max_tokens": settings.max_tokens,
         "batch": settings.eval_batch,
         "positions": positions,
+        "vocabulary": getattr(config.get_text_config(), "vocab_size", None),
     }
+    for token in ("pad_token", "eos_token"):
+        index = getattr(tokenizer, f"{token}_id")
+        if None not in (index, common["vocabulary"]) and index >= common["vocabulary"]:
+            raise ValueError(
+                f"--model {settings.model}: the tokenizer's {token} is {index}, and the model knows "
+                f"{common['vocabulary']} tokens: resize its embeddings, or give the tokenizer of its weights"
+            )
     if kind is Classifier:
         if settings.chat:
             raise ValueError("--chat is for models that write; a classifier reads the prompt as it is")

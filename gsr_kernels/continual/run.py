@@ -50,6 +50,7 @@ class Run:
 
         from gsr_kernels.continual.kinds import Classifier, Writer
         from gsr_kernels.continual.models import find_model, open_kind, quiet
+        from gsr_kernels.continual.plan import survey
         from gsr_kernels.continual.score import check_room
 
         self.retained: tuple[Source, ...] = ()
@@ -89,13 +90,9 @@ class Run:
             check_asked(task, self.kind.asks, self.kind.name)
             if isinstance(self.kind, Writer):
                 check_room(self.kind, task, self.settings.new_tokens)
-        rows = dict.fromkeys(row for task in drawn for row in (*task.train, *task.test))
         if isinstance(self.kind, Classifier):
-            self.kind.choose_among(row.options for row in rows)
-        # a row that the tokenizer cannot take is met now
-        for row in tqdm(rows, "rows into tokens", unit="row", leave=False, disable=not first() or None):
-            self.kind.features(row)
-        self._truncated = {"prompts": len(self.kind.truncated), "completions": len(self.kind.truncated_completions)}
+            self.kind.choose_among(row.options for task in drawn for row in (*task.train, *task.test))
+        self._cuts = survey(self.kind, drawn)
         self.out: Path = args.out
 
     @property
@@ -207,9 +204,9 @@ class Run:
             lines.append(f"  {source.name:<{width}}  {source.about}; {what}score: {about}, %")
         if self.lacking:
             lines += ["", f"Lacking in this copy of the data, and left out: {', '.join(self.lacking)}."]
-        for what, count in self._truncated.items():
-            if count:
-                lines += ["", f"{count} {what} do not fit into {settings.max_tokens} tokens and are truncated."]
+        cuts = [str(cut) for cut in self._cuts if cut.prompts or cut.completions]
+        if cuts:
+            lines += ["", f"What does not fit into {settings.max_tokens} tokens: {'; '.join(cuts)}."]
         return "\n".join(lines)
 
     def _fits(self, text: str) -> bool:

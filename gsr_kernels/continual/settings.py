@@ -95,7 +95,7 @@ class RunSettings:
     bf16: bool = option(False, "train under bfloat16 autocast")
     dtype: str = option("float32", "of the weights", str, choices=DTYPES)
     gradient_checkpointing: bool = option(False, "spend time to save memory")
-    max_tokens: int = count(512, "of a row; longer prompts are truncated")
+    max_tokens: int = count(512, "of a row; longer ones are cut, and counted")
     new_tokens: int | None = count(None, "of an answer; default: the longest completion of the task's rows")
     chat: bool = option(False, "put prompts through the tokenizer's chat template")
     train_rows: int | None = count(None, "of a task at most, default all")

@@ -92,12 +92,23 @@ def test_writing_is_greedy_whatever_the_checkpoint_says(writer):
         model.generation_config = own
 
 
-def test_a_completion_that_is_cut_is_counted_and_keeps_its_end(writer):
+def test_a_completion_that_is_cut_is_counted_keeps_its_prompt_and_is_not_taught_to_end(writer):
     kind, _ = writer
+    kind.truncated.clear()
     kind.truncated_completions.clear()
-    long = "x y z " * 40
-    labels = kind.features(Example("p", long))["labels"]
-    assert labels[-1] == kind.tokenizer.eos_token_id and len(labels) == 64 and kind.truncated_completions == {long}
+    row = Example("red and " * 40, "x y z " * 40)
+    features = kind.features(row)
+    labels = [label for label in features["labels"] if label != IGNORED]
+    prompt = features["input_ids"][: 16 if kind.name == "causal" else 64]
+    assert kind.tokenizer.eos_token_id not in labels and len(labels) == (48 if kind.name == "causal" else 64)
+    assert kind.tokenizer.decode(labels).startswith("x y z x y") and "red and red" in kind.tokenizer.decode(prompt)
+    assert kind.truncated == kind.truncated_completions == {row}
+    # what just fits keeps its end
+    longest = Example("", "x" * 63)
+    assert (
+        kind.features(longest)["labels"][-1] == kind.tokenizer.eos_token_id
+        and longest not in kind.truncated_completions
+    )
 
 
 def test_the_loss_is_that_of_the_rows_alone(writer):
@@ -160,8 +171,9 @@ def test_a_decoder_learns_the_completion_and_its_end_alone(tmp_path):
     assert count == 2
 
     assert not kind.truncated
-    long = kind.features(Example("a b c d e f g h i j k l", " blue"))
-    assert len(long["input_ids"]) == 8 and kind.truncated == {"a b c d e f g h i j k l"}
+    row = Example("a b c d e f g h i j k l", " blue")
+    long = kind.features(row)
+    assert len(long["input_ids"]) == 8 and kind.truncated == {row}
     # the end of the prompt stays
     assert kind.tokenizer.decode(long["input_ids"]).endswith("l blue</s>")
     assert len(kind.features(Example("", "x y z " * 9))["input_ids"]) == 8

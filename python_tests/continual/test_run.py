@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, Qwen2TokenizerFast
 
 from gsr_kernels.__main__ import main
 from gsr_kernels.continual.adapter_strategy import PROTECTED
@@ -346,6 +348,42 @@ def test_bad_input_ends_before_any_training(kind, flags, message, models, data, 
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: " in error and message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("causal", "completions"), ("seq2seq", "completions"), ("classifier", "prompts")]
+)
+def test_a_model_without_its_tokenizers_files_is_refused(kind, what, models, data, tmp_path, capsys):
+    folder = shutil.copytree(models[kind], tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    # a Llama's configuration asks for files, those of many others make an empty tokenizer
+    if kind == "causal":
+        Qwen2TokenizerFast(bos_token="<s>").save_pretrained(folder)
+    arguments = ["continual", "--model", str(folder), "--data", data, "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "first: of " in error and f"{what} the tokenizer makes no token that it knows" in error
+    assert "holds the tokenizer of its weights (tokenizer.json)" in error and not (tmp_path / "out").exists()
+
+
+def test_a_token_beyond_the_models_vocabulary_is_refused(models, data, tmp_path, capsys):
+    folder = shutil.copytree(models["causal"], tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([*(f"<{number}>" for number in range(len(tokenizer), 300)), "apple:"])
+    tokenizer.save_pretrained(folder)
+    arguments = ["continual", "--model", str(folder), "--data", data, "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "apple:' has the token 300 ('apple:'), and the model knows 300, from 0 on" in capsys.readouterr().err
+    tokenizer.add_special_tokens({"pad_token": "<more>"})
+    tokenizer.save_pretrained(folder)
+    assert main(arguments) == 2
+    assert "the tokenizer's pad_token is 301, and the model knows 300 tokens" in capsys.readouterr().err
+
+
+def test_what_is_cut_is_told_by_task(models, data, tmp_path, capsys):
+    arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out"), *QUICK]
+    assert main([*arguments, "--max-tokens", "4", "--steps", "1", "--method", "seqft"]) == 0
+    said = "What does not fit into 4 tokens: first: 36 prompts of 36 rows are cut; second: "
+    assert said in capsys.readouterr().out
 
 
 def test_what_is_no_text_model_is_refused(data, tmp_path, capsys):

@@ -37,19 +37,22 @@ class Kind(ABC):
     # the class of transformers that loads it
     auto: ClassVar[str]
     asks: ClassVar[tuple[str, ...]]
+    # the part of a row without which there is nothing to learn
+    wants: ClassVar[str]
 
     tokenizer: Any
-    # of a row; longer prompts are truncated
+    # of a row; longer ones are cut
     max_tokens: int
     # rows at a time, when answers are asked for
     batch: int = 32
-    # that the model has for a text; None: no such limit
+    # that the model has for a text, and tokens that it knows; None: no such limit
     positions: int | None = None
+    vocabulary: int | None = None
     # called with the number of rows answered
     tick: Callable[[int], object] = lambda rows: None
-    # the prompts and the completions that were too long
-    truncated: set[str] = field(default_factory=set)
-    truncated_completions: set[str] = field(default_factory=set)
+    # the rows whose prompt, or whose completion, was too long
+    truncated: set[Example] = field(default_factory=set)
+    truncated_completions: set[Example] = field(default_factory=set)
 
     @abstractmethod
     def features(self, row: Example) -> Features:

@@ -24,6 +24,7 @@ class Classifier(Kind):
     name = "classifier"
     auto = "AutoModelForSequenceClassification"
     asks = ("choice",)
+    wants = "prompt"
 
     # the group of each label, and the first label of each group
     owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
@@ -41,7 +42,7 @@ class Classifier(Kind):
         """See Kind.features; ``row.options`` is the group of its task."""
         tokens = self.tokenizer(row.prompt)["input_ids"]
         if len(tokens) > self.max_tokens:
-            self.truncated.add(row.prompt)
+            self.truncated.add(row)
             tokens = self.tokenizer(row.prompt, truncation=True, max_length=self.max_tokens)["input_ids"]
         label = self._first[row.options] + row.options.index(row.completion)
         return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": label}

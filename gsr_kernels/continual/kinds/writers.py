@@ -17,12 +17,16 @@ from gsr_kernels.continual.evaluators import Answer
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.continual.kinds.base import IGNORED, Features, Kind, mean_loss
 
+# the end of a prompt has one part in so many of a row's tokens, however long the completion is
+PROMPT_SHARE = 4
+
 
 @dataclass
 class Writer(Kind):
     """Kind that answers in text. With ``chat`` the prompt goes through the tokenizer's chat template."""
 
     asks = ("choice", "text", "loss")
+    wants = "completion"
 
     chat: bool = False
 
@@ -59,7 +63,7 @@ class Writer(Kind):
         else:
             tokens = self.tokenizer(row.prompt)["input_ids"]
         if len(tokens) > room:
-            self.truncated.add(row.prompt)
+            self.truncated.add(row)
         return tokens[max(0, len(tokens) - max(0, room)) :]
 
     def _texts(self, model: Any, rows: Sequence[Example], new_tokens: int) -> list[str]:
@@ -131,14 +135,14 @@ class Causal(Writer):
     def features(self, row: Example) -> Features:
         """See Kind.features."""
         end = [] if row.goes_on else [self.tokenizer.eos_token_id]
-        completion = self.tokenizer(row.completion, add_special_tokens=False)["input_ids"]
-        room = max(0, self.max_tokens - len(end))
+        completion = self.tokenizer(row.completion, add_special_tokens=False)["input_ids"] + end
+        prompt = self.prompt_tokens(row, max(self.max_tokens - len(completion), self.max_tokens // PROMPT_SHARE))
+        room = self.max_tokens - len(prompt)
         if len(completion) > room:
-            self.truncated_completions.add(row.completion)
-        completion = completion[:room] + end
-        prompt = self.prompt_tokens(row, self.max_tokens - len(completion))
-        tokens = prompt + completion
-        labels = [IGNORED] * len(prompt) + completion
+            # without its end: nobody is taught to stop in mid-sentence
+            self.truncated_completions.add(row)
+        tokens = prompt + completion[:room]
+        labels = [IGNORED] * len(prompt) + completion[:room]
         # nothing foretells a text's first token: it is no label, and the Trainer shall not count it
         labels[:1] = [IGNORED]
         return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
@@ -195,10 +199,9 @@ class Seq2Seq(Writer):
         prompt = self.prompt_tokens(row, self.max_tokens)
         labels = self.tokenizer(text_target=row.completion)["input_ids"]
         if len(labels) > self.max_tokens:
-            self.truncated_completions.add(row.completion)
-            # its end stays
-            shorter = {"truncation": True, "max_length": self.max_tokens}
-            labels = self.tokenizer(text_target=row.completion, **shorter)["input_ids"]
+            self.truncated_completions.add(row)
+            # without its end, as a decoder
+            labels = labels[: self.max_tokens]
         if row.goes_on and labels[-1] == self.tokenizer.eos_token_id:
             labels = labels[:-1]
         return {"input_ids": prompt, "attention_mask": [1] * len(prompt), "labels": labels}
