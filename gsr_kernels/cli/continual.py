@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from gsr_kernels.continual.methods import BOUNDS, TITLES
 from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.recipe import expand
 from gsr_kernels.continual.report import report
+from gsr_kernels.continual.resume import BEGUN, all_flags, check_same, grow, read_run
 from gsr_kernels.continual.run import Run
 from gsr_kernels.messages import install
 
@@ -29,8 +29,9 @@ def known(text: str) -> NoReturn:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="for the results; new or empty")
-    add("--resume", action="store_true", help="go on with what --out holds, to the same numbers")
+    add("folder", nargs="?", type=Path, help="--out, named first: RUN --resume goes on with all that config.json says")
+    add("--out", type=Path, metavar="DIR", help="for the results; new or empty, unless --resume is given")
+    add("--resume", action="store_true", help="go on with what --out holds, to the same numbers, or start it")
     add("--recipe", metavar="FILE_OR_NAME", help="flags in a YAML file; what is given by hand wins")
     add(
         "--data",
@@ -63,13 +64,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    args, job = ranks.run_on_all_ranks(lambda: _prepared(arguments))
-    config = {"arguments": list(arguments), **job.config}
-    before = ranks.on_rank0(lambda: _open(args, job))
-    if before:
-        # where the run began stays written; where it went on is added
-        again = {key: config[key] for key in ("arguments", "versions", "machine", "threads")}
-        config = {**before, "resumed": [*before.get("resumed", ()), again]}
+    args, before, job = ranks.run_on_all_ranks(lambda: _prepared(arguments))
+    typed = {"arguments": list(arguments), "directory": str(Path.cwd())}
+    config = ranks.on_rank0(lambda: _open(args, before, {**typed, **job.config}))
 
     def keep(done: Results) -> None:
         if ranks.first():
@@ -91,19 +88,28 @@ def _run(arguments: Sequence[str]) -> None:
     print(f"{results.seconds:.0f} s; see {args.out}: {', '.join(sorted(path.name for path in args.out.glob('[!.]*')))}")
 
 
-def _prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, Run]:
-    """Return all flags, a recipe's too, and the run that they ask for."""
+def _prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any], Run]:
+    """Return all flags, the configuration of the run that is gone on with, and the one that is asked for."""
     parser = argparse.ArgumentParser(prog="continual", allow_abbrev=False)
     add_arguments(parser)
-    args = parser.parse_args(expand(arguments[1:]))
+    by_hand = parser.parse_args(expand(arguments[1:]))
+    folders = {folder for folder in (by_hand.out, by_hand.folder) if folder is not None}
+    if len(folders) != 1:
+        parser.error("one folder is wanted, by --out" + f": got {' and '.join(map(str, folders))}" * bool(folders))
+    [out] = folders
+    before = read_run(out) if by_hand.resume else {}
+    args = all_flags(parser.parse_args, arguments, before)
+    args.out, args.resume = out, by_hand.resume
     names = tuple(name.strip() for given in args.method or ["seqft,gsr"] for name in given.split(","))
     if not all(names):
         raise ValueError(f"--method {','.join(names)} holds an empty name: one comma stands between two names")
     if args.bounds:
         names += tuple(bound for bound in BOUNDS if bound not in names)
+    if before:
+        names = grow(args, names, before["settings"])
     # every such error begins with the name of a field, which is that of its flag, or is complete
     try:
-        return args, Run(args, names)
+        return args, before, Run(args, names)
     except ValueError as error:
         field, rest = str(error).partition(" ")[::2]
         if field in vars(args):
@@ -111,22 +117,21 @@ def _prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, Run]:
         raise
 
 
-def _open(args: argparse.Namespace, job: Run) -> dict[str, Any]:
-    """Make the folder, or find in it the run to go on with, whose configuration is returned."""
-    if args.resume:
-        file = args.out / "config.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"--resume: --out {args.out} holds no run (no config.json): leave --resume out")
-        before = json.loads(file.read_text(encoding="utf-8"))
-        job.check_same(before)
-        return before
-    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        raise FileExistsError(f"--out {args.out} exists and is no empty folder: give a new one")
+def _open(args: argparse.Namespace, before: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Make the folder, or go on in it; return what is to be written of the run."""
+    if before:
+        for change in check_same(before, config, args.out):
+            print(f"--resume: {change}", file=sys.stderr)
+        # where the run began stays written, and where it goes on is added
+        again = {key: config[key] for key in BEGUN}
+        return {**config, **{key: before[key] for key in BEGUN}, "resumed": [*before.get("resumed", ()), again]}
+    if not args.resume and args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+        raise FileExistsError(f"--out {args.out} exists and is no empty folder: give a new one, or go on by --resume")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"--out {args.out} cannot be made ({error.strerror}): give a folder that can") from error
-    return {}
+    return config
 
 
 def _draw(folder: Path, results: Results) -> None:
@@ -138,5 +143,6 @@ def _draw(folder: Path, results: Results) -> None:
         return
     from gsr_kernels.continual.plots import draw_forgetting, draw_spectra
 
-    draw_forgetting(results, folder / "forgetting.png")
+    if next(iter(results.methods().values()))[0].forgets:
+        draw_forgetting(results, folder / "forgetting.png")
     draw_spectra(results, folder / "spectra.png")

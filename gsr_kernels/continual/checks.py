@@ -50,8 +50,6 @@ def check_names(tasks: Sequence[Source], retained: Sequence[Source]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"--retain and --data both name {', '.join(twice)}: call one file otherwise")
-    if len(names) < 2:
-        raise ValueError("--data holds one task alone: forgetting wants two, or one and one by --retain")
 
 
 def check_asked(task: Source, asks: Sequence[str], kind: str) -> None:

@@ -48,6 +48,11 @@ class ResultMatrix:
         self.rows = (BEFORE, *self.tasks)
         self._scores: dict[str, dict[str, float]] = {row: {} for row in self.rows}
 
+    @property
+    def forgets(self) -> bool:
+        """Return True where something is learned before the last task, so that it can be forgotten."""
+        return len(self.known) + len(self.tasks) > 1
+
     def record(self, after: str, scores: Mapping[str, float]) -> None:
         """Set cells of the row after a task or ``BEFORE``; ValueError, and nothing set, for no task or finite score."""
         self._index(after)

@@ -13,12 +13,12 @@ SHIPPED = Path(__file__).with_name("recipes")
 DEMO = "demo"
 
 
-def expand(argv: Sequence[str]) -> list[str]:
+def expand(argv: Sequence[str], demo: bool = True) -> list[str]:
     """Return the arguments with those of ``--recipe`` before them, so that what is given by hand wins.
 
-    Without a model in either those of the demo's recipe come first. A recipe's keys are names of flags: a list gives a
-    flag several times, a mapping as KEY=VALUE, true stands for a flag without a value. A repeatable flag that is given
-    by hand takes the place of the recipe's.
+    Without a model in either those of the demo's recipe come first, where ``demo`` is true. A recipe's keys are names
+    of flags: a list gives a flag several times, a mapping as KEY=VALUE, true stands for a flag without a value. A
+    repeatable flag that is given by hand takes the place of the recipe's.
 
     Raises FileNotFoundError for neither a file nor a shipped recipe, ValueError for no YAML mapping of such values.
     """
@@ -27,7 +27,7 @@ def expand(argv: Sequence[str]) -> list[str]:
     # where a value is missing argparse says so
     if indices and (name := [*argv[indices[-1]].partition("=")[2:], *argv[indices[-1] + 1 :]]):
         all_of = _before(next(filter(None, name), ""), all_of)
-    return all_of if "--model" in _names(all_of) else _before(DEMO, all_of)
+    return _before(DEMO, all_of) if demo and "--model" not in _names(all_of) else all_of
 
 
 def _before(name: str, argv: list[str]) -> list[str]:

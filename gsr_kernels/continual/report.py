@@ -34,6 +34,11 @@ FIGURES: dict[str, tuple[Callable[[ResultMatrix], float], int]] = {
 }
 
 
+def figures_of(matrix: ResultMatrix) -> dict[str, tuple[Callable[[ResultMatrix], float], int]]:
+    """Return the figures that a run of such a matrix has: one task alone is not forgotten."""
+    return {name: figure for name, figure in FIGURES.items() if matrix.forgets or name != "F.Ra"}
+
+
 def report(results: Results, conditions: str, *notes: str) -> str:
     """Return all that is printed: conditions, table, figures, verdict, notes."""
     methods = results.methods()
@@ -66,9 +71,10 @@ def table(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
 
 def figures(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
     """Return the figures of each method at the end, a line a method."""
-    rows = [["", "at the end", *FIGURES]]
+    figured = figures_of(next(iter(matrices.values()))[0])
+    rows = [["", "at the end", *figured]]
     for title, each in matrices.items():
-        rows.append([title, "", *(over([value(matrix) for matrix in each]) for value, _ in FIGURES.values())])
+        rows.append([title, "", *(over([value(matrix) for matrix in each]) for value, _ in figured.values())])
     return "\n".join(aligned(rows, NAMES, CELL))
 
 
@@ -76,7 +82,7 @@ def verdict(title: str, ours: Sequence[ResultMatrix], baseline: Sequence[ResultM
     """Compare a method with the baseline, seed by seed, in words; see ``confidence`` for what is a difference."""
     gains = {
         name: [sign * (value(mine) - value(theirs)) for mine, theirs in zip(ours, baseline)]
-        for name, (value, sign) in FIGURES.items()
+        for name, (value, sign) in figures_of(baseline[0]).items()
     }
     words = {name: _judge(each) for name, each in gains.items()}
     # F.Ra is negative where scores rise after their task: lower is then no less forgetting
@@ -86,7 +92,7 @@ def verdict(title: str, ours: Sequence[ResultMatrix], baseline: Sequence[ResultM
         "no difference": "F.Ra shows no difference beyond the spread of the seeds",
         "unknown": "one seed cannot tell a difference from chance",
     }
-    sentence = f"{title} against {BASELINE}: {said[words['F.Ra']]}"
+    sentence = f"{title} against {BASELINE}: {said[words['F.Ra']] if 'F.Ra' in words else 'one task, none forgotten'}"
     if words["learned"] == "worse":
         sentence += "; it learned less"
     lines = [f"  {name:<8} {over(each, '+'):>11}   {words[name]}" for name, each in gains.items()]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +26,7 @@ from gsr_kernels.continual.methods import ADAPTER_METHODS, BOUNDS, METHODS, TITL
 from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.ranks import first, world
 from gsr_kernels.continual.readers import Read, read, read_retained
-from gsr_kernels.continual.settings import DemoSettings, RunSettings, flags, given
+from gsr_kernels.continual.settings import DemoSettings, RunSettings, given
 from gsr_kernels.messages import need
 
 
@@ -115,24 +114,6 @@ class Run:
             "machine": platform.platform(),
             "threads": torch.get_num_threads(),
         }
-
-    def check_same(self, before: Mapping[str, Any]) -> None:
-        """Raise ValueError, naming what differs, where a folder's configuration is not this run's."""
-        now = json.loads(json.dumps(self.config))
-        # a folder of before a setting came was made as its default says
-        were = {"processes": 1} | {each.name: each.default for each in flags(RunSettings)}
-        before = {**before, "settings": were | before.get("settings", {})}
-        for part in ("settings", "methods", "retained", "tasks"):
-            old, new = before.get(part, {}), now[part]
-            for key in {**old, **new}:
-                if old.get(key) != new.get(key):
-                    raise ValueError(
-                        f"--resume: {part} {key} was {old.get(key)!r} in {self.out} and is {new.get(key)!r} now"
-                    )
-        for part in ("tasks", "retained", "lacking"):
-            was, is_now = (", ".join(config.get(part, ())) for config in (before, now))
-            if was != is_now:
-                raise ValueError(f"--resume: the order of {part} was {was} in {self.out} and is {is_now} now")
 
     def run(self, keep: Callable[[Results], object]) -> Results:
         """Train and score what the folder does not hold yet; ``keep`` is called after every method of a seed."""

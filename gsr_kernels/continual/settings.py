@@ -14,6 +14,8 @@ from gsr_kernels.options import RANK
 KINDS = ("causal", "seq2seq", "classifier")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 DTYPES = ("float32", "bfloat16")
+# of a setting that decides no numbers
+SAME = "the numbers are the same"
 # what a number must be
 RULES: dict[str, Callable[[float], bool]] = {
     "at least 1": lambda number: number >= 1,
@@ -26,14 +28,19 @@ RULES: dict[str, Callable[[float], bool]] = {
 }
 
 
-def option(default: Any, about: str, type: Callable[[str], Any] | None = None, must: str = "", **flag: Any) -> Any:
-    """Return a field that is a flag; ``type`` reads its text, which a bool has not, ``must`` is one of ``RULES``."""
-    return field(default=default, metadata={"must": must, "flag": {"help": about, "type": type, **flag}})
+def option(
+    default: Any, about: str, type: Callable[[str], Any] | None = None, must: str = "", free: str = "", **flag: Any
+) -> Any:
+    """Return a field that is a flag; ``type`` reads its text, which a bool has not, ``must`` is one of ``RULES``.
+
+    ``free``: it may change when a run goes on, for the reason that it gives.
+    """
+    return field(default=default, metadata={"must": must, "free": free, "flag": {"help": about, "type": type, **flag}})
 
 
-def count(default: int | None, about: str) -> Any:
+def count(default: int | None, about: str, free: str = "") -> Any:
     """Return a field that is a flag, a number from 1 on."""
-    return option(default, about, int, "at least 1")
+    return option(default, about, int, "at least 1", free)
 
 
 def positive(default: float | None, about: str) -> Any:
@@ -84,7 +91,11 @@ class RunSettings:
     kind: str | None = option(None, "what the model is; default: what its configuration says", str, choices=KINDS)
     epochs: float = positive(3.0, "over the rows of a task, unless --steps is given")
     batch: int = count(32, "rows of an optimizer step")
-    micro_batch: int | None = count(None, "rows at a time within a step, default all; the rest is accumulated")
+    micro_batch: int | None = count(
+        None,
+        "rows at a time within a step, default all; the rest is accumulated",
+        "the numbers are the same up to rounding, and dropout draws other masks",
+    )
     warmup: float = option(0.05, "share of the steps of a task in which the rate rises", float, "a share in [0, 1)")
     schedule: str = option("linear", "of the rate after that", str, choices=SCHEDULES)
     weight_decay: float = option(0.0, "of AdamW", float, "finite and at least 0")
@@ -94,16 +105,16 @@ class RunSettings:
     head_lr: float | None = positive(None, "of a new classification head; default: --lr")
     bf16: bool = option(False, "train under bfloat16 autocast")
     dtype: str = option("float32", "of the weights", str, choices=DTYPES)
-    gradient_checkpointing: bool = option(False, "spend time to save memory")
+    gradient_checkpointing: bool = option(False, "spend time to save memory", free=SAME)
     max_tokens: int = count(512, "of a row; longer ones are cut, and counted")
     new_tokens: int | None = count(None, "of an answer; default: the longest completion of the task's rows")
     chat: bool = option(False, "put prompts through the tokenizer's chat template")
     train_rows: int | None = count(None, "of a task at most, default all")
     test_rows: int | None = count(None, "of a task at most, default all")
-    eval_batch: int = count(32, "rows that answer at a time")
+    eval_batch: int = count(32, "rows that answer at a time", "the answers are the same up to rounding")
     fsdp: bool = option(False, "shard the model over the processes of torchrun (FSDP2), instead of DDP")
-    save_every: int = count(100, "steps between checkpoints within a task")
-    keep_models: bool = option(False, "keep the model after every task, not the last alone")
+    save_every: int = count(100, "steps between checkpoints within a task", SAME)
+    keep_models: bool = option(False, "keep the model after every task, not the last alone", free=SAME)
 
     @property
     def numbers(self) -> range:
