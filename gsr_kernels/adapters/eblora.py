@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gsr_kernels.adapters.factors import Factors
+from gsr_kernels.adapters.factors import Factors, find_factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
 from gsr_kernels.checks import check_number
 from gsr_kernels.linalg import svd
@@ -59,6 +59,22 @@ class EBLoRA(ModelMethod):
 
     def bind(self, model: nn.Module) -> BoundMethod:
         return _BoundEBLoRA(self, model)
+
+    def begin(self, model: nn.Module, batches: Iterable[Any], loss: Loss, **settings: Any) -> RiemannianAdamW:
+        """Return ``RiemannianAdamW(find_factors(model), **settings)`` that ``start_task`` has begun, without a handle.
+
+        For a loop that saves nothing on the way: a handle's ``state_dict`` remembers the task that has begun.
+        """
+        optimizer = RiemannianAdamW(find_factors(model), **settings)
+        bound = self.bind(model)
+        bound.prepare(optimizer)
+        bound.start_task(optimizer, batches, loss)
+        return optimizer
+
+    def end(self) -> None:
+        """Let F hold ``energy`` of the task's gradient from now on. Without a task that has begun nothing happens."""
+        self.protected.update(self.grown)
+        self.grown = {}
 
     def __repr__(self) -> str:
         return f"EBLoRA(energy={self.energy:g}, protecting inputs of {len(self.protected)} modules)"
@@ -109,9 +125,8 @@ class _BoundEBLoRA(BoundMethod):
         self._method.grown = grown
 
     def finish_task(self, batches: Iterable[Any] | None, loss: Loss | None) -> None:
-        """Let F hold ``energy`` of the task's gradient from now on. Without ``start_task()`` nothing happens."""
-        self._method.protected.update(self._method.grown)
-        self._method.grown = {}
+        """See EBLoRA.end."""
+        self._method.end()
 
 
 def _directions(G: Tensor, F: Tensor, rank: int, energy: float) -> tuple[Tensor, Tensor, Tensor]:

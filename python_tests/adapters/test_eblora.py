@@ -283,6 +283,30 @@ def test_gradients_under_activation_checkpointing(reentrant):
     assert not nn.modules.module._global_forward_pre_hooks
 
 
+def test_a_task_without_a_handle_is_that_of_a_handle():
+    held, bare = EBLoRA(), EBLoRA()
+    models, batches = (make_model(), make_model()), draw(2)
+    models[1].load_state_dict(models[0].state_dict())
+    optimizer, handle = begin(held, models[0], batches, loss, lr=0.01)
+    optimizers = optimizer, bare.begin(models[1], batches, loss, lr=0.01)
+    for model, optimizer in zip(models, optimizers):
+        loss(model, batches[0]).backward()
+        optimizer.step()
+    handle.finish_task()
+    bare.end()
+    for one, other in zip(models[0].parameters(), models[1].parameters()):
+        assert torch.equal(one, other)
+    assert held.protected.keys() == bare.protected.keys() and not bare.grown
+    assert all(torch.equal(F, bare.protected[name]) for name, F in held.protected.items())
+
+    def checkpointed(model, batch):
+        return checkpoint(model, batch[0].clone().requires_grad_(), use_reentrant=True).square().mean()
+
+    with pytest.raises(ValueError, match="pass use_reentrant=False"):
+        bare.begin(make_model(), batches, checkpointed)
+    assert not bare.grown
+
+
 def test_bad_input_is_named_and_changes_nothing():
     for energy in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="energy must be"):
