@@ -19,6 +19,7 @@ from gsr_kernels.continual.kinds import Kind
 from gsr_kernels.continual.ranks import on_rank0, rank, world
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.trainer import EpochSampler, TaskTrainer, Watch, check_weights
+from gsr_kernels.integrations.transformers import load_converted
 
 # what the Trainer writes last into a checkpoint
 LAST = "trainer_state.json"
@@ -64,6 +65,7 @@ def learn(
     # the run has a bar of its own
     trainer.remove_callback(PrinterCallback)
     trainer.head_lr = settings.head_lr
+    load_converted(trainer)
     checkpoint = on_rank0(lambda: newest(folder))
     prepare(trainer, folder)
     if checkpoint is not None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import transformers
 from torch.optim import Optimizer
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from gsr_kernels.io.saved_model import load_into
 from gsr_kernels.optim import Handle, ModelHandle, attach
 from gsr_kernels.optim.model_handle import model_methods
 from gsr_kernels.optim.state import KEY
@@ -41,6 +47,7 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
         )
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise TypeError("trainer: FSDP1 flattens the weights, which then have no singular basis. Set fsdp_version: 2")
+    load_converted(trainer)
     callback = MethodCallback(trainer, method, settings)
     if not model_methods(method):
         if trainer.optimizer is not None:
@@ -66,6 +73,39 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
     # first, so that the reporters that come after it see what it adds
     trainer.callback_handler.callbacks.insert(0, callback)
     return callback
+
+
+def load_converted(trainer: Trainer) -> None:
+    """Have the trainer load its checkpoints as ``from_pretrained`` does, and refuse those that are not its model's.
+
+    Its own loading takes the names in the file, where packed experts are saved one by one: it would leave them out.
+    """
+    if type(trainer)._load_from_checkpoint is not Trainer._load_from_checkpoint:
+        # it has its own
+        return
+    load, load_best = trainer._load_from_checkpoint, trainer._load_best_model
+
+    def convert(folder: str, otherwise: Callable[[], object]) -> None:
+        model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        saved = any((Path(folder) / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+        sharded = any(hasattr(parameter, "placements") for parameter in model.parameters())
+        if not saved or sharded or trainer.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            otherwise()
+            return
+        load_into(model, folder)
+        written = json.loads((Path(folder) / CONFIG_NAME).read_bytes()).get("transformers_version")
+        if written != transformers.__version__:
+            logging.get_logger("transformers.trainer").warning(
+                f"{folder} was written by transformers {written}, and this is {transformers.__version__}"
+            )
+
+    def load_checkpoint(resume_from_checkpoint: str, model: Any = None) -> None:
+        convert(resume_from_checkpoint, lambda: load(resume_from_checkpoint, model))
+
+    trainer._load_from_checkpoint = load_checkpoint  # type: ignore[method-assign]
+    trainer._load_best_model = lambda: convert(  # type: ignore[method-assign]
+        str(trainer.state.best_model_checkpoint), load_best
+    )
 
 
 class MethodCallback(TrainerCallback):

@@ -113,7 +113,7 @@ def stored_parameters(directory: str | os.PathLike[str]) -> tuple[dict[str, Stor
     saved = saved_tensors(directory)
     try:
         model = build(Path(directory))
-        return _named(model, saved), model
+        return _named(model, saved)[0], model
     except LookupError as error:
         print(f"{os.fspath(directory)}: {error.args[0]}. Its weights are named as in the files, not as in the model")
         return {name: _as_saved(name, one) for name, one in saved.items()}, None
@@ -168,8 +168,41 @@ def build_config(config: Any) -> nn.Module:
         return (transformers.AutoModelForCausalLM if causal else transformers.AutoModel).from_config(config)
 
 
-def _named(model: Any, saved: Mapping[str, Saved]) -> dict[str, Stored]:
-    """Rename and convert as ``from_pretrained`` does; what the model lacks is left out."""
+@torch.no_grad()
+def load_into(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+    """Load a directory that ``model.save_pretrained`` wrote into the parameters and buffers of the same model.
+
+    They are converted as ``from_pretrained`` does, such as experts that are saved one by one and packed in the model.
+
+    Raises as ``saved_tensors``, and ValueError, with nothing changed, where the directory and the model differ.
+    """
+    saved, state = saved_tensors(directory), model.state_dict()
+    try:
+        found, beside = _named(model, saved)
+    except LookupError:
+        found = {name: _as_saved(name, one) for name, one in saved.items() if name in state}
+        beside = sorted(saved.keys() - found.keys())
+    # one tensor under two names is saved under one
+    held = {state[name].data_ptr() for name in found}
+    unsaved: Any = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    lacking = [name for name in state.keys() - unsaved if state[name].data_ptr() not in held]
+    other = [name for name, one in found.items() if one.shape != state[name].shape]
+    for names, problem in (
+        (lacking, "lacks {}, which the model has"),
+        (beside, "holds {}, which the model has not"),
+        (other, "holds {} in another shape than the model"),
+    ):
+        if names:
+            raise ValueError(
+                f"{os.fspath(directory)} {problem.format(some(sorted(names)))}: it was saved from another model, or by "
+                "another transformers; load it with those that wrote it"
+            )
+    for name, one in found.items():
+        state[name].copy_(one.read("cpu"))
+
+
+def _named(model: Any, saved: Mapping[str, Saved]) -> tuple[dict[str, Stored], list[str]]:
+    """Rename and convert as ``from_pretrained`` does; return also the names of what the model lacks."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -181,6 +214,7 @@ def _named(model: Any, saved: Mapping[str, Saved]) -> dict[str, Stored]:
     of_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
     prefix, state = model.base_model_prefix, model.state_dict()
     sources: dict[str, list[tuple[str | None, Saved]]] = defaultdict(list)
+    beside = []
     # experts are stacked in this order
     for name in sorted(saved, key=dot_natural_key):
         renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
@@ -188,6 +222,8 @@ def _named(model: Any, saved: Mapping[str, Saved]) -> dict[str, Stored]:
             renamed, pattern = rename_source_key(name, [], [], prefix, state)
         if renamed in state:
             sources[renamed].append((pattern, saved[name]))
+        else:
+            beside.append(name)
     found = {}
     for name, parts in sources.items():
         pattern, first = parts[0]
@@ -198,7 +234,7 @@ def _named(model: Any, saved: Mapping[str, Saved]) -> dict[str, Stored]:
         convert = partial(_convert, model, of_pattern[pattern], name, parts)
         for target, meta in convert("meta").items():
             found[target] = Stored(target, tuple(meta.shape), meta.dtype, partial(_one_of, convert, target))
-    return found
+    return found, beside
 
 
 def _as_saved(name: str, one: Saved) -> Stored:

@@ -17,14 +17,14 @@ from gsr_kernels.__main__ import main
 from gsr_kernels.continual.adapter_strategy import PROTECTED
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.continual.folder import claimed
-from gsr_kernels.continual.learn import arguments
+from gsr_kernels.continual.learn import arguments, learn
 from gsr_kernels.continual.metrics import BEFORE
 from gsr_kernels.continual.models import load
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.task_sequence import TaskSequence
 from gsr_kernels.continual.trainer import TaskTrainer, Watch
 from gsr_kernels.methods.base import part
-from python_tests.continual.tiny import WORDS, save_model, save_tasks, tiny_kind
+from python_tests.continual.tiny import WORDS, expert_model, save_model, save_tasks, tiny_kind
 from python_tests.distributed.ranks import context
 
 QUICK = ["--batch", "8", "--micro-batch", "4", "--steps", "6", "--lr", "1e-3", "--save-every", "2", "--test-rows", "4"]
@@ -254,6 +254,20 @@ def test_adapters_learn_in_turn_and_resume(kind, models, data, tmp_path, monkeyp
     assert main([*arguments, "--method", "ps-lora", "--out", str(cut), "--resume"]) == 0
     alone = {name: {"PS-LoRA": found["PS-LoRA"]} for name, found in measured(whole).items()}
     assert measured(cut) == alone
+
+
+def test_experts_saved_after_the_last_step_are_as_they_were(models, tmp_path):
+    settings = RunSettings(model=models["causal"], lr=1e-2, batch=4, steps=2)
+    kind = tiny_kind(settings)
+    rows = [Example(word, " red") for word in WORDS[:8]]
+    learned, again = expert_model("qwen3"), expert_model("qwen3")
+    ticks = []
+    for model in (learned, again):
+        log = learn(kind, model, rows, settings, lambda *_: None, tmp_path, 0, lambda *tick: ticks.append(tick))
+    # the second time all of it comes from the checkpoint
+    assert ticks == [(0, True), (1, False), (1, False), (2, True)] and log
+    after = again.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in learned.state_dict().items())
 
 
 def test_a_new_head_learns_at_its_own_rate_decayed_or_not(models, tmp_path):

@@ -11,9 +11,16 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertModel,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -64,6 +71,21 @@ def save_model(kind: str, folder: Path, dropout: float = 0.0, chats: bool = Fals
     model.save_pretrained(folder)
     tokenizer(kind == "seq2seq", chats).save_pretrained(folder)
     return str(folder)
+
+
+def expert_model(architecture: str) -> PreTrainedModel:
+    """A random model of packed experts, which transformers saves one by one."""
+    torch.manual_seed(0)
+    size = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"num_key_value_heads": 2, "num_experts_per_tok": 2, "pad_token_id": 0, "eos_token_id": 1}
+    if architecture == "mixtral":
+        return MixtralForCausalLM(MixtralConfig(intermediate_size=8, num_local_experts=4, **size))
+    if architecture == "qwen3":
+        experts = {"moe_intermediate_size": 8, "num_experts": 4, "head_dim": 8, "intermediate_size": 8}
+        return Qwen3MoeForCausalLM(Qwen3MoeConfig(**experts, **size))
+    low = {"kv_lora_rank": 4, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+    experts = {"moe_intermediate_size": 8, "n_routed_experts": 4, "n_group": 2, "topk_group": 1}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**low, **experts, first_k_dense_replace=1, **size))
 
 
 def save_tasks(folder: Path, names: tuple[str, ...] = ("first", "second", "third"), rows: int = 40) -> str:

@@ -2,10 +2,12 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
 from gsr_kernels import Handle, SpectralBasis, attach
 from gsr_kernels.integrations.transformers import attach_to
+from python_tests.continual.tiny import expert_model
 
 ROWS = [{"input_ids": list(range(start, start + 8)), "labels": list(range(start, start + 8))} for start in range(16)]
 
@@ -110,6 +112,39 @@ def test_resumed_from_a_checkpoint(tmp_path, kind):
     resumed, after = train("resumed", tmp_path / "whole" / "checkpoint-2")
     assert after["steps"] == state["steps"] == 4 and after["weights"] == state["weights"]
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed))
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3", "deepseek"])
+def test_experts_that_are_saved_one_by_one_are_resumed(tmp_path, architecture):
+    def train(folder, resume=None):
+        saved = {"save_strategy": "steps", "save_steps": 2, "logging_strategy": "no", "learning_rate": 1e-2}
+        trainer = make_trainer(tmp_path / folder, model=expert_model(architecture), **saved)
+        callback = attach_to(trainer, rho=0.7, targets=".*experts.*_proj", bases=tmp_path / "bases.safetensors")
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.state_dict(), callback.handle.state_dict()["steps"]
+
+    whole, _ = train("whole")
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    file = checkpoint / "model.safetensors"
+    saved = load_file(file)
+    assert not any(name in saved for name in whole if ".experts." in name and "shared" not in name)
+    resumed, steps = train("resumed", checkpoint)
+    assert steps == 4 and all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    # the best model, that the Trainer loads when training ends, likewise
+    trainer = make_trainer(tmp_path, model=expert_model(architecture))
+    attach_to(trainer, rho=0.7)
+    trainer.state.best_model_checkpoint = tmp_path / "whole" / "checkpoint-4"
+    trainer._load_best_model()
+    assert all(torch.equal(whole[name], value) for name, value in trainer.model.state_dict().items())
+
+    lacking = "model.norm.weight"
+    save_file({"strange": saved.pop(lacking), **saved}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"checkpoint-2 lacks {lacking}, which the model has"):
+        train("resumed", checkpoint)
+    save_file({"strange": torch.ones(16), lacking: torch.ones(16), **saved}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="checkpoint-2 holds strange, which the model has not"):
+        train("resumed", checkpoint)
 
 
 def test_a_second_training_is_another_task(tmp_path):
