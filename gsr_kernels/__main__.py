@@ -9,11 +9,13 @@ from importlib import import_module
 
 import gsr_kernels
 
-# a command is a module of cli with add_arguments(parser) and run(args), imported when it is called
+# a command is a module of cli with add_arguments(parser) and run(args), imported when it is called; one of two words
+# has a "_" between them there
 COMMANDS = {
     "bases": "the singular bases of a model, from its safetensors, ahead of training",
     "inspect": "spectra, effective ranks and condition numbers of a model's weights",
     "continual": "learn tasks one after another and see what is forgotten",
+    "continual methods": "the methods of such a run, their settings, defaults and sources",
     "estimate": "what the method costs on a model, from its config.json",
     "bench": "time on this machine, beside the floor and what one might use instead",
     "tune": "check and time the ways to compute a step on this GPU",
@@ -23,17 +25,18 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 after bad input, which one line on stderr explains."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = [*(sys.argv[1:] if argv is None else argv)]
+    words = [" ".join(argv[:2])] if " ".join(argv[:2]) in COMMANDS else argv[:1]
     parser = argparse.ArgumentParser(prog="gsr-kernels", description=gsr_kernels.__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {gsr_kernels.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        if argv[:1] == [name]:
-            chosen = import_module(f"gsr_kernels.cli.{name}")
+        if words == [name]:
+            chosen = import_module(f"gsr_kernels.cli.{name.replace(' ', '_')}")
             chosen.add_arguments(command)
             command.set_defaults(run=chosen.run, arguments=argv)
-    args = parser.parse_args(argv)
+    args = parser.parse_args([*words, *argv[len(" ".join(words).split()) :]])
     try:
         args.run(args)
     except (ValueError, OSError, FloatingPointError) as error:

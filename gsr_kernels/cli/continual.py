@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"one of {', '.join(TITLES)}; several with commas, or again (default: seqft,gsr)",
     )
+    add("--set", action="append", metavar="METHOD.NAME=VALUE", help="a setting of one method; repeatable")
+    add("--sweep", action="append", metavar="METHOD.NAME=V,V", help="a run for each value; several: for each pair")
     add("--bounds", action=argparse.BooleanOptionalAction, help="also each task alone and all at once: perft and mtl")
     settings.add_arguments(parser)
 

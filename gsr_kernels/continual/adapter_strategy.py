@@ -13,12 +13,11 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
-from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.adapters.factors import find_factors
 from gsr_kernels.adapters.merge_model import merge_and_unload
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
 from gsr_kernels.continual.kinds import IGNORED
-from gsr_kernels.continual.methods import GRADIENT_ROWS
+from gsr_kernels.continual.methods import GRADIENT_ROWS, AdapterMethod
 from gsr_kernels.continual.models import lora_config
 from gsr_kernels.continual.ranks import on_rank0, rank, world
 from gsr_kernels.continual.strategy import Strategy, batch_loss
@@ -34,6 +33,13 @@ class Adapted(Strategy):
 
     _peft: Any = field(default=None, init=False)
     _names: list[str] = field(default_factory=list, init=False)
+
+    @property
+    def method(self) -> AdapterMethod:
+        """Return the method on adapters."""
+        method = self.chosen.method
+        assert isinstance(method, AdapterMethod)
+        return method
 
     @property
     def lr(self) -> float:
@@ -72,9 +78,9 @@ class Adapted(Strategy):
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Strategy.prepare."""
-        acts = self.method.act(self.settings, len(self._names))
-        if acts is not None:
-            attach_to(trainer, acts)
+        # beside the first adapter of many there is none that a term could hold it by
+        if self.method.makes and not (self.method.own and len(self._names) < 2):
+            attach_to(trainer, self.chosen.make())
 
     def save(self, folder: Path) -> None:
         """See Strategy.save: a folder an adapter, as PEFT writes them."""
@@ -97,7 +103,7 @@ class Balanced(Adapted):
         """See Strategy.open."""
         Strategy.open(self, folder)
         self._handle: Any = None
-        self._eblora = EBLoRA()
+        [self._eblora] = self.chosen.make()
         if folder is not None:
             self._eblora.load_state_dict(load_file(folder / PROTECTED))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.evaluators import EVALUATORS
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.methods import BOUNDS
@@ -14,7 +15,7 @@ from gsr_kernels.continual.settings import RunSettings
 SHARDED = ("seqft", "gsr", *BOUNDS)
 
 
-def check_processes(settings: RunSettings) -> None:
+def check_processes(settings: RunSettings, run: Sequence[Chosen]) -> None:
     """Raise ValueError for a batch that the processes cannot share evenly, and for what FSDP2 does not support."""
     rows = (settings.micro_batch or 1) * world()
     if settings.batch % rows:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from typing import Any, ClassVar, get_type_hints
 
-import gsr_kernels
+from gsr_kernels.adapters.eblora import EBLoRA
+from gsr_kernels.adapters.gsr import AdapterGSR
 from gsr_kernels.adapters.merging import How
-from gsr_kernels.continual.settings import RunSettings
-from gsr_kernels.messages import need
-from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, GSRFull, Method, ModelMethod
+from gsr_kernels.adapters.terms import OLoRA, PSLoRA, Term
+from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, Chain, GSRFull, Method, ModelMethod
 
 # how firmly EWC holds (of 1e2, 1e3, 1e4 and 1e5 the best AP of a smaller model with a seed of its own), and how many
 # rows of a task say where
@@ -17,22 +22,35 @@ EWC_LAM = 1e3
 EWC_ROWS = 64
 # rows of a task whose mean gradient EBLoRA begins with
 GRADIENT_ROWS = 256
+# settings of the run that may differ by method
+SHARED = ("lr", "head_lr", "epochs", "steps", "weight_decay", "warmup", "schedule", "max_grad_norm")
+# the default of an argument without one
+EMPTY = inspect.Parameter.empty
+# arguments of a method that the runner itself gives, or that decide no numbers
+GIVEN = ("new", "earlier", "adapter", "protected", "backend")
 
 
 @dataclass(frozen=True)
 class DenseMethod:
-    """Method on the weights themselves: the settings that it reads, what ``attach`` is given, and whether it is EWC."""
+    """Method on the weights themselves: what makes it, whose arguments are its settings, and where it comes from."""
 
     title: str
-    reads: tuple[str, ...] = ("rank",)
-    act: Callable[[RunSettings], Method] | None = None
+    makes: tuple[Callable[..., Any], ...] = ()
+    source: str = ""
     consolidates: bool = False
 
-    def described(self, settings: RunSettings) -> str:
-        """Return all settings of the method in words."""
-        if self.consolidates:
-            return f"{EWC(EWC_LAM)!r}, Fisher from {EWC_ROWS} rows of a task"
-        return "the optimizer alone" if self.act is None else repr(self.act(settings))
+    @property
+    def fields(self) -> dict[str, str]:
+        """Return the fields of the run's settings that it reads, by their names among the method's own settings."""
+        of_bases = ("rank", "heads") if self.makes and not self.consolidates else ()
+        return {name: name for name in (*SHARED, *of_bases)}
+
+    def joined(self, other: DenseMethod) -> DenseMethod:
+        """Return both, one after the other; ValueError where they cannot go together."""
+        for one in (self, other):
+            if not one.makes or one.consolidates:
+                raise ValueError(f"{one.title} joins no other method")
+        return replace(self, title=f"{self.title}+{other.title}", makes=self.makes + other.makes)
 
 
 @dataclass(frozen=True)
@@ -40,62 +58,48 @@ class AdapterMethod:
     """Method on adapters, of PEFT."""
 
     title: str
+    makes: tuple[Callable[..., Any], ...] = ()
+    source: str = ""
     # every task has an adapter of its own, and the last one is trained beside the others; else one for all
     own: bool = True
     # adapters are scored as one, see ``merge``
     how: How = "sum"
-    # hold the new adapter beside earlier ones, and how firmly unless the reader says so
-    term: str = ""
-    lam: float = 0.0
-    # GSR acts on the adapter, in its own spectrum
-    rescaled: bool = False
     # EBLoRA; its adapter is merged when the task ends
     balanced: bool = False
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Return the settings that it reads."""
-        return ("adapter_lr", "adapter_rank", *(("rho",) if self.rescaled else ()))
+    fields: ClassVar[dict[str, str]] = {name: name for name in SHARED} | {
+        "lr": "adapter_lr", "rank": "adapter_rank", "dropout": "adapter_dropout", "targets": "adapter_targets"
+    }  # fmt: skip
 
-    def described(self, settings: RunSettings) -> str:
-        """Return all settings of the method in words."""
-        rank, lr, dropout = settings.adapter_rank, settings.adapter_lr, settings.adapter_dropout
-        how = f"one a task, merged by {self.how}" if self.own else "one for all tasks"
-        parts = [f"rank {rank}, lr {lr:g}, dropout {dropout:g}, {how}"]
-        if self.term:
-            parts.append(f"{self.term}(lam={settings.adapter_lam or self.lam:g})")
-        if self.rescaled:
-            parts.append(f"AdapterGSR(rho={settings.rho:g}, spectrum='adapter')")
-        if self.balanced:
-            parts.append(f"EBLoRA(energy=0.99), gradient of {GRADIENT_ROWS} rows, steps scaled by √(width / rank)")
-        return ", ".join(parts)
-
-    def act(self, settings: RunSettings, adapters: int) -> ModelMethod | None:
-        """Return what acts on the steps of the last of so many adapters; the first needs no term."""
-        if self.rescaled:
-            return gsr_kernels.AdapterGSR(settings.rho)
-        if not self.term or adapters < 2:
-            return None
-        return getattr(gsr_kernels, self.term)(settings.adapter_lam or self.lam)
+    def joined(self, other: AdapterMethod) -> AdapterMethod:
+        """Return the terms of both on one adapter, merged as the second is; ValueError where one is no such term."""
+        for one in (self, other):
+            if not one.makes or not one.own or one.balanced:
+                raise ValueError(f"{one.title} is no term of the loss, and joins no other method")
+        return replace(self, title=f"{self.title}+{other.title}", makes=self.makes + other.makes, how=other.how)
 
 
+GSR_PAPER = "Mitigating Forgetting via Gradient Spectrum Rescaling"
+STABILITY = "Stability Matters: Combating Parameter Shifts in Low-Rank Adaptation"
 DENSE_METHODS = {
-    "seqft": DenseMethod("SeqFT", ()),
-    "gsr": DenseMethod("GSR", ("rho", "rank"), lambda settings: GSR(settings.rho)),
-    "gsr-full": DenseMethod("GSR-full", act=lambda settings: GSRFull()),
-    "psp": DenseMethod("PSP", act=lambda settings: PSP()),
-    "osf": DenseMethod("OSF", act=lambda settings: OSF()),
-    "sr": DenseMethod("SR", act=lambda settings: SR()),
-    "ewc": DenseMethod("EWC", (), consolidates=True),
+    "seqft": DenseMethod("SeqFT", source="the optimizer alone"),
+    "gsr": DenseMethod("GSR", (GSR,), GSR_PAPER),
+    "gsr-full": DenseMethod("GSR-full", (GSRFull,), "this project"),
+    "psp": DenseMethod("PSP", (PSP,), "Franke et al. 2024"),
+    "osf": DenseMethod("OSF", (OSF,), "Sculpting Subspaces, arXiv 2504.07097"),
+    "sr": DenseMethod("SR", (SR,), "Learning Continually by Spectral Regularization, arXiv 2406.06811"),
+    "ewc": DenseMethod("EWC", (partial(EWC, lam=EWC_LAM),), "Kirkpatrick et al. 2017", consolidates=True),
 }
 # strengths: O-LoRA's public code's, and the PS-LoRA paper's for a long sequence
 ADAPTER_METHODS = {
-    "seqlora": AdapterMethod("SeqLoRA", own=False),
-    "inclora": AdapterMethod("IncLoRA"),
-    "o-lora": AdapterMethod("O-LoRA", term="OLoRA", lam=0.5),
-    "ps-lora": AdapterMethod("PS-LoRA", how="magnitude", term="PSLoRA", lam=0.1),
-    "eblora": AdapterMethod("EBLoRA", balanced=True),
-    "gsr-lora": AdapterMethod("GSR-LoRA", own=False, rescaled=True),
+    "seqlora": AdapterMethod("SeqLoRA", source="LoRA, arXiv 2106.09685", own=False),
+    "inclora": AdapterMethod("IncLoRA", source=STABILITY),
+    "o-lora": AdapterMethod("O-LoRA", (OLoRA,), "Orthogonal Subspace Learning for Language Model Continual Learning"),
+    "ps-lora": AdapterMethod("PS-LoRA", (partial(PSLoRA, lam=0.1),), STABILITY, how="magnitude"),
+    "eblora": AdapterMethod(
+        "EBLoRA", (EBLoRA,), "Spectral Imbalance Causes Forgetting, arXiv 2602.00722", balanced=True
+    ),
+    "gsr-lora": AdapterMethod("GSR-LoRA", (AdapterGSR,), GSR_PAPER, own=False),
 }
 METHODS: dict[str, DenseMethod | AdapterMethod] = {**DENSE_METHODS, **ADAPTER_METHODS}
 # bounds train each task alone, and all at once
@@ -103,16 +107,41 @@ BOUNDS = {"perft": "PerFT", "mtl": "MTL"}
 TITLES = {name: method.title for name, method in METHODS.items()} | BOUNDS
 
 
-def check_methods(names: Sequence[str], given: Sequence[str]) -> None:
-    """Raise ValueError for names of no methods and bounds, settings that none reads, and adapters without PEFT."""
-    for name in names:
-        if name not in TITLES:
-            raise ValueError(f"method {name!r} is unknown; there are {', '.join(TITLES)}")
-        if names.count(name) > 1:
-            raise ValueError(f"method {name} is given twice")
-        if name in ADAPTER_METHODS:
-            need(f"method {name}", "peft")
-    for field in given:
-        readers = [name for name, method in METHODS.items() if field in method.reads]
-        if readers and not set(readers).intersection(names):
-            raise ValueError(f"{field} is read by {', '.join(readers)}, none of which is in --method {','.join(names)}")
+def find_method(name: str) -> DenseMethod | AdapterMethod:
+    """Return the method of a name, or of one's own class, ``module:Class``; ValueError where there is none."""
+    if name in BOUNDS:
+        return DenseMethod(BOUNDS[name])
+    if name in METHODS:
+        return METHODS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"method {name!r} is unknown; there are {', '.join(TITLES)}, and module:Class of your own")
+    made = imported(f"method {name}", module, attribute)
+    if not isinstance(made, type) or not issubclass(made, Method | ModelMethod) or made is Chain:
+        raise ValueError(f"method {name}: {attribute} must be a subclass of gsr_kernels.methods.Method or ModelMethod")
+    if issubclass(made, ModelMethod) and made.remembers:
+        raise ValueError(
+            f"method {name}: the command keeps nothing of earlier tasks for a class of your own (remembers)"
+        )
+    return (AdapterMethod if issubclass(made, Term) else DenseMethod)(made.__name__, (made,), "your own")
+
+
+def imported(what: str, module: str, attribute: str) -> Any:
+    """Return an attribute of a module, from the working directory too; ValueError that begins with ``what``."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as error:
+        raise ValueError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def arguments(make: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the type and the default of each argument that is a setting; ``EMPTY``: none."""
+    made: Any = make.func if isinstance(make, partial) else make
+    hints = get_type_hints(getattr(made, "__init__", made))
+    return {
+        name: (hints.get(name, str), parameter.default)
+        for name, parameter in inspect.signature(make).parameters.items()
+        if name not in GIVEN and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.kinds import KINDS, Classifier, Kind, kind_of
-from gsr_kernels.continual.methods import ADAPTER_METHODS, DENSE_METHODS
+from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.metrics import Spectra
 from gsr_kernels.continual.ranks import on_rank0
 from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.methods import Method
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
 
@@ -45,7 +48,6 @@ def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:
         raise ValueError(
             f"max_tokens must be at most {positions}, the positions that the model has, got {settings.max_tokens}"
         )
-    _check_weights(config, kind, settings)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(f"--model {settings.model}: the tokenizer has no padding token and no end of text")
@@ -77,23 +79,24 @@ def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:
     return kind(**common, chat=settings.chat)  # type: ignore[call-arg]
 
 
-def _check_weights(config: Any, kind: type[Kind], settings: RunSettings) -> None:
+def check_weights(config: Any, kind: Kind, run: Iterable[Chosen]) -> None:
     """Raise ValueError, before any weight is read, for a rank or for adapters that the model cannot have."""
     import transformers
 
-    rank = settings.rank
     with torch.device("meta"):
         model = getattr(transformers, kind.auto).from_config(config)
-    resolve_rank(rank, {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)})
+    shapes = {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)}
     W = torch.diag(torch.arange(4, 0, -1, dtype=torch.float32))
-    for act in [DENSE_METHODS[name].act for name in settings.methods if name in DENSE_METHODS]:
-        if act is not None:
-            method = act(settings)
-            basis = method.decompose("a weight", W, None if rank is None else 2, None)
-            method.prepare("a weight", W, basis)
-    adapted = [name for name in settings.methods if name in ADAPTER_METHODS]
-    if adapted and kind is not Classifier:
-        _check_adapters(model, config.model_type, settings, adapted)
+    for chosen in run:
+        rank = chosen.settings_of_run.rank
+        resolve_rank(rank, shapes)
+        if isinstance(chosen.method, AdapterMethod):
+            _check_adapters(copy.deepcopy(model), config.model_type, chosen)
+            continue
+        for method in chosen.make():
+            if isinstance(method, Method):
+                basis = method.decompose("a weight", W, None if rank is None else 2, None)
+                method.prepare("a weight", W, basis)
 
 
 def lora_config(settings: RunSettings) -> LoraConfig:
@@ -106,23 +109,23 @@ def lora_config(settings: RunSettings) -> LoraConfig:
     )
 
 
-def _check_adapters(model: Any, architecture: str, settings: RunSettings, adapted: list[str]) -> None:
+def _check_adapters(model: Any, architecture: str, chosen: Chosen) -> None:
     from peft import get_peft_model
 
     from gsr_kernels.adapters.factors import find_factors
 
-    rank = settings.adapter_rank
+    settings, name = chosen.settings_of_run, chosen.name
     try:
         factors = find_factors(get_peft_model(model, lora_config(settings)), "default")
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"method {adapted[0]}: PEFT knows no query and value of {architecture} that can be adapted: {error}"
+            f"method {name}: PEFT knows no query and value of {architecture} that can be adapted: {error}"
         ) from error
     for one in factors:
-        if "eblora" in adapted and rank > min(one.weight.shape):
+        if "eblora" in chosen.parts and settings.adapter_rank > min(one.weight.shape):
             raise ValueError(
                 f"adapter_rank must be at most {min(one.weight.shape)} for eblora, whose directions {one.name} holds, "
-                f"got {rank}"
+                f"got {settings.adapter_rank}"
             )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from gsr_kernels.messages import need
 
 SHIPPED = Path(__file__).with_name("recipes")
+# flags whose last value alone counts, each a list with commas
+JOINED = ("--seeds", "--order")
 # what runs where no model is given
 DEMO = "demo"
 
@@ -18,7 +20,7 @@ def expand(argv: Sequence[str], demo: bool = True) -> list[str]:
 
     Without a model in either those of the demo's recipe come first, where ``demo`` is true. A recipe's keys are names
     of flags: a list gives a flag several times, a mapping as KEY=VALUE, true stands for a flag without a value. A
-    repeatable flag that is given by hand takes the place of the recipe's.
+    repeatable flag that is given by hand takes the place of the recipe's, ``--set`` comes on top of it.
 
     Raises FileNotFoundError for neither a file nor a shipped recipe, ValueError for no YAML mapping of such values.
     """
@@ -37,7 +39,8 @@ def _before(name: str, argv: list[str]) -> list[str]:
         flag = "--" + str(key).replace("_", "-")
         if flag == "--recipe":
             raise ValueError(f"--recipe {name}: a recipe names no other recipe")
-        if flag not in by_hand:
+        # settings of methods add up, and a later one wins
+        if flag not in by_hand or flag == "--set":
             flags += tokens(name, flag, value)
     return [*flags, *argv]
 
@@ -77,5 +80,7 @@ def tokens(name: str, flag: str, value: Any) -> list[str]:
         raise ValueError(
             f"--recipe {name}: {flag.removeprefix('--')} must be a text, a number, or several, got {value!r}"
         )
+    if isinstance(value, list) and flag in JOINED:
+        return [flag, ",".join(map(str, value))]
     several = [f"{key}={each}" for key, each in value.items()] if isinstance(value, dict) else single
     return [text for each in several for text in (flag, str(each))]

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 import gsr_kernels
 from gsr_kernels.continual.checks import check_asked, check_names, check_processes, metrics_of
+from gsr_kernels.continual.choose import check_read, choose
 from gsr_kernels.continual.evaluators import EVALUATORS, check_metrics
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.folder import commit
-from gsr_kernels.continual.methods import ADAPTER_METHODS, BOUNDS, METHODS, TITLES, check_methods
+from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.ranks import first, world
 from gsr_kernels.continual.readers import Read, read, read_retained
@@ -36,19 +37,21 @@ class Run:
     def __init__(self, args: argparse.Namespace, names: tuple[str, ...]) -> None:
         for package in ("transformers", "accelerate"):
             need("continual", package)
-        chosen, size = given(RunSettings, args), given(DemoSettings, args)
+        asked, size = given(RunSettings, args), given(DemoSettings, args)
         if args.model is None:
-            chosen["demo"] = DemoSettings(**size)
+            asked["demo"] = DemoSettings(**size)
         elif size:
             raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in size)}: only without --model")
-        self.settings = RunSettings(methods=names, **chosen)
-        check_methods(names, [*chosen])
-        check_processes(self.settings)
+        settings = RunSettings(**asked)
+        self.chosen = choose(names, args.set or (), args.sweep or (), settings)
+        self.settings = dataclasses.replace(settings, methods=tuple(self.chosen))
+        check_read([*asked], [*self.chosen.values()])
+        check_processes(self.settings, [*self.chosen.values()])
         if args.data is None and args.model is not None:
             raise ValueError("--data is wanted with --model: a folder with a task in each JSON-lines file")
 
         from gsr_kernels.continual.kinds import Classifier, Writer
-        from gsr_kernels.continual.models import find_model, open_kind, quiet
+        from gsr_kernels.continual.models import check_weights, find_model, open_kind, quiet
         from gsr_kernels.continual.plan import survey
         from gsr_kernels.continual.score import check_room
 
@@ -59,13 +62,16 @@ class Run:
                 from gsr_kernels.continual import demo
 
                 tokenizer = demo.byte_tokenizer()
-                self.kind = open_kind(self.settings, demo.config(self.settings.demo, tokenizer), tokenizer)
+                config = demo.config(self.settings.demo, tokenizer)
                 self.retained, self.notes = (demo.general(),), (demo.CAUTION,)
             else:
-                self.kind = open_kind(self.settings, *find_model(str(self.settings.model)))
-        classifies = isinstance(self.kind, Classifier)
-        if classifies and (adapted := [name for name in names if name in ADAPTER_METHODS]):
-            raise ValueError(f"method {adapted[0]} is for models that write, not for a classifier")
+                config, tokenizer = find_model(str(self.settings.model))
+            self.kind = open_kind(self.settings, config, tokenizer)
+            classifies = isinstance(self.kind, Classifier)
+            adapted = [one.name for one in self.chosen.values() if isinstance(one.method, AdapterMethod)]
+            if classifies and adapted:
+                raise ValueError(f"method {adapted[0]} is for models that write, not for a classifier")
+            check_weights(config, self.kind, self.chosen.values())
         if not classifies and self.settings.head_lr is not None:
             raise ValueError("head_lr is for a classifier's new head; a model that writes has none")
         if classifies and args.retain:
@@ -93,6 +99,7 @@ class Run:
             self.kind.choose_among(row.options for task in drawn for row in (*task.train, *task.test))
         self._cuts = survey(self.kind, drawn)
         self.out: Path = args.out
+        self.sets: Sequence[str] = args.set or ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -102,11 +109,7 @@ class Run:
         ours = {"gsr_kernels": gsr_kernels.__version__, "commit": commit(), "python": platform.python_version()}
         return {
             "settings": dataclasses.asdict(self.settings) | {"kind": self.kind.name, "processes": world()},
-            "methods": {
-                METHODS[name].title: METHODS[name].described(self.settings)
-                for name in self.settings.methods
-                if name in METHODS
-            },
+            "methods": {one.title: one.described() for one in self.chosen.values()},
             "retained": {source.name: source.described() for source in self.retained},
             "tasks": {source.name: source.described() for source in self.tasks},
             "lacking": list(self.lacking),
@@ -137,16 +140,16 @@ class Run:
                 )
                 for folder, draw, seed in zip(folders, self._draws, self.settings.numbers)
             ]
-            bar.total = sum(sequence.steps(name) for sequence in sequences for name in self.settings.methods)
+            bar.total = sum(sequence.steps(one) for sequence in sequences for one in self.chosen.values())
             if self.settings.demo is not None:
-                bar.total += self.settings.demo.pretrain_steps * self.settings.seeds
+                bar.total += self.settings.demo.pretrain_steps * len(sequences)
             for index, sequence in enumerate(sequences):
                 sequence.pretrain()
-                for name in self.settings.methods:
-                    state = sequence.learn(name)
-                    results.matrices.setdefault(TITLES[name], []).append(state.matrix)
-                    if index == 0 and name not in BOUNDS:
-                        results.spectra[TITLES[name]] = state.spectra
+                for one in self.chosen.values():
+                    state = sequence.learn(one)
+                    results.matrices.setdefault(one.title, []).append(state.matrix)
+                    if index == 0 and one.chained:
+                        results.spectra[one.title] = state.spectra
                     results.seconds = time.perf_counter() - started
                     keep(results)
         gc.unfreeze()
@@ -158,10 +161,11 @@ class Run:
         length = f"{settings.steps} steps" if settings.steps else f"{settings.epochs:g} epochs"
         whole = len(results.matrices) == len(settings.methods)
         done = min(map(len, results.matrices.values())) if whole else 0
-        seeds = str(settings.seeds) if done == settings.seeds else f"{done} of {settings.seeds}, unfinished"
+        numbers = settings.numbers
+        seeds = str(len(numbers)) if done == len(numbers) else f"{done} of {len(numbers)}, unfinished"
         by = f", by {world()} processes, {'FSDP2' if settings.fsdp else 'DDP'}" if world() > 1 else ""
         clipped = f"clipped to norm {settings.max_grad_norm:g}" if settings.max_grad_norm else "not clipped"
-        adapts = ADAPTER_METHODS.keys() & set(settings.methods)
+        adapts = any(isinstance(one.method, AdapterMethod) for one in self.chosen.values())
         rates = f", {settings.adapter_lr:g} for adapters (rank {settings.adapter_rank})" if adapts else ""
         width = max(len(source.name) for source in self._all)
         size = settings.demo
@@ -178,6 +182,7 @@ class Run:
             f"AdamW, lr {settings.lr:g} for every method{rates}, warm-up "
             f"{settings.warmup:.0%}, then {settings.schedule}; gradients {clipped}; "
             f"rho {settings.rho:g}, rank {settings.rank or 'full'}.",
+            *([f"Set by method: {', '.join(self.sets)}."] if self.sets else []),
             "",
         ]
         for source in self._all:

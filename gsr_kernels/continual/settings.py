@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -16,14 +16,18 @@ SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 DTYPES = ("float32", "bfloat16")
 # of a setting that decides no numbers
 SAME = "the numbers are the same"
-# what a number must be
-RULES: dict[str, Callable[[float], bool]] = {
+SEEDS = "at least 1, or different numbers from 0 on with commas between"
+# what a value must be
+RULES: dict[str, Callable[[Any], bool]] = {
     "at least 1": lambda number: number >= 1,
     "at least 0": lambda number: number >= 0,
     "finite and at least 0": lambda number: math.isfinite(number) and number >= 0,
     "positive and finite": lambda number: math.isfinite(number) and number > 0,
     "a share in [0, 1)": lambda number: 0 <= number < 1,
     "a finite number in [0, 1]": lambda number: 0 <= number <= 1,
+    SEEDS: lambda seeds: (
+        0 < len(set(seeds)) == len(seeds) and min(seeds) >= 0 if isinstance(seeds, tuple) else seeds >= 1
+    ),
     RANK: lambda number: number >= 1 if isinstance(number, int) else 0 < number < 1,
 }
 
@@ -36,6 +40,13 @@ def option(
     ``free``: it may change when a run goes on, for the reason that it gives.
     """
     return field(default=default, metadata={"must": must, "free": free, "flag": {"help": about, "type": type, **flag}})
+
+
+def seeds_of(text: str) -> int | tuple[int, ...]:
+    """Parse a number of seeds, or with commas the seeds themselves."""
+    if "," not in text:
+        return int(text)
+    return tuple(int(number) for number in text.removesuffix(",").split(","))
 
 
 def count(default: int | None, about: str, free: str = "") -> Any:
@@ -74,17 +85,18 @@ class RunSettings:
     )
     methods: tuple[str, ...] = ("seqft", "gsr")
     demo: DemoSettings | None = None
+    # of weights that are taken apart by heads, see attach()
+    heads: Mapping[str, int | tuple[int, int]] | None = None
     rho: float = option(0.5, "of GSR, in [0, 1]", float, "a finite number in [0, 1]")
     rank: int | float | None = option(None, f"of a weight: {RANK}; default: all", rank_of, RANK)
     # of 3e-3, 1e-2 and 3e-2 the one where SeqLoRA learned most on the demo's tasks, width 64, 2 layers
     adapter_lr: float = positive(1e-2, "of AdamW on adapters")
     adapter_rank: int = count(8, "of adapters")
     adapter_dropout: float = option(0.0, "of adapters", float, "a share in [0, 1)")
-    adapter_lam: float | None = positive(None, "strength of o-lora (default: 0.5) or ps-lora (default: 0.1)")
     adapter_targets: str | None = option(
         None, "PEFT's target_modules, such as all-linear; default: PEFT's own choice, query and value", str
     )
-    seeds: int = count(1, "repetitions")
+    seeds: int | tuple[int, ...] = option(1, "repetitions, or their numbers with commas", seeds_of, SEEDS)
     steps: int | None = count(None, "for each task; default: those of --epochs")
     lr: float = positive(3e-5, "of AdamW, for every method")
     first_seed: int = option(0, "number of the first of the seeds", int, "at least 0")
@@ -117,12 +129,16 @@ class RunSettings:
     keep_models: bool = option(False, "keep the model after every task, not the last alone", free=SAME)
 
     @property
-    def numbers(self) -> range:
-        """Of the seeds."""
-        return range(self.first_seed, self.first_seed + self.seeds)
+    def numbers(self) -> tuple[int, ...]:
+        """Return those of the seeds."""
+        if isinstance(self.seeds, tuple):
+            return self.seeds
+        return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
     def __post_init__(self) -> None:
         check(self)
+        if isinstance(self.seeds, tuple) and self.first_seed:
+            raise ValueError(f"first_seed is for a number of seeds, and --seeds lists them: {self.seeds}")
         if self.batch % (self.micro_batch or self.batch):
             raise ValueError(f"micro_batch {self.micro_batch} must divide batch {self.batch}")
 

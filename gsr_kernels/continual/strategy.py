@@ -14,13 +14,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
+from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.kinds import Kind
-from gsr_kernels.continual.methods import EWC_LAM, EWC_ROWS
+from gsr_kernels.continual.methods import EWC_ROWS
 from gsr_kernels.continual.models import load, save
 from gsr_kernels.continual.ranks import on_rank0
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.integrations.transformers import attach_to
-from gsr_kernels.methods import EWC
+from gsr_kernels.methods import ModelMethod
 
 # a file, and a directory of the shards
 BASES, SHARDS = "bases.safetensors", "bases"
@@ -34,15 +35,18 @@ class Strategy:
     """
 
     kind: Kind
-    settings: RunSettings
+    chosen: Chosen
     # the model before all tasks
     start: str | Path
-    # of ``METHODS``; None is plain fine-tuning
-    method: Any
     # of what the model's checkpoint lacks
     seed: int
     # what the Trainer trains, None before ``open``
     model: Any = field(default=None, init=False)
+
+    @property
+    def settings(self) -> RunSettings:
+        """Return the run's settings, as the method has them."""
+        return self.chosen.settings_of_run
 
     @property
     def lr(self) -> float:
@@ -58,11 +62,13 @@ class Strategy:
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """Ready the Trainer, also to load its last checkpoint alone; what is put into the folder stays there."""
-        acts = None if self.method is None or self.method.act is None else self.method.act(self.settings)
-        if acts is not None:
+        acts = self.chosen.make()
+        if acts and isinstance(acts[0], ModelMethod):
+            attach_to(trainer, acts)
+        elif acts:
             folder.mkdir(parents=True, exist_ok=True)
             bases = folder / (SHARDS if self.settings.fsdp else BASES)
-            attach_to(trainer, method=acts, rank=self.settings.rank, bases=bases)
+            attach_to(trainer, method=acts, rank=self.settings.rank, heads=self.settings.heads, bases=bases)
 
     def save(self, folder: Path) -> None:
         """Have the first rank write what ``open`` reads, with the tokenizer; all ranks call it."""
@@ -83,7 +89,7 @@ class Consolidated(Strategy):
     def open(self, folder: Path | None) -> None:
         """See Strategy.open."""
         super().open(folder)
-        self._ewc = EWC(EWC_LAM)
+        [self._ewc] = self.chosen.make()
         if folder is not None:
             self._ewc.load_state_dict(load_file(folder / CONSOLIDATED, device=str(self.model.device)))
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.folder import write_json
 from gsr_kernels.continual.kinds import Kind
 from gsr_kernels.continual.learn import learn, steps_of
-from gsr_kernels.continual.methods import BOUNDS, METHODS, TITLES, AdapterMethod
+from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.models import load, spectra
 from gsr_kernels.continual.ranks import first, on_rank0
@@ -48,10 +49,10 @@ class TaskSequence:
             rows = self.retained[0].train
             pretrain(self.kind, self.settings, rows, self.seed, Path(self.start), self._tick)
 
-    def learn(self, name: str) -> RunState:
-        """Learn all stages of the method or bound of this name: train, keep and score those that the state lacks."""
-        chained = name not in BOUNDS
-        strategy, settings = self._strategy(name), self._sized(name)
+    def learn(self, chosen: Chosen) -> RunState:
+        """Learn all stages of a method or bound: train, keep and score those that the state lacks."""
+        name, chained = chosen.name, chosen.chained
+        strategy, settings = self._strategy(chosen), self._sized(chosen)
         matrix = ResultMatrix([task.name for task in self.tasks], known=[task.name for task in self.retained])
         matrix.record(BEFORE, self._before())
         state = RunState(self.folder / name, matrix, settings.keep_models)
@@ -66,7 +67,7 @@ class TaskSequence:
                 strategy.open(before)
             if chained and not state.done:
                 state.spectra[BEFORE] = on_rank0(partial(spectra, strategy.model))
-            self.bar.set_description(f"seed {self.seed} · {TITLES[name]} learns {'all' if name == 'mtl' else stage}")
+            self.bar.set_description(f"seed {self.seed} · {chosen.title} learns {'all' if name == 'mtl' else stage}")
             strategy.begin()
             log = learn(
                 self.kind,
@@ -92,12 +93,12 @@ class TaskSequence:
                 strategy.model = None
             if first():
                 told = "  ".join(f"{task} {value:.1f}" for task, value in scores.items())
-                self.bar.write(f"seed {self.seed}  {TITLES[name]:<8} after {stage}: {told}")
+                self.bar.write(f"seed {self.seed}  {chosen.title:<8} after {stage}: {told}")
         return state
 
-    def steps(self, name: str) -> int:
+    def steps(self, chosen: Chosen) -> int:
         """Return the optimizer steps of a method or bound."""
-        return sum(steps_of(len(rows), self._sized(name)) for rows in self._stages(name).values())
+        return sum(steps_of(len(rows), self._sized(chosen)) for rows in self._stages(chosen.name).values())
 
     def _stages(self, name: str) -> dict[str, Sequence[Example]]:
         """Return the stages of a method: the name of the row that each fills, and what is learned in it."""
@@ -105,17 +106,16 @@ class TaskSequence:
             return {self.tasks[-1].name: [row for task in self.tasks for row in task.train]}
         return {task.name: task.train for task in self.tasks}
 
-    def _strategy(self, name: str) -> Strategy:
-        method = METHODS.get(name)
-        made = Strategy
+    def _strategy(self, chosen: Chosen) -> Strategy:
+        method, made = chosen.method, Strategy
         if isinstance(method, AdapterMethod):
             # with PEFT, which the others do without
             from gsr_kernels.continual.adapter_strategy import Adapted, Balanced
 
             made = Balanced if method.balanced else Adapted
-        elif method is not None and method.consolidates:
+        elif method.consolidates:
             made = Consolidated
-        return made(self.kind, self.settings, self.start, method, self.seed)
+        return made(self.kind, chosen, self.start, self.seed)
 
     def _before(self) -> dict[str, float]:
         """Return the scores of the model before any training, taken once a seed."""
@@ -136,12 +136,12 @@ class TaskSequence:
                 for task in (*self.retained, *self.tasks)
             }
 
-    def _sized(self, name: str) -> RunSettings:
+    def _sized(self, chosen: Chosen) -> RunSettings:
         """As many steps for all tasks at once as for one after the other."""
-        steps = self.settings.steps
-        if name != "mtl" or steps is None:
-            return self.settings
-        return replace(self.settings, steps=steps * len(self.tasks))
+        settings = chosen.settings_of_run
+        if chosen.name != "mtl" or settings.steps is None:
+            return settings
+        return replace(settings, steps=settings.steps * len(self.tasks))
 
     def _tick(self, steps: int, before: bool) -> None:
         if before and first():

@@ -11,7 +11,7 @@ import torch
 
 from gsr_kernels.__main__ import main
 from gsr_kernels.continual import folder, library
-from gsr_kernels.continual.methods import BOUNDS, TITLES
+from gsr_kernels.continual.methods import BOUNDS, METHODS, TITLES
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.task_sequence import TaskSequence
 
@@ -68,7 +68,8 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
     assert config["settings"]["steps"] == 4 and config["tasks"]["pears"]["rows"] == {"train": 12, "test": 0}
     assert config["threads"] == torch.get_num_threads()
     assert config["arguments"][0] == "continual" and str(out) in config["arguments"]
-    assert config["methods"] == {"SeqFT": "the optimizer alone", "GSR": "GSR(rho=0.5, out_of_span=None)"}
+    assert [method["method"] for method in config["methods"].values()] == ["seqft", "gsr", "perft", "mtl"]
+    assert config["methods"]["GSR"].items() >= {"rho": 0.5, "out_of_span": None, "lr": 0.01, "rank": None}.items()
     settings = config["settings"]
     assert settings["weight_decay"] == 0.01 and settings["warmup"] == 0.05 and settings["max_grad_norm"] == 1.0
     assert settings["model"] is None and settings["demo"]["width"] == 32 and settings["demo"]["pretrain_steps"] == 3
@@ -147,6 +148,36 @@ def test_bounds_by_name_stand_where_they_are_named(data, tmp_path):
 
 
 @pytest.mark.usefixtures("blank_pictures")
+def test_settings_by_method_a_sweep_and_methods_that_are_joined(data, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--method", "sr+gsr,psp,o-lora+ps-lora", "--set", "sr.lam=1e-3", "--set", "psp.lr=2e-2"]
+    flags += ["--set", 'psp.heads={"q_proj": 4}', "--set", "ps-lora.lam=0.2", "--set", "o-lora+ps-lora.rank=2"]
+    flags += ["--sweep", "gsr.rho=0,1", "--sweep", "epochs=1,2", "--seeds", "5,"]
+    assert main(["continual", "--data", data, "--out", str(out), *TINY, *flags]) == 0
+    told = json.loads((out / "config.json").read_text())["methods"]
+    joined, grid = (
+        [f"SR+GSR gsr.rho={rho},epochs={epochs}" for rho in (0, 1) for epochs in (1, 2)],
+        ("epochs=1", "epochs=2"),
+    )
+    assert list(measured(out)) == list(told) == [
+        *joined, *(f"{title} {each}" for title in ("PSP", "O-LoRA+PS-LoRA") for each in grid)
+    ]  # fmt: skip
+    assert told[joined[-1]].items() >= {"sr.lam": 1e-3, "gsr.rho": 1.0, "epochs": 2.0, "lr": 0.01}.items()
+    assert told["PSP epochs=1"].items() >= {"lr": 0.02, "heads": {"q_proj": 4}}.items()
+    assert told["O-LoRA+PS-LoRA epochs=2"].items() >= {"o-lora.lam": 0.5, "ps-lora.lam": 0.2, "rank": 2}.items()
+    assert sorted(path.name for path in (out / "work").iterdir()) == ["seed-5"]
+    adapter = out / "work/seed-5/o-lora+ps-lora.epochs=1/models/pears/task-002/adapter_config.json"
+    assert json.loads(adapter.read_text())["r"] == 2
+
+
+def test_what_methods_have_is_listed(capsys):
+    assert main(["continual", "methods"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n{name} " in listed for name in METHODS)
+    assert "out_of_span none" in listed and "Spectral Regularization" in listed
+
+
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_rank_is_a_number_or_a_share(data, tmp_path):
     for rank in ("3", "0.5"):
         out = tmp_path / rank
@@ -181,6 +212,24 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
         (["--method", "gsr,gsr"], "--method gsr is given twice"),
         (["--method", "gsr,"], "--method gsr, holds an empty name"),
         (["--method", ""], "holds an empty name"),
+        (["--set", "gsr.rho=2"], "--method gsr: rho must be a finite number in [0, 1], got 2.0"),
+        (["--set", "gsr.lr=0"], "--method gsr: lr must be positive and finite, got 0.0"),
+        (["--set", "gsr.rho=much"], "--set gsr.rho=much: 'much' is not a number"),
+        (["--set", "gsr.rho"], "--set gsr.rho: write METHOD.NAME=VALUE"),
+        (["--set", "gsr.roh=1"], "--set gsr.roh=1: 'roh' is no setting; there are, of gsr: lr, head_lr, epochs"),
+        (["--set", "psp.k=0.3"], "--set psp.k=0.3: psp is no method of this run, which has seqft, gsr"),
+        (["--set", "gsr.out_of_span=lose"], "--set gsr.out_of_span=lose: 'lose' is not drop or keep or none"),
+        (["--sweep", "gsr.rho=0,1,0.0"], "--sweep gsr.rho=0,1,0.0: a value is given twice"),
+        (["--method", "seqft+gsr"], "--method seqft+gsr: SeqFT joins no other method"),
+        (
+            ["--method", "gsr+o-lora"],
+            "--method gsr+o-lora: only methods on weights, or terms of adapters, can be joined",
+        ),
+        (["--method", "o-lora+eblora"], "--method o-lora+eblora: EBLoRA is no term of the loss"),
+        (["--method", "gsr+data:Own"], "--method data:Own cannot be imported: ModuleNotFoundError"),
+        (["--method", "json:JSONDecoder"], "--method json:JSONDecoder: JSONDecoder must be a subclass"),
+        (["--seeds", "1,1"], "--seeds must be at least 1, or different numbers"),
+        (["--seeds", "3,4", "--first-seed", "1"], "--first-seed is for a number of seeds"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--seeds", "two"], "seeds"),
         (["--steps", "-1"], "--steps must be at least 1"),

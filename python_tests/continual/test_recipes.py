@@ -114,7 +114,7 @@ def test_the_papers_recipe_from_json_lines_to_the_table(tmp_path):
         assert sum(line.startswith(title) for line in table.splitlines()) >= 1 + (title != "MTL") * 4
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["batch"] == 512 and config["settings"]["lr"] == 3e-5
-    assert config["methods"]["SR"].startswith("SR(lam=1e-09") and config["settings"]["chat"]
+    assert config["methods"]["SR"]["lam"] == 1e-9 and config["settings"]["chat"]
 
 
 @pytest.mark.usefixtures("blank_pictures")

@@ -192,9 +192,9 @@ def test_eblora_and_gsr_on_adapters_killed_in_the_third_task_end_with_the_same_n
     assert measured(cut) == measured(whole)
 
     described = list(json.loads((whole / "config.json").read_text())["methods"].values())
-    assert described[-1].endswith("gradient of 256 rows, steps scaled by √(width / rank)")
+    assert described[-1].items() >= {"energy": 0.99, "lr": 3e-3, "rank": 8, "dropout": 0.1}.items()
     if kind == "causal":
-        assert described[0].endswith("one for all tasks, AdapterGSR(rho=0.5, spectrum='adapter')")
+        assert described[0].items() >= {"rho": 0.5, "spectrum": "adapter"}.items()
         logs = json.loads((cut / "work/seed-0/gsr-lora/state.json").read_text())["logs"]
         # from the second task on the adapter has directions, and they are rescaled
         assert all(each["gsr/inactive_directions"] == 0 for each in logs["third"] if "loss" in each)
@@ -227,11 +227,11 @@ def test_eblora_leaves_a_whole_model_and_the_inputs_that_it_protects(models, dat
 def test_adapters_learn_in_turn_and_resume(kind, models, data, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     methods = "inclora,o-lora,seqlora,ps-lora" if kind == "causal" else "ps-lora"
-    more = ["--adapter-lr", "3e-3", "--adapter-dropout", "0.1", "--adapter-lam", "0.5", "--gradient-checkpointing"]
+    more = ["--adapter-lr", "3e-3", "--adapter-dropout", "0.1", "--set", "lam=0.5", "--gradient-checkpointing"]
     arguments = ["continual", "--model", models[kind], "--data", data, *QUICK, *more]
     assert main([*arguments, "--method", methods, "--out", str(whole)]) == 0
     described = json.loads((whole / "config.json").read_text())["methods"]["PS-LoRA"]
-    assert described == "rank 8, lr 0.003, dropout 0.1, one a task, merged by magnitude, PSLoRA(lam=0.5)"
+    assert described.items() >= {"lam": 0.5, "alpha": "auto", "rank": 8, "lr": 3e-3, "dropout": 0.1}.items()
     cells = {title: each[0]["cells"] for title, each in measured(whole)["matrices"].items()}
     assert all(rows[0] == cells["PS-LoRA"][0] for rows in cells.values())
     adapters = whole / "work/seed-0/ps-lora/models/third"
@@ -328,7 +328,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     [
         ("causal", ["--kind", "seq2seq"], "--kind seq2seq: llama has no such head, but causal, classifier"),
         ("causal", ["--method", "eblora", "--adapter-rank", "17"], "--adapter-rank must be at most 16 for eblora"),
-        ("causal", ["--method", "ps-lora", "--adapter-lam", "0"], "--adapter-lam must be positive and finite, got 0"),
+        ("causal", ["--method", "ps-lora", "--set", "ps-lora.lam=0"], "--method ps-lora: lam must be a finite number"),
         ("causal", ["--adapter-dropout", "1"], "--adapter-dropout must be a share in [0, 1), got 1"),
         ("classifier", ["--method", "ps-lora"], "--method ps-lora is for models that write, not for a classifier"),
         ("causal", ["--method", "magic"], "--method 'magic' is unknown"),
