@@ -85,7 +85,8 @@ def choose(names: Sequence[str], sets: Sequence[str], sweeps: Sequence[str], run
     swept: dict[str, dict[str, list[Any]]] = {}
     for text in sweeps:
         for name, key, values in _read("--sweep", text, methods, True):
-            swept.setdefault(name, {})[key] = values
+            known = swept.setdefault(name, {}).setdefault(key, [])
+            known += [value for value in values if value not in known]
     chosen = []
     for name, one in methods.items():
         of = swept.get(name, {})

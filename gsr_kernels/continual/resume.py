@@ -18,6 +18,8 @@ BEGUN = ("arguments", "directory", "versions", "machine", "threads")
 OWN = ("work", "results.json", "table.txt")
 # flags that are paths, or may be
 PATHS = ("data", "model", "retain")
+# flags that add up from command to command
+GATHERED = ("set", "sweep")
 # settings that only grow
 GROWS = ("methods", "seeds", "first_seed")
 
@@ -50,24 +52,26 @@ def all_flags(
         for name in PATHS:
             setattr(layer, name, _found(getattr(layer, name), command["directory"]))
         for name, value in vars(layer).items():
-            if value is not None or name not in merged:
+            if name in GATHERED:
+                setattr(merged, name, [*getattr(merged, name, ()), *(value or ())])
+            elif value is not None or name not in merged:
                 setattr(merged, name, value)
     return merged
 
 
 def grow(args: argparse.Namespace, methods: tuple[str, ...], before: Mapping[str, Any]) -> tuple[str, ...]:
-    """Add the seeds and methods of the settings before, which are added to and never taken away; return the methods.
-
-    Raises ValueError for seeds that do not follow on those.
-    """
-    old = range(before["first_seed"], before["first_seed"] + before["seeds"])
-    first = args.first_seed or 0
-    new = range(first, first + (args.seeds or 1))
-    if new.start > old.stop or new.stop < old.start:
-        raise ValueError(f"--first-seed {new.start}: the run has seeds {old.start} to {old.stop - 1}; new ones follow")
-    args.first_seed = min(old.start, new.start)
-    args.seeds = max(old.stop, new.stop) - args.first_seed
+    """Add the seeds and methods of the settings before, which are added to and never taken away; return the methods."""
+    old = _numbers(before["seeds"], before["first_seed"])
+    numbers = [*old, *(number for number in _numbers(args.seeds or 1, args.first_seed or 0) if number not in old)]
+    args.seeds, args.first_seed = tuple(numbers), None
+    # as one writes them who has them all from the start
+    if sorted(numbers) == [*range(min(numbers), max(numbers) + 1)]:
+        args.seeds, args.first_seed = len(numbers), min(numbers)
     return (*before["methods"], *(name for name in methods if name not in before["methods"]))
+
+
+def _numbers(seeds: int | Sequence[int], first: int) -> Sequence[int]:
+    return range(first, first + seeds) if isinstance(seeds, int) else seeds
 
 
 def _found(path: Any, directory: str) -> Any:

@@ -42,9 +42,8 @@ class Run:
             asked["demo"] = DemoSettings(**size)
         elif size:
             raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in size)}: only without --model")
-        settings = RunSettings(**asked)
-        self.chosen = choose(names, args.set or (), args.sweep or (), settings)
-        self.settings = dataclasses.replace(settings, methods=tuple(self.chosen))
+        self.settings = RunSettings(methods=names, **asked)
+        self.chosen = choose(names, args.set, args.sweep, self.settings)
         check_read([*asked], [*self.chosen.values()])
         check_processes(self.settings, [*self.chosen.values()])
         if args.data is None and args.model is not None:
@@ -99,7 +98,7 @@ class Run:
             self.kind.choose_among(row.options for task in drawn for row in (*task.train, *task.test))
         self._cuts = survey(self.kind, drawn)
         self.out: Path = args.out
-        self.sets: Sequence[str] = args.set or ()
+        self.sets = tuple(dict.fromkeys(args.set))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -159,7 +158,7 @@ class Run:
         """Describe what was learned, and how."""
         settings = self.settings
         length = f"{settings.steps} steps" if settings.steps else f"{settings.epochs:g} epochs"
-        whole = len(results.matrices) == len(settings.methods)
+        whole = len(results.matrices) == len(self.chosen)
         done = min(map(len, results.matrices.values())) if whole else 0
         numbers = settings.numbers
         seeds = str(len(numbers)) if done == len(numbers) else f"{done} of {len(numbers)}, unfinished"

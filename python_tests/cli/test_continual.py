@@ -166,6 +166,15 @@ def test_settings_by_method_a_sweep_and_methods_that_are_joined(data, tmp_path):
     assert told["PSP epochs=1"].items() >= {"lr": 0.02, "heads": {"q_proj": 4}}.items()
     assert told["O-LoRA+PS-LoRA epochs=2"].items() >= {"o-lora.lam": 0.5, "ps-lora.lam": 0.2, "rank": 2}.items()
     assert sorted(path.name for path in (out / "work").iterdir()) == ["seed-5"]
+    # a value, a seed and a method more
+    assert (
+        main(["continual", str(out), "--resume", "--seeds", "7,", "--sweep", "gsr.rho=0.5", "--method", "seqft"]) == 0
+    )
+    assert [title for title in measured(out) if title not in told] == [
+        "SR+GSR gsr.rho=0.5,epochs=1", "SR+GSR gsr.rho=0.5,epochs=2", "SeqFT epochs=1", "SeqFT epochs=2"
+    ]  # fmt: skip
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["seeds"] == [5, 7] and config["methods"].items() >= told.items()
     adapter = out / "work/seed-5/o-lora+ps-lora.epochs=1/models/pears/task-002/adapter_config.json"
     assert json.loads(adapter.read_text())["r"] == 2
 
