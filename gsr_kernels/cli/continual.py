@@ -84,10 +84,19 @@ def _run(arguments: Sequence[str]) -> None:
         ranks.on_rank0(claim)
         results = job.run(keep)
     if not ranks.first():
+        if results.diverged:
+            raise ranks.FailedElsewhere(2)
         return
+    if results.matrices:
+        _tell(args.out, job, results)
+    if results.diverged:
+        raise FloatingPointError("; ".join(f"{title} diverged: {why}" for title, why in results.diverged.items()))
+
+
+def _tell(folder: Path, job: Run, results: Results) -> None:
     print(f"\n{report(results, job.conditions(results), *job.notes)}")
-    _draw(args.out, results)
-    print(f"{results.seconds:.0f} s; see {args.out}: {', '.join(sorted(path.name for path in args.out.glob('[!.]*')))}")
+    _draw(folder, results)
+    print(f"{results.seconds:.0f} s; see {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
 
 
 def _prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any], Run]:

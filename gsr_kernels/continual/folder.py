@@ -39,7 +39,9 @@ def claimed(folder: Path) -> Iterator[None]:
 def write(folder: Path, config: Mapping[str, Any], results: Results, text: str) -> None:
     """Write results.json, config.json and table.txt (``text``), in place of those of fewer seeds."""
     matrices = {title: [matrix.to_dict() for matrix in each] for title, each in results.matrices.items()}
-    measured = {"score": results.score, "matrices": matrices, "spectra": results.spectra}
+    measured = {
+        "score": results.score, "matrices": matrices, "spectra": results.spectra, "diverged": results.diverged
+    }  # fmt: skip
     write_json(folder / "results.json", measured, indent=1)
     write_json(folder / "config.json", {**config, "seconds": round(results.seconds, 1)}, indent=1)
     write_text(folder / "table.txt", text)

@@ -93,8 +93,11 @@ def steps_of(rows: int, settings: RunSettings) -> int:
 
 
 def _log(state: TrainerState) -> list[dict[str, Any]]:
-    # to the Trainer all rows of a task are one epoch
-    return [{key: value for key, value in record.items() if key != "epoch"} for record in state.log_history]
+    # to the Trainer all rows of a task are one epoch; JSON knows no infinite norm
+    return [
+        {key: value if math.isfinite(value) else None for key, value in record.items() if key != "epoch"}
+        for record in state.log_history
+    ]
 
 
 def arguments(settings: RunSettings, steps: int, folder: Path, seed: int) -> TrainingArguments:

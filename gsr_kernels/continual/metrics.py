@@ -63,6 +63,16 @@ class ResultMatrix:
                 raise ValueError(f"scores[{name!r}] is {score!r}: it must be a finite number")
         self._scores[after].update({name: float(score) for name, score in scores.items()})
 
+    def take(self, other: ResultMatrix) -> None:
+        """Set what another matrix holds, of fewer tasks perhaps."""
+        for row, scores in other._scores.items():
+            self.record(row, scores)
+
+    def lacking(self, after: str) -> list[str]:
+        """Return the columns that the row after a task, or ``BEFORE``, has no score for."""
+        self._index(after)
+        return [task for task in self.columns if task not in self._scores[after]]
+
     def score(self, task: str, after: str) -> float:
         """Return ``a_j(i)`` for ``i = task`` and ``j = after`` (or ``BEFORE``)."""
         self._index(after)
@@ -137,6 +147,8 @@ class Results:
     score: str
     matrices: dict[str, list[ResultMatrix]]
     spectra: dict[str, dict[str, Spectra]] = field(default_factory=dict)
+    # methods that ended at a seed, and why, by title
+    diverged: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     def methods(self) -> dict[str, list[ResultMatrix]]:

@@ -137,5 +137,9 @@ def _forgotten(matrices: Sequence[ResultMatrix], task: str) -> str:
 
 
 def _row(title: str, after: str, matrices: Sequence[ResultMatrix], row: str, forgotten: str = "") -> list[str]:
-    scores = [over([matrix.score(task, row) for matrix in matrices]) for task in matrices[0].columns]
-    return [title, after, *scores, forgotten, over([matrix.ap(row) for matrix in matrices])]
+    scores = [
+        "–" if any(task in matrix.lacking(row) for matrix in matrices)
+        else over([matrix.score(task, row) for matrix in matrices])
+        for task in matrices[0].columns
+    ]  # fmt: skip
+    return [title, after, *scores, forgotten, "–" if "–" in scores else over([matrix.ap(row) for matrix in matrices])]

@@ -23,8 +23,8 @@ from gsr_kernels.continual.choose import check_read, choose
 from gsr_kernels.continual.evaluators import EVALUATORS, check_metrics
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.folder import commit
-from gsr_kernels.continual.methods import AdapterMethod
-from gsr_kernels.continual.metrics import Results
+from gsr_kernels.continual.methods import BOUNDS, AdapterMethod
+from gsr_kernels.continual.metrics import ResultMatrix, Results
 from gsr_kernels.continual.ranks import first, world
 from gsr_kernels.continual.readers import Read, read, read_retained
 from gsr_kernels.continual.settings import DemoSettings, RunSettings, given
@@ -121,6 +121,7 @@ class Run:
         """Train and score what the folder does not hold yet; ``keep`` is called after every method of a seed."""
         from gsr_kernels.continual.models import quiet
         from gsr_kernels.continual.task_sequence import TaskSequence
+        from gsr_kernels.continual.trainer import DivergenceError
 
         started = time.perf_counter()
         # accelerate collects at every task; what is there by now need not be passed over each time
@@ -142,14 +143,22 @@ class Run:
             bar.total = sum(sequence.steps(one) for sequence in sequences for one in self.chosen.values())
             if self.settings.demo is not None:
                 bar.total += self.settings.demo.pretrain_steps * len(sequences)
-            for index, sequence in enumerate(sequences):
-                sequence.pretrain()
-                for one in self.chosen.values():
+            turns = [(sequence, one) for sequence in sequences for one in self.chosen.values()]
+            # what was finished before is in the results at once
+            for sequence, one in sorted(turns, key=lambda turn: not turn[0].is_done(turn[1].name)):
+                # of every method the same seeds are compared
+                if one.title in results.diverged:
+                    continue
+                try:
                     state = sequence.learn(one)
+                except DivergenceError as error:
+                    results.diverged[one.title] = f"seed {sequence.seed}, {error}"
+                else:
                     results.matrices.setdefault(one.title, []).append(state.matrix)
-                    if index == 0 and one.chained:
+                    if sequence is sequences[0] and one.chained:
                         results.spectra[one.title] = state.spectra
-                    results.seconds = time.perf_counter() - started
+                results.seconds = time.perf_counter() - started
+                if results.matrices:
                     keep(results)
         gc.unfreeze()
         return results
@@ -158,8 +167,9 @@ class Run:
         """Describe what was learned, and how."""
         settings = self.settings
         length = f"{settings.steps} steps" if settings.steps else f"{settings.epochs:g} epochs"
-        whole = len(results.matrices) == len(self.chosen)
-        done = min(map(len, results.matrices.values())) if whole else 0
+        whole = len(results.matrices | results.diverged) == len(self.chosen)
+        ended = [len(each) for title, each in results.matrices.items() if title not in results.diverged]
+        done = min(ended) if ended and whole else 0
         numbers = settings.numbers
         seeds = str(len(numbers)) if done == len(numbers) else f"{done} of {len(numbers)}, unfinished"
         by = f", by {world()} processes, {'FSDP2' if settings.fsdp else 'DDP'}" if world() > 1 else ""
@@ -189,6 +199,11 @@ class Run:
             lines.append(f"  {source.name:<{width}}  {source.about}; {what}score: {about}, %")
         if self.lacking:
             lines += ["", f"Lacking in this copy of the data, and left out: {', '.join(self.lacking)}."]
+        for title, why in results.diverged.items():
+            lines += ["", f"{title} diverged, and ends there: {why}."]
+        for title, each in results.matrices.items():
+            if gone := _unscored(title, each[0]):
+                lines += ["", f"{title} has no score on {', '.join(gone)}: the models were not kept (--keep-models)."]
         cuts = [str(cut) for cut in self._cuts if cut.prompts or cut.completions]
         if cuts:
             lines += ["", f"What does not fit into {settings.max_tokens} tokens: {'; '.join(cuts)}."]
@@ -203,3 +218,9 @@ class Run:
         # a text that is pretrained on is split anew by each seed
         retained = [source.draw(seed if source.train else 0, test_rows=limits["test_rows"]) for source in self.retained]
         return retained, [source.draw(seed, **limits) for source in self.tasks]
+
+
+def _unscored(title: str, matrix: ResultMatrix) -> list[str]:
+    """Return what is lacking in the rows of a method: of a task that was added, the scores of models that are gone."""
+    rows = matrix.tasks[-1:] if title == BOUNDS["mtl"] else matrix.tasks
+    return [f"{task} after {row}" for row in rows for task in matrix.lacking(row)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -30,7 +31,8 @@ class RunState:
     def __post_init__(self) -> None:
         data = read_state(self.folder / STATE)
         if data is not None:
-            self.matrix = ResultMatrix.from_dict(data["matrix"])
+            # tasks may have been added since
+            self.matrix.take(ResultMatrix.from_dict(data["matrix"]))
             self.spectra, self.logs, self.done = data["spectra"], data["logs"], data["done"]
 
     def model(self, stage: str) -> Path:
@@ -49,15 +51,32 @@ class RunState:
         before, self.done = self.done, [*self.done, stage]
 
         def finish() -> None:
-            matrix = self.matrix.to_dict()
-            write_json(
-                self.folder / STATE, {"matrix": matrix, "spectra": self.spectra, "done": self.done, "logs": self.logs}
-            )
-            shutil.rmtree(self.work(stage), ignore_errors=True)
+            self._write()
+            remove(self.work(stage))
             if before and not self.keep_models:
-                shutil.rmtree(self.model(before[-1]), ignore_errors=True)
+                remove(self.model(before[-1]))
 
         on_rank0(finish)
+
+    def add(self, stage: str, scores: dict[str, float]) -> None:
+        """Add scores to a stage that has ended."""
+        self.matrix.record(stage, scores)
+        on_rank0(self._write)
+
+    def _write(self) -> None:
+        matrix = self.matrix.to_dict()
+        write_json(
+            self.folder / STATE, {"matrix": matrix, "spectra": self.spectra, "done": self.done, "logs": self.logs}
+        )
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, from the view of others at once, where it is there."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(partial)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def keep_whole(folder: Path, save: Callable[[Path], object]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.models import load, spectra
 from gsr_kernels.continual.ranks import first, on_rank0
-from gsr_kernels.continual.run_state import RunState, keep_whole, read_state
+from gsr_kernels.continual.run_state import STATE, RunState, keep_whole, read_state, remove
 from gsr_kernels.continual.score import score
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.strategy import Consolidated, Strategy
+from gsr_kernels.continual.trainer import DivergenceError, check_weights
 
 
 @dataclass
@@ -40,28 +43,22 @@ class TaskSequence:
     folder: Path
     bar: tqdm
 
-    def pretrain(self) -> None:
-        """Make the demo's model, which is pretrained on what is retained."""
-        if self.settings.demo is not None:
-            from gsr_kernels.continual.demo import pretrain
-
-            self.bar.set_description(f"seed {self.seed} · pretraining")
-            rows = self.retained[0].train
-            pretrain(self.kind, self.settings, rows, self.seed, Path(self.start), self._tick)
-
     def learn(self, chosen: Chosen) -> RunState:
         """Learn all stages of a method or bound: train, keep and score those that the state lacks."""
         name, chained = chosen.name, chosen.chained
         strategy, settings = self._strategy(chosen), self._sized(chosen)
-        matrix = ResultMatrix([task.name for task in self.tasks], known=[task.name for task in self.retained])
-        matrix.record(BEFORE, self._before())
-        state = RunState(self.folder / name, matrix, settings.keep_models)
+        state, stages = self._state(name), self._stages(name)
         # of the stage before, where it counts
         before: Path | None = None
-        for stage, rows in self._stages(name).items():
+        for stage, rows in stages.items():
             if stage in state.done:
                 self._tick(steps_of(len(rows), settings), True)
                 before = state.model(stage) if chained else None
+                # of tasks that were added since; the model after another stage may be gone
+                if (lacking := state.matrix.lacking(stage)) and state.model(stage).is_dir():
+                    strategy.open(state.model(stage))
+                    state.add(stage, self._scores(strategy.whole(), state.folder / "answers" / stage, lacking))
+                    strategy.model = None
                 continue
             if strategy.model is None:
                 strategy.open(before)
@@ -86,8 +83,15 @@ class TaskSequence:
                 strategy.model = None
                 strategy.open(state.model(stage))
             learned = strategy.whole()
+            # adapters may be finite where what they add up to is not
+            check_weights(learned, strategy.lr)
             scores = self._scores(learned, state.folder / "answers" / stage)
-            state.finish(stage, scores, on_rank0(partial(spectra, learned)), log)
+            sigma = on_rank0(partial(spectra, learned))
+            if not all(map(math.isfinite, chain(scores.values(), *sigma.values()))):
+                raise DivergenceError(
+                    f"scores or singular values are not finite after {stage}: lr {strategy.lr} is too high"
+                )
+            state.finish(stage, scores, sigma, log)
             del learned
             if not chained:
                 strategy.model = None
@@ -95,6 +99,11 @@ class TaskSequence:
                 told = "  ".join(f"{task} {value:.1f}" for task, value in scores.items())
                 self.bar.write(f"seed {self.seed}  {chosen.title:<8} after {stage}: {told}")
         return state
+
+    def is_done(self, name: str) -> bool:
+        """Return True where all stages of a method or bound have ended."""
+        state = read_state(self.folder / name / STATE)
+        return state is not None and set(self._stages(name)) <= set(state["done"])
 
     def steps(self, chosen: Chosen) -> int:
         """Return the optimizer steps of a method or bound."""
@@ -117,23 +126,41 @@ class TaskSequence:
             made = Consolidated
         return made(self.kind, chosen, self.start, self.seed)
 
+    def _state(self, name: str) -> RunState:
+        """Return the state of a method or bound; what was learned all at once is void when a task is added."""
+        matrix = ResultMatrix([task.name for task in self.tasks], known=[task.name for task in self.retained])
+        matrix.record(BEFORE, self._before)
+        state = RunState(self.folder / name, matrix, self.settings.keep_models)
+        if set(state.done) <= set(self._stages(name)):
+            return state
+        on_rank0(partial(remove, state.folder))
+        return self._state(name)
+
+    @cached_property
     def _before(self) -> dict[str, float]:
-        """Return the scores of the model before any training, taken once a seed."""
+        """Return the scores of the model before any training, which is the demo's or is given; made once a seed."""
+        if self.settings.demo is not None:
+            from gsr_kernels.continual.demo import pretrain
+
+            self.bar.set_description(f"seed {self.seed} · pretraining")
+            rows = self.retained[0].train
+            pretrain(self.kind, self.settings, rows, self.seed, Path(self.start), self._tick)
         file = self.folder / "before.json"
-        scores = read_state(file)
-        if scores is None:
+        scores = read_state(file) or {}
+        if lacking := [task.name for task in (*self.retained, *self.tasks) if task.name not in scores]:
             self.bar.set_description(f"seed {self.seed} · before any training")
             model = load(self.kind, self.start, self.settings.dtype, self.seed)
-            scores = self._scores(model, self.folder / "answers")
+            scores |= self._scores(model, self.folder / "answers", lacking)
             on_rank0(lambda: write_json(file, scores))
         return scores
 
-    def _scores(self, model: Any, folder: Path) -> dict[str, float]:
+    def _scores(self, model: Any, folder: Path, only: Sequence[str] | None = None) -> dict[str, float]:
         # as autocast trains; FSDP2's layers are wholly in bfloat16
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self.settings.bf16):
             return {
                 task.name: score(self.kind, model, task, self.settings.new_tokens, folder / f"{task.name}.jsonl")
                 for task in (*self.retained, *self.tasks)
+                if only is None or task.name in only
             }
 
     def _sized(self, chosen: Chosen) -> RunSettings:

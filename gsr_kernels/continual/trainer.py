@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from gsr_kernels.continual.kinds import IGNORED
-from gsr_kernels.continual.ranks import FailedElsewhere, first, gathered, world
+from gsr_kernels.continual.ranks import gathered, world
 
 
 class EpochSampler(Dataset):
@@ -82,6 +82,10 @@ class TaskTrainer(Trainer):
         return optimizer
 
 
+class DivergenceError(FloatingPointError):
+    """Training has come to no numbers; all ranks see the same."""
+
+
 class Watch(TrainerCallback):
     """Callback that moves the run's bar, and stops what diverges."""
 
@@ -100,7 +104,7 @@ class Watch(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Check the loss since the last record."""
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise _diverged(f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high")
+            raise DivergenceError(f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high")
 
 
 def check_weights(model: nn.Module, lr: float) -> None:
@@ -109,9 +113,4 @@ def check_weights(model: nn.Module, lr: float) -> None:
     # of sharded weights each rank has its shards
     shards = [getattr(parameter, "_local_tensor", parameter) for parameter in trained]
     if not all(gathered(all(bool(shard.isfinite().all()) for shard in shards))):
-        raise _diverged(f"weights are not finite at the end of a task: lr {lr} is too high")
-
-
-def _diverged(message: str) -> BaseException:
-    # all ranks see the same
-    return FloatingPointError(message) if first() else FailedElsewhere(2)
+        raise DivergenceError(f"weights are not finite at the end of a task: lr {lr} is too high")

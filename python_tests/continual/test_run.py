@@ -149,6 +149,26 @@ def test_a_run_killed_in_the_third_task_ends_with_the_same_numbers(models, data,
 
 
 @pytest.mark.usefixtures("blank_pictures")
+def test_a_task_a_seed_and_a_method_are_added_to_a_finished_run(models, data, tmp_path, capsys):
+    whole, grown = tmp_path / "whole", tmp_path / "grown"
+    arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--adapter-lr", "3e-3"]
+    arguments += ["--steps", "2", "--keep-models", "--out"]
+    assert main([*arguments, str(whole), "--method", "gsr,ps-lora,seqft,mtl", "--seeds", "2"]) == 0
+    assert main([*arguments, str(grown), "--method", "gsr,ps-lora,mtl", "--order", "first,second"]) == 0
+    # as it is without --keep-models
+    shutil.rmtree(grown / "work/seed-0/gsr/models/first")
+    more = ["--order", "first,second,third", "--method", "seqft", "--seeds", "2"]
+    assert main(["continual", str(grown), "--resume", *more]) == 0
+    assert "GSR has no score on third after first: the models were not kept" in capsys.readouterr().out
+    expected = measured(whole)
+    row = expected["matrices"]["GSR"][0]["cells"][1]
+    row[-1] = None
+    assert measured(grown) == expected
+    assert main(["continual", str(grown), "--resume", "--order", "second,first,third"]) == 2
+    assert "--resume: the order of tasks was first, second, third in" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_stopped_while_it_scores_ends_with_the_same_numbers(models, data, tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--schedule", "constant_with_warmup"]
@@ -157,13 +177,13 @@ def test_a_run_stopped_while_it_scores_ends_with_the_same_numbers(models, data, 
     scores = TaskSequence._scores
     stopped = []
 
-    def stops(self, model, folder):
+    def stops(self, model, folder, only=None):
         method = folder.parts[-3]
         # what EBLoRA protects after a task, and what EWC holds, counts in the next one
         if folder.name == {"eblora": "first", "ewc": "first"}.get(method, "second") and method not in stopped:
             stopped.append(method)
             raise KeyboardInterrupt
-        return scores(self, model, folder)
+        return scores(self, model, folder, only)
 
     monkeypatch.setattr(TaskSequence, "_scores", stops)
     for more in ([], ["--resume"], ["--resume"], ["--resume"]):
@@ -294,19 +314,25 @@ def test_a_rate_that_diverges_ends_the_run(models, data, tmp_path, capsys):
     assert "lr 1e+30 is too high" in capsys.readouterr().err
 
 
-def test_a_last_step_that_diverges_ends_the_run(models, data, tmp_path, capsys, monkeypatch):
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_method_whose_last_step_diverges_ends_alone(models, data, tmp_path, capsys, monkeypatch):
     on_step_end = Watch.on_step_end
 
     def breaks(self, args, state, control, **kwargs):
         on_step_end(self, args, state, control, **kwargs)
-        if state.global_step == state.max_steps:
+        if state.global_step == state.max_steps and "/gsr/" in args.output_dir:
             next(kwargs["model"].parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(Watch, "on_step_end", breaks)
     arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out"), *QUICK]
-    assert main([*arguments, "--method", "seqft"]) == 2
-    assert "weights are not finite at the end of a task: lr 0.001 is too high" in capsys.readouterr().err
-    assert not (tmp_path / "out/work/seed-0/seqft/models").exists()
+    assert main([*arguments, "--method", "gsr,seqft", "--seeds", "2", "--steps", "2"]) == 2
+    told = "seed 0, weights are not finite at the end of a task: lr 0.001 is too high"
+    printed = capsys.readouterr()
+    assert f"error: GSR diverged: {told}" in printed.err and f"GSR diverged, and ends there: {told}" in printed.out
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["diverged"] == {"GSR": told}
+    assert {title: len(each) for title, each in results["matrices"].items()} == {"SeqFT": 2}
+    assert not (tmp_path / "out/work/seed-0/gsr/models").exists()
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
