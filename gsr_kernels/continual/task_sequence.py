@@ -47,10 +47,10 @@ class TaskSequence:
         """Learn all stages of a method or bound: train, keep and score those that the state lacks."""
         name, chained = chosen.name, chosen.chained
         strategy, settings = self._strategy(chosen), self._sized(chosen)
-        state, stages = self._state(name), self._stages(name)
+        state = self._state(name)
         # of the stage before, where it counts
         before: Path | None = None
-        for stage, rows in stages.items():
+        for stage, rows in self._stages(name).items():
             if stage in state.done:
                 self._tick(steps_of(len(rows), settings), True)
                 before = state.model(stage) if chained else None
