@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,8 +17,9 @@ from gsr_kernels.continual.methods import BOUNDS, TITLES
 from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.recipe import expand
 from gsr_kernels.continual.report import report
-from gsr_kernels.continual.resume import BEGUN, all_flags, check_same, grow, read_run
+from gsr_kernels.continual.resume import BEGUN, CONFIG, all_flags, check_same, grow, read_run
 from gsr_kernels.continual.run import Run
+from gsr_kernels.continual.stop import StoppedError, listening
 from gsr_kernels.messages import install
 
 
@@ -61,8 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run and report; ValueError and OSError for bad input, before any work, FloatingPointError if it diverges."""
-    with ranks.joined():
-        _run(args.arguments)
+    with ranks.joined(), listening():
+        try:
+            _run(args.arguments)
+        except StoppedError as stopped:
+            if ranks.first():
+                print(f"\n{_told(stopped.name, args.out or args.folder)}", file=sys.stderr)
+            raise
+
+
+def _told(name: str, folder: Path) -> str:
+    if not (folder / CONFIG).is_file():
+        return f"stopped by {name} before anything was begun"
+    start = f"torchrun --nproc-per-node {ranks.world()}" if ranks.world() > 1 else "python"
+    return f"stopped by {name}: go on with {start} -m gsr_kernels continual {shlex.quote(str(folder))} --resume"
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from gsr_kernels.continual.fsdp import ShardedTrainer, shard
 from gsr_kernels.continual.kinds import Kind
 from gsr_kernels.continual.ranks import on_rank0, rank, world
 from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.continual.stop import stop_if_told, until_the_step_ends
 from gsr_kernels.continual.trainer import EpochSampler, TaskTrainer, Watch, check_weights
 from gsr_kernels.integrations.transformers import load_converted
 
@@ -45,7 +46,7 @@ def learn(
         seed: of the order of the rows, and of dropout.
         tick: called with the number of steps, and whether they were taken before.
 
-    Raises FloatingPointError where the loss is no longer finite, or a weight at the end.
+    Raises DivergenceError where the loss is no longer finite, or a weight at the end, StoppedError where it is told to.
     """
     steps = steps_of(len(rows), settings)
     if settings.gradient_checkpointing:
@@ -77,7 +78,9 @@ def learn(
             return _log(before)
     # what all begin with is drawn; dropout's masks are each rank's own
     torch.manual_seed(seed + rank())
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with until_the_step_ends():
+        trainer.train(resume_from_checkpoint=checkpoint)
+    stop_if_told()
     check_weights(model, settings.lr)
     # gradients, moments and wrappers, which the scores of the task do not want beside them
     model.zero_grad()

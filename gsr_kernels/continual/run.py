@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,15 +125,12 @@ class Run:
         from gsr_kernels.continual.trainer import DivergenceError
 
         started = time.perf_counter()
-        # accelerate collects at every task; what is there by now need not be passed over each time
-        gc.collect()
-        gc.freeze()
         scores = (f"{source.name}: percent, {EVALUATORS[source.scored_by].about}" for source in self._all)
         results = Results("; ".join(scores), {})
         # a log file wants few lines
         interval = 0.2 if sys.stderr.isatty() else 20.0
         shown = {"mininterval": interval, "smoothing": 0, "dynamic_ncols": True, "disable": not first()}
-        with quiet(), tqdm(unit="step", **shown) as bar:
+        with quiet(), _light_collections(), tqdm(unit="step", **shown) as bar:
             folders = [self.out / "work" / f"seed-{seed}" for seed in self.settings.numbers]
             sequences = [
                 TaskSequence(
@@ -160,7 +158,6 @@ class Run:
                 results.seconds = time.perf_counter() - started
                 if results.matrices:
                     keep(results)
-        gc.unfreeze()
         return results
 
     def conditions(self, results: Results) -> str:
@@ -218,6 +215,17 @@ class Run:
         # a text that is pretrained on is split anew by each seed
         retained = [source.draw(seed if source.train else 0, test_rows=limits["test_rows"]) for source in self.retained]
         return retained, [source.draw(seed, **limits) for source in self.tasks]
+
+
+@contextlib.contextmanager
+def _light_collections() -> Iterator[None]:
+    # accelerate collects at every task; what is there by now need not be passed over each time
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _unscored(title: str, matrix: ResultMatrix) -> list[str]:

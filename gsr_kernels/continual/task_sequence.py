@@ -26,6 +26,7 @@ from gsr_kernels.continual.ranks import first, on_rank0
 from gsr_kernels.continual.run_state import STATE, RunState, keep_whole, read_state, remove
 from gsr_kernels.continual.score import score
 from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.continual.stop import stop_if_told
 from gsr_kernels.continual.strategy import Consolidated, Strategy
 from gsr_kernels.continual.trainer import DivergenceError, check_weights
 
@@ -60,6 +61,7 @@ class TaskSequence:
                     state.add(stage, self._scores(strategy.whole(), state.folder / "answers" / stage, lacking))
                     strategy.model = None
                 continue
+            stop_if_told()
             if strategy.model is None:
                 strategy.open(before)
             if chained and not state.done:

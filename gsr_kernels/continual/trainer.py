@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 
 from gsr_kernels.continual.kinds import IGNORED
 from gsr_kernels.continual.ranks import gathered, world
+from gsr_kernels.continual.stop import told_to_stop
 
 
 class EpochSampler(Dataset):
@@ -98,8 +99,10 @@ class Watch(TrainerCallback):
         self._tick(state.global_step, True)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Count one more step."""
+        """Count one more step; where the run is told to end, it is the last, and kept."""
         self._tick(1, False)
+        if told_to_stop():
+            control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Check the loss since the last record."""

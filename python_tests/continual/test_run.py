@@ -169,6 +169,40 @@ def test_a_task_a_seed_and_a_method_are_added_to_a_finished_run(models, data, tm
 
 
 @pytest.mark.usefixtures("blank_pictures")
+def test_a_signal_ends_a_run_with_a_checkpoint_and_how_to_go_on(models, data, tmp_path, monkeypatch, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--order", "first"]
+    arguments += ["--method", "gsr", "--out"]
+    assert main([*arguments, str(whole)]) == 0
+    on_step_end, scores, keeps = Watch.on_step_end, TaskSequence._scores, signal.getsignal(signal.SIGINT)
+
+    def ends(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        on_step_end(self, args, state, control, **kwargs)
+
+    def stops(self, model, folder, only=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return scores(self, model, folder, only)
+
+    monkeypatch.setattr(Watch, "on_step_end", ends)
+    for name, code in (("SIGINT", 130), ("SIGTERM", 143)):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, str(cut), "--resume"])
+        assert stopped.value.code == code and signal.getsignal(signal.SIGINT) is keeps
+        told = f"stopped by {name}: go on with python -m gsr_kernels continual {cut} --resume"
+        assert capsys.readouterr().err.rstrip().endswith(told)
+        # the step was ended, and a task that is learned is kept while it is scored
+        left = [path.name for path in (cut / "work/seed-0/gsr/training/first").glob("checkpoint-*")]
+        assert left == (["checkpoint-3"] if name == "SIGINT" else ["checkpoint-6"])
+        monkeypatch.setattr(Watch, "on_step_end", on_step_end)
+        monkeypatch.setattr(TaskSequence, "_scores", stops)
+    monkeypatch.setattr(TaskSequence, "_scores", scores)
+    assert main(["continual", str(cut), "--resume"]) == 0
+    assert measured(cut) == measured(whole)
+
+
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_stopped_while_it_scores_ends_with_the_same_numbers(models, data, tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--schedule", "constant_with_warmup"]
