@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.docs.pages import DOCS, IMAGES, ROOT, fill, grouped, measured, table
 from bench.docs.performance import floor_table, steps_on_cpu, target_table
 from bench.results import RESULTS, read
+from gsr_kernels.continual.differences import over
+from gsr_kernels.continual.figures import JUDGED, measure
 from gsr_kernels.continual.metrics import ResultMatrix, Results
 from gsr_kernels.continual.plots import draw_forgetting
-from gsr_kernels.continual.report import BASELINE, FIGURES, over, verdict
+from gsr_kernels.continual.report import verdict
 
 README = ROOT / "README.md"
 DEMO, COMPARED = RESULTS / "demo", RESULTS / "adapters"
@@ -38,9 +39,10 @@ def results(folder: Path) -> Results:
     return Results(found["score"], matrices)
 
 
-def against_baseline(title: str, matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
+def against_baseline(title: str, found: Results) -> str:
     """Return a method's verdict, its first sentence."""
-    return verdict(title, matrices[title], matrices[BASELINE]).split(". Seed by seed")[0]
+    figures, _ = measure(found)
+    return verdict(title, figures[title], figures[found.baseline]).split(". Seed by seed")[0]
 
 
 def demo_conditions() -> str:
@@ -52,7 +54,7 @@ def demo_conditions() -> str:
         f"bytes for tokens, pretrained here, learns {len(config['tasks'])} tasks in turn; points of each "
         f"task's score lost since its best, mean of {settings['seeds']} seeds; AdamW at {settings['lr']:g} for both, "
         f"ρ = {settings['rho']:g}; {config['seconds']:.0f} s on {config['threads']} cores, torch "
-        f"{config['versions']['torch']}. {against_baseline('GSR', results(DEMO).matrices)}: "
+        f"{config['versions']['torch']}. {against_baseline('GSR', results(DEMO))}: "
         "[the whole table](bench/results/demo/table.txt), [the evidence](docs/evidence.md) on a pretrained encoder.*"
     )
 
@@ -79,12 +81,12 @@ def stability() -> str:
 
 def compared() -> str:
     """Return what each method came to at the end of the demo's tasks, mean ± deviation over the seeds."""
-    matrices, lines = results(COMPARED).matrices, []
-    for title, each in matrices.items():
-        cells = [over([value(matrix) for matrix in each]) for value, _ in FIGURES.values()]
-        said = "" if title == BASELINE else against_baseline(title, matrices).partition(": ")[2]
+    found, lines = results(COMPARED), []
+    for title, each in measure(found)[0].items():
+        cells = [over([of[name] for of in each]) for name in JUDGED]
+        said = "" if title == found.baseline else against_baseline(title, found).partition(": ")[2]
         lines.append([title, *cells, said])
-    return table(["", *FIGURES, f"against {BASELINE}"], lines, "lrrrl")
+    return table(["", *JUDGED, f"against {found.baseline}"], lines, "lrrrl")
 
 
 TABLES = {

@@ -12,8 +12,8 @@ from bench.docs.pages import table
 from bench.studies import queue, stats
 from bench.studies.stats import Interval
 from bench.studies.study import BASELINE, KEPT, Study
+from gsr_kernels.continual.figures import learned
 from gsr_kernels.continual.metrics import ResultMatrix
-from gsr_kernels.continual.report import learned
 
 MARGIN = 0.02
 # the metrics of one run by their names, as shares, and those of several by seed

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--set", action="append", metavar="METHOD.NAME=VALUE", help="a setting of one method; repeatable")
     add("--sweep", action="append", metavar="METHOD.NAME=V,V", help="a run for each value; several: for each pair")
+    add("--baseline", metavar="METHOD", help="with which the others are compared (default: seqft)")
     add("--bounds", action=argparse.BooleanOptionalAction, help="also each task alone and all at once: perft and mtl")
     settings.add_arguments(parser)
 

@@ -51,6 +51,11 @@ class Chosen:
         """Return whether it learns one task after another, as a bound does not."""
         return self.name not in BOUNDS
 
+    @property
+    def scratch(self) -> str:
+        """Return the title of the bound that learns each task alone, as this method learns the first."""
+        return "" if isinstance(self.method, AdapterMethod) else BOUNDS["perft"]
+
     @cached_property
     def settings_of_run(self) -> RunSettings:
         """Return the run's settings with the method's in their place."""
@@ -99,6 +104,17 @@ def choose(names: Sequence[str], sets: Sequence[str], sweeps: Sequence[str], run
     for one in chosen:
         _check(one)
     return {one.name: one for one in chosen}
+
+
+def find_baseline(name: str | None, chosen: Mapping[str, Chosen]) -> str:
+    """Return the title of the method that the others are compared with; ValueError where the run has none such."""
+    if name is None:
+        return METHODS["seqft"].title
+    found = [one.title for one in chosen.values() if one.chained and name in (one.name, one.title)]
+    if not found:
+        there = ", ".join(one.name for one in chosen.values() if one.chained)
+        raise ValueError(f"baseline {name} is no method of this run, which has {there}")
+    return found[0]
 
 
 def check_read(given: Sequence[str], chosen: Sequence[Chosen]) -> None:

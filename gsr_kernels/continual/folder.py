@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gsr_kernels
+from gsr_kernels.continual.figures import summary
 from gsr_kernels.continual.metrics import Results
 from gsr_kernels.io.atomic import replacing
 
@@ -39,9 +40,9 @@ def claimed(folder: Path) -> Iterator[None]:
 def write(folder: Path, config: Mapping[str, Any], results: Results, text: str) -> None:
     """Write results.json, config.json and table.txt (``text``), in place of those of fewer seeds."""
     matrices = {title: [matrix.to_dict() for matrix in each] for title, each in results.matrices.items()}
-    measured = {
-        "score": results.score, "matrices": matrices, "spectra": results.spectra, "diverged": results.diverged
-    }  # fmt: skip
+    measured: dict[str, Any] = {"score": results.score, "matrices": matrices, "spectra": results.spectra}
+    measured |= {"diverged": results.diverged, "rows": results.rows, "seeds": results.seeds}
+    measured |= {"scratch": results.scratch, **summary(results)}
     write_json(folder / "results.json", measured, indent=1)
     write_json(folder / "config.json", {**config, "seconds": round(results.seconds, 1)}, indent=1)
     write_text(folder / "table.txt", text)

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
@@ -101,6 +102,40 @@ class ResultMatrix:
             for task, learned in self._learned_before(last, "BWT")
         )
 
+    def acc(self, rows: Mapping[str, int]) -> float:
+        """Accuracy, PS-LoRA: ``sum n_i a_N(i) / sum n_i`` over all columns, n_i a task's test rows."""
+        unknown = [task for task in self.columns if not rows.get(task)]
+        if unknown:
+            raise ValueError(f"Acc needs the number of test rows of {unknown[0]}")
+        weighted = sum(rows[task] * self.score(task, self.tasks[-1]) for task in self.columns)
+        return weighted / sum(rows[task] for task in self.columns)
+
+    def fwt(self, scratch: ResultMatrix | None) -> float:
+        """Forward transfer: ``1/(T-1) sum_{i>=2} [a_{i-1}(i) - b(i)]``, b of a model that learned task i alone."""
+        if scratch is None:
+            raise ValueError("FWT needs a model that learned each task alone (--bounds)")
+        if len(self.tasks) < 2:
+            raise ValueError("FWT needs two trained tasks")
+        return statistics.fmean(
+            self.score(task, before) - scratch.score(task, task) for before, task in pairwise(self.tasks)
+        )
+
+    def fr(self) -> float:
+        """Forgetting, PS-LoRA: ``1/(N-1) sum_{i<N} [max_{1<=j<=i} a_j(i) - a_N(i)]``; lower is better."""
+        last = self._last(None)
+        return statistics.fmean(
+            max(self.score(task, row) for row in self.rows[min(1, learned) : learned + 1])
+            - self.score(task, self.rows[last])
+            for task, learned in self._learned_before(last, "FR")
+        )
+
+    def aaa(self) -> float:
+        """Average anytime accuracy: ``mean_t mean_{i<=t} a_t(i)``."""
+        return statistics.fmean(
+            statistics.fmean(self.score(task, row) for task in (*self.known, *self.tasks[:t]))
+            for t, row in enumerate(self.tasks, 1)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the matrix for JSON; a cell that was never set is None."""
         cells = [[scores.get(task) for task in self.columns] for scores in self._scores.values()]
@@ -149,6 +184,12 @@ class Results:
     spectra: dict[str, dict[str, Spectra]] = field(default_factory=dict)
     # methods that ended at a seed, and why, by title
     diverged: dict[str, str] = field(default_factory=dict)
+    # test rows of each task, the numbers of the seeds, and of each method the bound that learned every task alone
+    rows: dict[str, int] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    scratch: dict[str, str] = field(default_factory=dict)
+    # the method that the others are compared with, by title
+    baseline: str = "SeqFT"
     seconds: float = 0.0
 
     def methods(self) -> dict[str, list[ResultMatrix]]:

@@ -7,8 +7,8 @@ import os
 import numpy as np
 from matplotlib.figure import Figure
 
+from gsr_kernels.continual.differences import over
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
-from gsr_kernels.continual.report import over
 from gsr_kernels.plot import heatmap
 
 # panels beside each other

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 from gsr_kernels.cli import aligned
+from gsr_kernels.continual.differences import interval, judge, over
+from gsr_kernels.continual.figures import FIGURES, JUDGED, gains, measure
 from gsr_kernels.continual.methods import BOUNDS
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 
-BASELINE = "SeqFT"
 LEGEND = """\
-F.Ra: mean loss since a task's best score, lower is better{known}.
-AP: mean of the row. learned: mean score on a task right after learning it.
 better, worse: the 95 % t interval of the differences, seed by seed, leaves zero out; each figure judged by itself."""
-CONFIDENT = 0.95
 # of a table's cells and of its two columns of names, at least
 CELL = 10
 NAMES = (8, 15)
 
 
-def learned(matrix: ResultMatrix) -> float:
-    """Return the mean score on a task right after learning it: what forgetting must be weighed against."""
-    return statistics.mean(matrix.score(task, task) for task in matrix.tasks)
-
-
-# what a run comes to, and the sign that makes more of it better
-FIGURES: dict[str, tuple[Callable[[ResultMatrix], float], int]] = {
-    "F.Ra": (ResultMatrix.fra, -1),
-    "AP": (ResultMatrix.ap, 1),
-    "learned": (learned, 1),
-}
-
-
-def figures_of(matrix: ResultMatrix) -> dict[str, tuple[Callable[[ResultMatrix], float], int]]:
-    """Return the figures that a run of such a matrix has: one task alone is not forgotten."""
-    return {name: figure for name, figure in FIGURES.items() if matrix.forgets or name != "F.Ra"}
-
-
 def report(results: Results, conditions: str, *notes: str) -> str:
     """Return all that is printed: conditions, table, figures, verdict, notes."""
-    methods = results.methods()
     parts = [conditions, table(results.matrices)]
-    if methods:
-        parts.append(figures(methods))
+    found, lacking = measure(results)
+    if found:
+        parts.append(figures(found, results.seeds))
+    named = [
+        f"{name}: {each.about}"
+        for name, each in FIGURES.items()
+        if any(name in one for of in found.values() for one in of)
+    ]
     known = ", ".join(next(iter(results.matrices.values()))[0].known)
-    parts.append(LEGEND.format(known=f"; {known} counts as learned before the first task" if known else ""))
-    if BASELINE in methods:
-        parts += [verdict(title, each, methods[BASELINE]) for title, each in methods.items() if title != BASELINE]
+    named += [f"{known} counts as learned before the first task"] if known and named else []
+    without = [f"Without {name}: {why}." for name, why in lacking.items()]
+    parts.append("\n".join([*textwrap.wrap("; ".join(named) + ".", 120), *without, LEGEND]))
+    if results.baseline in found:
+        against = found[results.baseline]
+        others = {title: each for title, each in found.items() if title != results.baseline}
+        parts += [verdict(title, each, against, results.baseline) for title, each in others.items()]
     return "\n\n".join([*parts, *notes]) + "\n"
 
 
@@ -69,22 +57,27 @@ def table(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def figures(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
-    """Return the figures of each method at the end, a line a method."""
-    figured = figures_of(next(iter(matrices.values()))[0])
-    rows = [["", "at the end", *figured]]
-    for title, each in matrices.items():
-        rows.append([title, "", *(over([value(matrix) for matrix in each]) for value, _ in figured.values())])
-    return "\n".join(aligned(rows, NAMES, CELL))
+def figures(found: Mapping[str, Sequence[Mapping[str, float]]], seeds: Sequence[int] = ()) -> str:
+    """Return the figures of each method at the end, a line a method, and below it one for each of several seeds."""
+    names = [name for name in FIGURES if any(name in each for of in found.values() for each in of)]
+    rows = [["", "at the end", *names]]
+    for title, each in found.items():
+        rows.append([title, "", *(_cell(each, name) for name in names)])
+        if len(each) > 1:
+            rows += [["", f"seed {seed}", *(_cell([one], name) for name in names)] for seed, one in zip(seeds, each)]
+    return "\n".join(line.rstrip() for line in aligned(rows, NAMES, CELL))
 
 
-def verdict(title: str, ours: Sequence[ResultMatrix], baseline: Sequence[ResultMatrix]) -> str:
-    """Compare a method with the baseline, seed by seed, in words; see ``confidence`` for what is a difference."""
-    gains = {
-        name: [sign * (value(mine) - value(theirs)) for mine, theirs in zip(ours, baseline)]
-        for name, (value, sign) in figures_of(baseline[0]).items()
-    }
-    words = {name: _judge(each) for name, each in gains.items()}
+def _cell(values: Sequence[Mapping[str, float]], name: str) -> str:
+    return over([one[name] for one in values]) if all(name in one for one in values) else "–"
+
+
+def verdict(
+    title: str, ours: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]], name: str = "SeqFT"
+) -> str:
+    """Compare a method's figures with the baseline's, seed by seed, in words; see ``judge`` for a difference."""
+    gained = {figure: each for figure, each in gains(ours, baseline).items() if figure in JUDGED}
+    words = {figure: judge(each) for figure, each in gained.items()}
     # F.Ra is negative where scores rise after their task: lower is then no less forgetting
     said = {
         "better": "F.Ra is lower",
@@ -92,41 +85,15 @@ def verdict(title: str, ours: Sequence[ResultMatrix], baseline: Sequence[ResultM
         "no difference": "F.Ra shows no difference beyond the spread of the seeds",
         "unknown": "one seed cannot tell a difference from chance",
     }
-    sentence = f"{title} against {BASELINE}: {said[words['F.Ra']] if 'F.Ra' in words else 'one task, none forgotten'}"
-    if words["learned"] == "worse":
+    sentence = f"{title} against {name}: {said[words['F.Ra']] if 'F.Ra' in words else 'nothing to forget'}"
+    if words.get("learned") == "worse":
         sentence += "; it learned less"
-    lines = [f"  {name:<8} {over(each, '+'):>11}   {words[name]}" for name, each in gains.items()]
-    return "\n".join([f"{sentence}. Seed by seed, + is better:", *lines])
-
-
-def over(values: Sequence[float], sign: str = "") -> str:
-    """Mean ± sample deviation; the value alone where there is one."""
-    deviation = f"±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.1f}{deviation}"
-
-
-def confidence(values: Sequence[float]) -> float:
-    """Return, in [0, 1], how far two or more values tell their mean from zero: Student's t, n - 1 degrees of freedom.
-
-    Above 0.95 the 95 % interval of the mean leaves zero out. Abramowitz and Stegun, 26.7.3 and 26.7.4.
-    """
-    freedom = len(values) - 1
-    # the angle whose tangent is t / sqrt(freedom); all values zero: 0
-    angle = math.atan2(abs(statistics.mean(values)), statistics.stdev(values) * math.sqrt(freedom / len(values)))
-    odd = freedom % 2 == 1
-    total, term = (angle, math.sin(angle) * math.cos(angle)) if odd else (0.0, math.sin(angle))
-    for k in range(2 + odd, freedom + 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (k - 1) / k
-    return 2 / math.pi * total if odd else total
-
-
-def _judge(gains: Sequence[float]) -> str:
-    if len(gains) < 2:
-        return "unknown"
-    if confidence(gains) <= CONFIDENT:
-        return "no difference"
-    return "better" if statistics.mean(gains) > 0 else "worse"
+    lines = [f"{sentence}. Seed by seed, + is better:"]
+    for figure, each in gained.items():
+        between = interval(each)
+        told = f"   95 %: {between[0]:+.1f} to {between[1]:+.1f}" if between else ""
+        lines.append(f"  {figure:<8} {over(each, '+'):>11}   {words[figure]}{told}")
+    return "\n".join(lines)
 
 
 def _forgotten(matrices: Sequence[ResultMatrix], task: str) -> str:

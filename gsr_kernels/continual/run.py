@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import gsr_kernels
 from gsr_kernels.continual.checks import check_asked, check_names, check_processes, metrics_of
-from gsr_kernels.continual.choose import check_read, choose
+from gsr_kernels.continual.choose import check_read, choose, find_baseline
 from gsr_kernels.continual.evaluators import EVALUATORS, check_metrics
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.folder import commit
@@ -45,6 +45,7 @@ class Run:
             raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in size)}: only without --model")
         self.settings = RunSettings(methods=names, **asked)
         self.chosen = choose(names, args.set, args.sweep, self.settings)
+        self.baseline = find_baseline(args.baseline, self.chosen)
         check_read([*asked], [*self.chosen.values()])
         check_processes(self.settings, [*self.chosen.values()])
         if args.data is None and args.model is not None:
@@ -126,7 +127,14 @@ class Run:
 
         started = time.perf_counter()
         scores = (f"{source.name}: percent, {EVALUATORS[source.scored_by].about}" for source in self._all)
-        results = Results("; ".join(scores), {})
+        results = Results(
+            "; ".join(scores),
+            {},
+            rows={source.name: len(source.test) for each in self._draws[0] for source in each},
+            seeds=self.settings.numbers,
+            scratch={one.title: one.scratch for one in self.chosen.values() if one.chained},
+            baseline=self.baseline,
+        )
         # a log file wants few lines
         interval = 0.2 if sys.stderr.isatty() else 20.0
         shown = {"mininterval": interval, "smoothing": 0, "dynamic_ncols": True, "disable": not first()}

@@ -115,6 +115,15 @@ def test_definitions_without_known_tasks(seed):
     )  # fmt: skip
     assert matrix.ap() == pytest.approx(sum(a(t, t4) for t in rows) / 4)
     assert matrix.bwt() == pytest.approx(sum(a(t, t4) - a(t, t) for t in (t1, t2, t3)) / 3)
+    best = max(a(t2, t1), a(t2, t2)), max(a(t3, t1), a(t3, t2), a(t3, t3))
+    assert matrix.fr() == pytest.approx((a(t1, t1) + sum(best) - a(t1, t4) - a(t2, t4) - a(t3, t4)) / 3)
+    rows = dict(zip(matrix.tasks, (1, 2, 3, 4)))
+    assert matrix.acc(rows) == pytest.approx(sum(n * a(t, t4) for t, n in rows.items()) / 10)
+    alone = random_matrix(seed + 9)
+    before = ((t2, t1), (t3, t2), (t4, t3))
+    assert matrix.fwt(alone) == pytest.approx(sum(a(t, s) - alone.score(t, t) for t, s in before) / 3)
+    anytime = (a(t1, t1), (a(t1, t2) + a(t2, t2)) / 2, (a(t1, t3) + a(t2, t3) + a(t3, t3)) / 3, matrix.ap())
+    assert matrix.aaa() == pytest.approx(sum(anytime) / 4)
 
 
 def test_known_tasks_count_as_learned_before_the_first():
@@ -122,7 +131,12 @@ def test_known_tasks_count_as_learned_before_the_first():
     a = matrix.score
     lost = a("k1", BEFORE) - a("k1", "t1")
     assert matrix.fra() == pytest.approx(lost)
-    assert matrix.bwt() == pytest.approx(-lost)
+    assert matrix.bwt() == pytest.approx(-lost) and matrix.fr() == pytest.approx(lost)
+    assert matrix.aaa() == pytest.approx((a("k1", "t1") + a("t1", "t1")) / 2)
+    with pytest.raises(ValueError, match="FWT needs two trained tasks"):
+        matrix.fwt(matrix)
+    with pytest.raises(ValueError, match="Acc needs the number of test rows of t1"):
+        matrix.acc({"k1": 3})
 
 
 @pytest.mark.parametrize("metric", ["fra", "bwt"])

@@ -5,9 +5,11 @@ import random
 import numpy as np
 import pytest
 
+from gsr_kernels.continual.differences import confidence, interval, over
+from gsr_kernels.continual.figures import measure, summary
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 from gsr_kernels.continual.plots import draw_forgetting, draw_spectra, lost
-from gsr_kernels.continual.report import confidence, over, table, verdict
+from gsr_kernels.continual.report import report, table, verdict
 
 
 def matrix(learned, kept, known=50.0):
@@ -17,6 +19,11 @@ def matrix(learned, kept, known=50.0):
     made.record("a", {"general": known, "a": learned, "b": 10.0})
     made.record("b", {"general": known, "a": kept, "b": learned})
     return made
+
+
+def found(matrices):
+    """The figures of one method, a mapping a seed."""
+    return measure(Results("percent", {"it": matrices}))[0]["it"]
 
 
 SEQFT = [matrix(80, 40), matrix(82, 41), matrix(84, 45)]
@@ -36,13 +43,13 @@ SEQFT = [matrix(80, 40), matrix(82, 41), matrix(84, 45)]
     ],
 )  # fmt: skip
 def test_the_verdict_says_what_was_measured(ours, sentence, forgetting):
-    text = verdict("GSR", ours, SEQFT)
+    text = verdict("GSR", found(ours), found(SEQFT))
     assert sentence in text
     assert forgetting in text.splitlines()[1] and text.splitlines()[1].startswith("  F.Ra")
 
 
 def test_one_seed_cannot_tell():
-    text = verdict("GSR", [matrix(80, 70)], SEQFT[:1])
+    text = verdict("GSR", found([matrix(80, 70)]), found(SEQFT[:1]))
     assert text.startswith("GSR against SeqFT: one seed cannot tell a difference from chance.")
     assert "better" not in text.splitlines()[1]
 
@@ -57,8 +64,43 @@ def test_confidence_is_that_of_student(freedom, t):
     standard = (values - values.mean()) / values.std(ddof=1) * np.sqrt(freedom + 1)
     assert confidence((standard + t).tolist()) == pytest.approx(0.95, abs=1e-5)
     assert confidence((standard - t).tolist()) == pytest.approx(0.95, abs=1e-5)
+    low, high = interval((standard + 3).tolist())
+    assert (3 - low, high - 3) == pytest.approx((t, t), rel=1e-5)
     assert confidence([0.0] * (freedom + 1)) == 0
     assert confidence([0.5] * (freedom + 1)) == pytest.approx(1)
+
+
+def test_all_figures_of_every_seed_against_any_baseline():
+    perft = [matrix(90, 50), matrix(90, 50), matrix(90, 50)]
+    ours = [matrix(80, 60), matrix(82, 60), matrix(84, 65)]
+    results = Results(
+        "percent", {"SeqFT": SEQFT, "GSR": ours, "PerFT": perft}, rows={"general": 1, "a": 2, "b": 1},
+        seeds=(42, 7, 8), scratch={"GSR": "PerFT", "SeqFT": ""}, baseline="GSR",
+    )  # fmt: skip
+    told = summary(results)
+    assert told["figures"]["GSR"][0] == pytest.approx(
+        {
+            "F.Ra": 10,
+            "AP": 190 / 3,
+            "learned": 80,
+            "Acc": 62.5,
+            "BWT": -10,
+            "FWT": -80,
+            "FR": 10,
+            "AAA": (65 + 190 / 3) / 2,
+        }
+    )
+    assert "FWT" not in told["figures"]["SeqFT"][0] and told["lacking"] == {
+        "FWT": "FWT needs a model that learned each task alone (--bounds)"
+    }
+    gain = told["gains"]["SeqFT"]["F.Ra"]
+    assert gain["mean"] == pytest.approx(-59 / 6) and gain["verdict"] == "worse" and gain["interval"][1] < 0
+    text = report(results, "conditions")
+    assert "SeqFT against GSR: F.Ra is HIGHER." in text and "Without FWT: FWT needs a model" in text
+    assert [line.split()[2:] for line in text.splitlines() if line.strip().startswith("seed 42")] == [
+        ["20.0", "56.7", "80.0", "52.5", "-20.0", "–", "20.0", "60.8"],
+        ["10.0", "63.3", "80.0", "62.5", "-10.0", "-80.0", "10.0", "64.2"],
+    ]
 
 
 def test_mean_and_deviation():

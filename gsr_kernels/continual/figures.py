@@ -1,0 +1,97 @@
+"""Figures of a run: what each result matrix comes to, seed by seed, and against a baseline."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gsr_kernels.continual.differences import interval, judge
+from gsr_kernels.continual.metrics import ResultMatrix, Results
+
+
+class Beside(NamedTuple):
+    """What a figure needs beside the matrix: the test rows of each task, and the matrix of each task alone."""
+
+    rows: Mapping[str, int] = {}
+    scratch: ResultMatrix | None = None
+
+
+class Figure(NamedTuple):
+    """How a figure is computed, the sign that makes more of it better, and what it is."""
+
+    of: Callable[[ResultMatrix, Beside], float]
+    sign: int
+    about: str
+
+
+def learned(matrix: ResultMatrix) -> float:
+    """Return the mean score on a task right after learning it: what forgetting must be weighed against."""
+    return statistics.mean(matrix.score(task, task) for task in matrix.tasks)
+
+
+FIGURES = {
+    "F.Ra": Figure(lambda matrix, _: matrix.fra(), -1, "mean loss since a task's best score, lower is better"),
+    "AP": Figure(lambda matrix, _: matrix.ap(), 1, "mean of the row"),
+    "learned": Figure(lambda matrix, _: learned(matrix), 1, "mean score on a task right after learning it"),
+    "Acc": Figure(lambda matrix, beside: matrix.acc(beside.rows), 1, "AP weighted by the test rows of each task"),
+    "BWT": Figure(lambda matrix, _: matrix.bwt(), 1, "mean change since a task was learned"),
+    "FWT": Figure(
+        lambda matrix, beside: matrix.fwt(beside.scratch), 1, "mean score right before learning a task, less the score "
+        "of a model that learned it alone"
+    ),
+    "FR": Figure(lambda matrix, _: matrix.fr(), -1, "mean loss since the best score up to learning a task"),
+    "AAA": Figure(lambda matrix, _: matrix.aaa(), 1, "mean, over all tasks learned, of the mean score on those so far"),
+}  # fmt: skip
+# those that the verdict in words is about
+JUDGED = ("F.Ra", "AP", "learned")
+
+
+def measure(results: Results) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
+    """Return the figures of each method and seed, by title, and of those that are lacking the reason."""
+    found: dict[str, list[dict[str, float]]] = {}
+    lacking: dict[str, str] = {}
+    for title, matrices in results.methods().items():
+        alone = results.matrices.get(results.scratch.get(title, ""), [])
+        for index, matrix in enumerate(matrices):
+            beside = Beside(results.rows, alone[index] if index < len(alone) else None)
+            values = {name: _value(figure, matrix, beside) for name, figure in FIGURES.items()}
+            lacking |= {name: value for name, value in values.items() if isinstance(value, str)}
+            found.setdefault(title, []).append({name: v for name, v in values.items() if not isinstance(v, str)})
+    return found, lacking
+
+
+def _value(figure: Figure, matrix: ResultMatrix, beside: Beside) -> float | str:
+    """Return a figure, or why there is none."""
+    try:
+        return figure.of(matrix, beside)
+    except ValueError as error:
+        return str(error)
+
+
+def gains(ours: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Return, seed by seed, by how much each figure that all have is better than the baseline's."""
+    pairs = list(zip(ours, baseline))
+    common = [name for name in FIGURES if all(name in each for pair in pairs for each in pair)]
+    return {name: [FIGURES[name].sign * (mine[name] - theirs[name]) for mine, theirs in pairs] for name in common}
+
+
+def compared(gained: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Return of each figure's gains the mean, the 95 % interval and the verdict, for JSON."""
+    return {
+        name: {"mean": statistics.mean(each), "interval": interval(each), "verdict": judge(each)}
+        for name, each in gained.items()
+        if each
+    }
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Return all figures, what is lacking, and the comparison with the baseline, for JSON."""
+    found, lacking = measure(results)
+    data: dict[str, Any] = {"figures": found, "lacking": lacking}
+    if results.baseline in found:
+        against = found[results.baseline]
+        others = {title: each for title, each in found.items() if title != results.baseline}
+        data["baseline"] = results.baseline
+        data["gains"] = {title: compared(gains(each, against)) for title, each in others.items()}
+    return data
