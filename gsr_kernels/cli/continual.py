@@ -39,14 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help='tasks of your own: one JSON-lines file a task, each line {"prompt": text, "completion": text}, in the '
-        "order of the file names; NAME/train.jsonl and NAME/test.jsonl; CL_Benchmark's layout or TRACE's (default: "
+        help="tasks of your own: a file of rows a task (.jsonl, .json, .csv, .parquet), in the order of the names; "
+        "NAME/train.jsonl and NAME/test.jsonl; datasets saved to NAME; CL_Benchmark's layout or TRACE's (default: "
         "five tasks from the Python library)",
     )
     add("--order", metavar="NAMES", help="tasks with commas, or order1-3, long1-3 (CL_Benchmark), trace (TRACE)")
     partial = "leave out what a published --order has and the data lacks"
     add("--partial", action=argparse.BooleanOptionalAction, help=partial)
-    add("--retain", action="append", type=Path, metavar="FILE", help="known before: .jsonl rows or a .txt; repeatable")
+    add(
+        "--retain",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="known before: a file of rows or a .txt; repeatable",
+    )
     add("--known", type=known, help=argparse.SUPPRESS)
     add("--metric", action="append", metavar="[TASK=]NAME", help="what a task is scored by; repeatable")
     add(

@@ -41,6 +41,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Conversation(Example):
+    """Row of chat: the turns, each a role and a text, before the ``completion``, which is the assistant's last turn.
+
+    All turns of the assistant are learned. ``prompt`` is the last text before the completion.
+    """
+
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Source:
     """Rows of a task, as read or as one seed draws them; without ``test`` a seed draws a split of ``train``."""
 

@@ -78,7 +78,10 @@ def _holds(kind: Kind, text: str, tokens: Sequence[int]) -> bool:
 
 
 def _check_vocabulary(kind: Kind, task: str, row: Example) -> None:
-    features = kind.features(row)
+    try:
+        features = kind.features(row)
+    except ValueError as error:
+        raise ValueError(f"{task}: the row {row.prompt[:60]!r}: {error}") from error
     tokens = [*features["input_ids"], *(features["labels"] if isinstance(features["labels"], list) else ())]
     if kind.vocabulary is not None and max(tokens, default=0) >= kind.vocabulary:
         token = max(tokens)

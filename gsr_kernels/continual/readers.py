@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gsr_kernels.continual.examples import Example, Source
+from gsr_kernels.continual.formats import example_of, texts, with_labels
 from gsr_kernels.continual.metrics import BEFORE
-from gsr_kernels.continual.row_files import example_of, read_json, read_rows, texts
+from gsr_kernels.continual.row_files import READERS, read_json, read_rows, read_saved
 
 # TRACE (arXiv 2310.06762), in its order: what each task is scored by
 TRACE = {
@@ -44,6 +46,10 @@ INSTRUCTIONS = {
     "WiC": "Given a word and two sentences, whether the word is used with the same sense in both sentence?",
     "COPA": "",
 }
+# of a task by its name and the file that it is known by
+Reader = Callable[[str, Path], Source]
+# what save_to_disk writes of a dataset, and of one in splits
+SAVED = ("state.json", "dataset_dict.json")
 # of a held-out text at most, in characters
 WINDOW = 1000
 
@@ -57,36 +63,50 @@ class Read:
 
 
 def read(folder: Path, order: str | None = None, partial: bool = False, instructed: bool = True) -> Read:
-    """Read the tasks of a folder: of JSON lines, or in the CL_Benchmark or the TRACE layout.
+    """Read the tasks of a folder: files of rows, saved datasets, or the CL_Benchmark layout.
 
     Args:
-        order: the name of a published order, or the tasks' names with commas; None: all, in the order of their names.
+        order: the name of a published order, or the tasks' names with commas; None: all, in the order of their names,
+            in which task2 comes before task10.
         partial: go on without those tasks of a published order that the folder lacks.
         instructed: put the benchmark's instruction around a row where it has one.
 
     Raises FileNotFoundError for a folder or a file of a task that is missing, ValueError for unknown or lacking tasks,
-    a malformed row, and rows to score by that are all learned.
+    malformed rows, and rows to score by that are all learned.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--data {folder} is no folder")
-    files = {file.stem: file for file in folder.glob("[!.]*.jsonl")}
-    folders = {file.parent.name: file.parent for file in folder.glob("[!.]*/train.jsonl")}
-    if twice := sorted(files.keys() & folders.keys()):
-        raise ValueError(f"{folder} holds {twice[0]}.jsonl and {twice[0]}/train.jsonl, two tasks of one name")
-    benchmark = {file.parent.name: file.parent for file in folder.glob("[!.]*/[!.]*/train.json")}
-    trace = {file.parent.name: file.parent for file in folder.glob("[!.]*/train.json")}
-    layouts = ((files | folders, _lines), (benchmark, _benchmark(instructed)), (trace, _trace))
-    # the first that finds a task
-    found, read_task = next((layout for layout in layouts if layout[0]), layouts[0])
+    if (folder / SAVED[0]).is_file() or (folder / SAVED[1]).is_file():
+        raise ValueError(f"--data {folder} is a saved dataset, which is one task: give the folder that it lies in")
+    trains = [f"train{suffix}" for suffix in READERS]
+    layouts: list[tuple[str, Reader]] = [
+        *((f"[!.]*{suffix}", _one_file) for suffix in READERS),
+        *((f"[!.]*/{name}", _halves) for name in trains),
+        *((f"[!.]*/{name}", _saved) for name in SAVED),
+    ]
+    files = [(file, read_task) for pattern, read_task in layouts for file in folder.glob(pattern)]
+    # by a task's name the file that it is known by, and what reads it
+    found: dict[str, tuple[Path, Reader]] = {}
+    for file, read_task in files or [(file, _benchmark(instructed)) for file in folder.glob("[!.]*/[!.]*/train.json")]:
+        name = file.stem if read_task is _one_file else file.parent.name
+        if name in found:
+            both = " and ".join(str(each.relative_to(folder)) for each in (found[name][0], file))
+            raise ValueError(f"{folder} holds {both}, two tasks of one name")
+        found[name] = file, read_task
     if not found:
         raise FileNotFoundError(
-            f"--data {folder} holds no task. It must hold NAME.jsonl files, NAME/train.jsonl with NAME/test.jsonl, "
-            "CATEGORY/NAME/{train,test,labels}.json (CL_Benchmark) or NAME/{train,test}.json (TRACE)"
+            f"--data {folder} holds no task. It must hold NAME.jsonl files, or .json, .csv, .parquet; NAME/train.jsonl "
+            "with NAME/test.jsonl; datasets saved to NAME; or CATEGORY/NAME/{train,test,labels}.json (CL_Benchmark)"
         )
-    names, lacking = choose(sorted(found), order, partial)
+    names, lacking = choose(sorted(found, key=_natural), order, partial)
     if BEFORE in names:
         raise ValueError(f"--data {folder}: no task may be called {BEFORE!r}, the report's own name; call it otherwise")
-    return Read(tuple(read_task(name, found[name]) for name in names), lacking)
+    return Read(tuple(found[name][1](name, found[name][0]) for name in names), lacking)
+
+
+def _natural(name: str) -> list[str | int]:
+    """Return a key that sorts numbers within names by their value."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def choose(there: Sequence[str], order: str | None, partial: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -115,7 +135,7 @@ def choose(there: Sequence[str], order: str | None, partial: bool) -> tuple[tupl
 
 
 def read_retained(path: Path, fits: Callable[[str], bool]) -> Source:
-    """Read what the model could do before: rows of a ``.jsonl`` file, or a ``.txt`` in windows that ``fits`` takes.
+    """Read what the model could do before: a file of rows, or a ``.txt`` in windows that ``fits`` takes.
 
     It is scored after every task and never trained on. Of a text every next token is to be foretold.
 
@@ -123,10 +143,10 @@ def read_retained(path: Path, fits: Callable[[str], bool]) -> Source:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--retain {path} is no file")
-    if path.suffix == ".jsonl":
-        return Source(path.stem, f"rows of {path}", (), read_rows(path, example_of))
+    if path.suffix in READERS:
+        return Source(path.stem, f"rows of {path}", (), with_labels(path, read_rows(path, example_of))[0])
     if path.suffix != ".txt":
-        raise ValueError(f"--retain {path}: a .jsonl file of rows or a .txt file is wanted")
+        raise ValueError(f"--retain {path}: a file of rows, {', '.join(READERS)}, or a .txt file is wanted")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -145,18 +165,45 @@ def _halved(text: str, fits: Callable[[str], bool]) -> list[str]:
     return [*_halved(text[:middle], fits), *_halved(text[middle:], fits)]
 
 
-def _lines(name: str, path: Path) -> Source:
-    about = f"rows of {path}"
-    if path.is_dir():
-        return Source(name, about, *_halves(path, "jsonl", example_of))
-    rows = read_rows(path, example_of)
-    if len(set(rows)) < 2:
+def _one_file(name: str, file: Path) -> Source:
+    return _checked(name, file, read_rows(file, example_of))
+
+
+def _halves(name: str, file: Path) -> Source:
+    train, test = (read_rows(file.with_stem(half), example_of) for half in ("train", "test"))
+    return _checked(name, file.parent, train, test, metric=TRACE.get(name) if file.suffix == ".json" else None)
+
+
+def _saved(name: str, file: Path) -> Source:
+    splits = read_saved(file.parent, example_of)
+    if "train" not in splits:
+        raise ValueError(f"{file.parent} has the splits {', '.join(splits)}: call one of them train, and one test")
+    train, test = splits.pop("train"), splits.pop("test", ())
+    return _checked(name, file.parent, train, test, about=f", without its {', '.join(splits)}" if splits else "")
+
+
+def _checked(
+    name: str,
+    path: Path,
+    train: Sequence[Example],
+    test: Sequence[Example] = (),
+    metric: str | None = None,
+    about: str = "",
+) -> Source:
+    """Return a task of rows that lie at a path; ValueError where there is nothing to score by that is not learned."""
+    train, test = with_labels(path, train, test)
+    if not test and len(set(train)) < 2:
         raise ValueError(f"{path}: needs a row to learn and one to score, has 1 distinct")
-    return Source(name, about, rows)
+    if test and set(test) <= set(train):
+        raise ValueError(
+            f"{path}: every row to score by is a row to learn too: a score would tell what was learned by heart"
+        )
+    return Source(name, f"rows of {path}{about}", train, test, metric)
 
 
-def _benchmark(instructed: bool) -> Callable[[str, Path], Source]:
-    def read_task(name: str, path: Path) -> Source:
+def _benchmark(instructed: bool) -> Reader:
+    def read_task(name: str, file: Path) -> Source:
+        path = file.parent
         category = path.parent.name
         if instructed and category not in INSTRUCTIONS:
             raise ValueError(
@@ -175,26 +222,7 @@ def _benchmark(instructed: bool) -> Callable[[str, Path], Source]:
             sentence, label = texts(row, "sentence", "label")
             return Example(f"{before}{sentence}{behind}", space + label, options)
 
-        return Source(name, f"{category}: {', '.join(labels)}", *_halves(path, "json", example))
+        train, test = (read_rows(path / f"{half}.json", example) for half in ("train", "test"))
+        return replace(_checked(name, path, train, test), about=f"{category}: {', '.join(labels)}")
 
     return read_task
-
-
-def _trace(name: str, path: Path) -> Source:
-    def example(row: Mapping[str, Any]) -> Example:
-        prompt, answer = texts(row, "prompt", "answer")
-        # prompts are complete, and the answer follows on a line of its own
-        return Example(f"{prompt}\n", answer)
-
-    return Source(name, "of TRACE", *_halves(path, "json", example), metric=TRACE.get(name))
-
-
-def _halves(
-    path: Path, suffix: str, example: Callable[[Any], Example]
-) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    train, test = (read_rows(path / f"{half}.{suffix}", example) for half in ("train", "test"))
-    if set(test) <= set(train):
-        raise ValueError(
-            f"{path}: every row to score by is a row to learn too: a score would tell what was learned by heart"
-        )
-    return train, test

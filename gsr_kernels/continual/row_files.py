@@ -1,85 +1,89 @@
-"""Files of rows: JSON lines, or one JSON list."""
+"""Files of rows: JSON lines, one JSON list, CSV, parquet, and datasets that ``save_to_disk`` wrote."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsr_kernels.continual.examples import Example
+from gsr_kernels.messages import need
 
-# of a program, and what a simplification is compared with
-MORE_TEXTS = ("source", "prefix", "test")
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# bad rows of a file that are told one by one, and of each so many characters
+TOLD, LENGTH = 5, 300
 
 
 def read_rows(file: Path, example: Callable[[Any], Example]) -> tuple[Example, ...]:
-    """Return the rows of JSON lines or of one JSON list; FileNotFoundError, or ValueError with the row's number."""
+    """Return the rows of a file; FileNotFoundError, or ValueError with the number of each bad row."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing")
+    located, parse = READERS[file.suffix]
+    return made(located(file), parse, example, str(file))
 
-    def made(where: str, row: Any) -> Example:
+
+def made(
+    located: Iterable[tuple[str, Any]], parse: Callable[[Any], Any], example: Callable[[Any], Example], name: str
+) -> tuple[Example, ...]:
+    """Make an example of each row that stands at a place. Raises ValueError for bad rows, all of them, and for none."""
+    rows, bad = [], []
+    for where, row in located:
         try:
-            return example(row)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-
-    rows = tuple(made(where, row) for where, row in _located(file))
+            rows.append(example(parse(row)))
+        except ValueError as error:  # noqa: PERF203
+            bad.append(f"{where}: {error}")
+    if len(bad) == 1:
+        raise ValueError(bad[0])
+    if bad:
+        told = [line if len(line) <= LENGTH else f"{line[:LENGTH]} …" for line in bad[:TOLD]]
+        more = [f"and {len(bad) - TOLD} more"] if len(bad) > TOLD else []
+        lines = "\n  ".join([*told, *more])
+        raise ValueError(f"{name}: {len(bad)} of {len(rows) + len(bad)} rows are bad:\n  {lines}")
     if not rows:
-        raise ValueError(f"{file}: is empty: a row to learn and one to score are wanted")
-    return rows
+        raise ValueError(f"{name}: is empty: a row to learn and one to score are wanted")
+    return tuple(rows)
 
 
 def read_json(file: Path) -> Any:
     """Return what a file holds. Raises FileNotFoundError where it is missing, ValueError where it is no JSON."""
-    return _parsed(_bytes(file), str(file))
-
-
-def example_of(row: Any) -> Example:
-    """Make an example of a row; keys that are not its fields are left alone. Raises ValueError, naming the key."""
-    prompt, completion = texts(row, "prompt", "completion")
-    options = row.get("options", [])
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise ValueError(f"'options' must be a list of texts, got {options!r}")
-    for option in options:
-        _check_text("options", option)
-    more = {key: row[key] for key in MORE_TEXTS if key in row}
-    for key, text in more.items():
-        _check_text(key, text)
-    return Example(prompt, completion, tuple(options), **more)
-
-
-def texts(row: Any, *keys: str) -> list[str]:
-    """Return the texts of a row. Raises ValueError for what is no object, lacks one, or whose last one is empty."""
-    wanted = ", ".join(f'"{key}": text' for key in keys)
-    if not isinstance(row, Mapping):
-        raise ValueError(f"each line must be {{{wanted}}}, got {row!r}")
-    for key in keys:
-        if key not in row:
-            has = ", ".join(map(repr, row)) or "none"
-            raise ValueError(
-                f"{key!r} must be a text, got None: write each row as {{{wanted}}}; this one's keys: {has}"
-            )
-        _check_text(key, row[key])
-    if not row[keys[-1]]:
-        raise ValueError(f"{keys[-1]!r} is empty: there is nothing to learn")
-    return [row[key] for key in keys]
-
-
-def _check_text(key: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be a text, got {value!r}")
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing")
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{key!r} is no text: {error}") from error
+        return _parsed(_bytes(file))
+    except ValueError as error:
+        lines = ": JSON lines are called .jsonl" if "Extra data" in str(error) else ""
+        raise ValueError(f"{file}: {error}{lines}") from error
 
 
-def _located(file: Path) -> Iterator[tuple[str, Any]]:
-    if file.suffix == ".jsonl":
-        for number, line in enumerate(_bytes(file).splitlines(), start=1):
-            if line.strip():
-                yield f"{file}:{number}", _parsed(line, f"{file}:{number}")
-        return
+def read_saved(folder: Path, example: Callable[[Any], Example]) -> dict[str, tuple[Example, ...]]:
+    """Return the rows of each split of what ``save_to_disk`` wrote, which is "train" where it wrote one dataset."""
+    need(f"{folder}, a saved dataset,", "datasets")
+    from datasets import Dataset, load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{folder}: no dataset that save_to_disk wrote: {error}") from error
+    splits = {"train": found} if isinstance(found, Dataset) else found
+    return {
+        split: made(_table(rows, f"{folder}, {split}"), _same, example, f"{folder}, {split}")
+        for split, rows in splits.items()
+    }
+
+
+def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
+    for number, line in enumerate(_bytes(file).splitlines(), start=1):
+        if line.strip():
+            yield f"{file}:{number}", line
+
+
+def _list(file: Path) -> Iterator[tuple[str, Any]]:
     rows = read_json(file)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{file}: must be a list of at least one row")
@@ -87,16 +91,73 @@ def _located(file: Path) -> Iterator[tuple[str, Any]]:
         yield f"{file}, row {number}", row
 
 
+def _csv(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    # not as ``datasets`` reads it, which makes 7.0 of "007" and nothing of "NA"
+    try:
+        text = _bytes(file).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: no UTF-8: {error.reason} at byte {error.start + 1}") from error
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            yield f"{file}:{reader.line_num}", row
+    except csv.Error as error:
+        raise ValueError(f"{file}:{reader.line_num}: no CSV: {error}") from error
+
+
+def _fields(row: dict[str, str]) -> dict[str, str]:
+    if None in row:
+        raise ValueError("has more fields than the first line has names: put quotes around a text with commas")
+    return {key: text for key, text in row.items() if text is not None}
+
+
+def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
+    need(str(file), "datasets")
+    import pyarrow
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from pyarrow.parquet import read_table
+
+    try:
+        table = InMemoryTable(read_table(file))
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{file}: no parquet: {error}") from error
+    yield from _table(Dataset(table), str(file))
+
+
+def _table(rows: Dataset, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield rows without their empty fields; a class is its name."""
+    classes = {key: feature.int2str for key, feature in rows.features.items() if hasattr(feature, "int2str")}
+    number = 0
+    for batch in rows.with_format(None).iter(1000):
+        for values in zip(*batch.values()):
+            number += 1
+            row = {key: value for key, value in zip(batch, values) if value is not None}
+            yield f"{name}, row {number}", row | {key: named(row[key]) for key, named in classes.items() if key in row}
+
+
 def _bytes(file: Path) -> bytes:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing")
     return file.read_bytes().removeprefix(BOM_UTF8)
 
 
-def _parsed(data: bytes, where: str) -> Any:
+def _parsed(data: bytes) -> Any:
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: no JSON: {error.msg} at column {error.colno}") from error
+        raise ValueError(f"no JSON: {error.msg} at column {error.colno}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: no UTF-8: {error.reason} at byte {error.start + 1}") from error
+        raise ValueError(f"no UTF-8: {error.reason} at byte {error.start + 1}") from error
+
+
+def _same(row: Any) -> Any:
+    return row
+
+
+# of a file by its ending: what yields its rows, each with its place, and what parses one
+READERS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Any]]], Callable[[Any], Any]]] = {
+    ".jsonl": (_lines, _parsed),
+    ".json": (_list, _same),
+    ".csv": (_csv, _fields),
+    ".parquet": (_parquet, _same),
+}

@@ -94,11 +94,12 @@ class Run:
         drawn = [task for retained, tasks in self._draws for task in (*retained, *tasks)]
         for task in drawn:
             check_asked(task, self.kind.asks, self.kind.name)
-            if isinstance(self.kind, Writer):
-                check_room(self.kind, task, self.settings.new_tokens)
         if isinstance(self.kind, Classifier):
             self.kind.choose_among(row.options for task in drawn for row in (*task.train, *task.test))
         self._cuts = survey(self.kind, drawn)
+        if isinstance(self.kind, Writer):
+            for task in drawn:
+                check_room(self.kind, task, self.settings.new_tokens)
         self.out: Path = args.out
         self.sets = tuple(dict.fromkeys(args.set))
 

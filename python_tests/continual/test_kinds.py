@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, SwitchTransformersConfig
 
-from gsr_kernels.continual.examples import Example, Source
+from gsr_kernels.continual.examples import Conversation, Example, Source
 from gsr_kernels.continual.kinds import IGNORED
 from gsr_kernels.continual.models import load
 from gsr_kernels.continual.score import check_room, score
@@ -264,3 +264,70 @@ def test_losses_of_an_encoder_decoders_routers_are_refused(tmp_path):
     tokenizer(True).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="routers are not trained on: set output_router_logits to false"):
         tiny_kind(RunSettings(model=str(tmp_path)))
+
+
+MARKED = (
+    "{% for m in messages %}<|from|>{{ m.role }} {% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
+    "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|from|>assistant {% endif %}"
+)
+TURNS = (("system", "house"), ("user", "red"), ("assistant", "apple pear"), ("user", "green"))
+CHATTED = Conversation("green", "blue", turns=TURNS)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    """A model that writes, by a template with an end of a turn, with marks around answers and without."""
+    folder = tmp_path_factory.mktemp("chats")
+    kind = tiny_kind(RunSettings(model=save_model("causal", folder)))
+    kind.tokenizer.add_special_tokens({"additional_special_tokens": ["<|from|>", "<|end|>"]})
+    kind.tokenizer.chat_template = MARKED
+    bare = copy.copy(kind)
+    bare.tokenizer = copy.deepcopy(kind.tokenizer)
+    bare.tokenizer.chat_template = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    return kind, bare, folder
+
+
+def test_a_conversation_teaches_every_answer_and_no_other_turn(chats):
+    for kind in chats[:2]:
+        features = kind.features(CHATTED)
+        text = "<|from|>system house<|end|><|from|>user red<|end|><|from|>assistant apple pear<|end|>"
+        text += "<|from|>user green<|end|><|from|>assistant blue<|end|>"
+        assert features["input_ids"] == kind.tokenizer(text)["input_ids"]
+        taught = [label for label in features["labels"] if label != IGNORED]
+        assert kind.tokenizer.decode(taught) == "apple pear<|end|>blue<|end|>"
+        # what is asked is how the whole conversation begins, up to the last answer
+        asked = kind.prompt_tokens(CHATTED, 999)
+        assert features["input_ids"][: len(asked)] == asked and text.startswith(kind.tokenizer.decode(asked))
+        short = copy.copy(kind)
+        short.max_tokens = 8
+        assert kind.tokenizer.decode(short.features(CHATTED)["input_ids"]) == "istant blue<|end|>"
+
+
+def test_an_answer_ends_with_its_turn(chats):
+    _, kind, folder = chats
+    model = load(kind, folder, "float32", 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batch = kind.collator()([kind.features(CHATTED)])
+    for _ in range(40):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert kind.answers(model, [CHATTED], "text", 20) == ["blue"]
+
+
+def test_chat_that_a_template_cannot_tell_apart_is_refused(chats, tmp_path):
+    kind = copy.copy(chats[1])
+    kind.tokenizer = copy.deepcopy(kind.tokenizer)
+    last = "{% if loop.last %}<|from|>{% endif %}{{ m.content }}"
+    kind.tokenizer.chat_template = kind.tokenizer.chat_template.replace("{{ m.content }}", last)
+    with pytest.raises(ValueError, match="writes turn 3 of 5 otherwise when others follow it: give it a template with"):
+        kind.features(CHATTED)
+    kind.tokenizer.chat_template = "{{ raise_exception('no system') }}"
+    with pytest.raises(ValueError, match="refuses turns of system, user, assistant, user, assistant: no system"):
+        kind.features(CHATTED)
+    kind.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="turns of chat want a tokenizer with a chat template"):
+        kind.features(CHATTED)
+    with pytest.raises(ValueError, match="turns of chat are for decoders"):
+        tiny_kind(RunSettings(model=save_model("seq2seq", tmp_path))).features(CHATTED)

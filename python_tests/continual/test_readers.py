@@ -1,9 +1,13 @@
-"""The three layouts, the published orders, and every malformed row."""
+"""The layouts and formats, the published orders, and every malformed row."""
 
+import csv
 import json
+import shutil
 
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from gsr_kernels.continual.examples import Conversation, Example
 from gsr_kernels.continual.readers import ORDERS, read, read_retained
 
 
@@ -66,17 +70,112 @@ def test_a_byte_order_mark_is_no_part_of_a_file(layout, tmp_path):
     assert bare.test == marked.test
 
 
+CHAT = [("system", "be short"), ("user", "a?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d")]
+TALKED = Conversation("c?", "d", turns=tuple(CHAT[:-1]))
+SAID_BY = {"user": "human", "assistant": "gpt"}
+FORMS = {
+    "messages": ({"messages": [{"role": role, "content": text} for role, text in CHAT], "id": 3}, TALKED),
+    "open end": ({"messages": [{"role": role, "content": text} for role, text in [*CHAT, ("user", "e?")]]}, TALKED),
+    "sharegpt": (
+        {"conversations": [{"from": SAID_BY.get(role, role), "value": text} for role, text in CHAT]},
+        TALKED,
+    ),
+    "alpaca": ({"instruction": "add", "input": "1 2", "output": "3"}, Example("add\n\n1 2\n", "3")),
+    "alpaca without input": ({"instruction": "sing", "input": "", "output": "la"}, Example("sing\n", "la")),
+    "question": ({"question": "a?", "answer": "b"}, Example("a?\n", "b")),
+    "question of a text": ({"context": "a b", "question": "a?", "answer": "b"}, Example("a b\n\na?\n", "b")),
+    "label": ({"text": "fine", "label": "good"}, Example("fine\n", "good", ("bad", "good"))),
+    "prompt": ({"prompt": "p", "completion": "c"}, Example("p", "c")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "example"), FORMS.values(), ids=FORMS)
+def test_a_row_is_told_by_its_keys(row, example, tmp_path):
+    other = {"text": "sad", "label": "bad"} if "label" in row else {"prompt": "x", "completion": "y"}
+    write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, (row, other))))
+    assert read(tmp_path).sources[0].train[0] == example
+
+
 @pytest.mark.parametrize(
-    ("row", "keys"),
+    ("row", "message"),
     [
-        ({"messages": [{"role": "user", "content": "a"}]}, "'messages'"),
-        ({"instruction": "a", "input": "", "output": "b"}, "'instruction', 'input', 'output'"),
+        (
+            {"body": "a", "target": "b"},
+            "no row has the keys 'body', 'target': call them as one of these formats does: ",
+        ),
+        ({"messages": "a"}, '\'messages\' must be a list of turns {"role": role, "content": text}'),
+        ({"messages": [{"role": "user", "content": "a"}]}, "'messages' has no turn of the assistant"),
+        (
+            {"messages": [{"role": "tool", "content": "a"}]},
+            "a turn whose 'role' is 'tool'; there are system, user, ass",
+        ),
+        ({"conversations": [{"from": "gpt", "value": " "}]}, "has an empty turn of the assistant"),
+        ({"conversations": [{"from": "gpt"}]}, "'value' must be a text, got None"),
+        ({"instruction": "a", "output": ""}, "'output' is empty"),
+        ({"text": "a", "label": "b"}, "'label' has 1 different values, and a choice is among 2 to 200"),
     ],
 )
-def test_a_row_of_another_format_is_told_what_is_wanted(row, keys, tmp_path):
+def test_a_row_of_no_format_is_told_what_is_wanted(row, message, tmp_path):
     write(tmp_path / "a.jsonl", json.dumps(row))
-    wanted = f'\'prompt\' must be a text, got None: write each row as {{"prompt": text, "completion": text}}; .* {keys}'
-    with pytest.raises(ValueError, match=wanted):
+    with pytest.raises(ValueError) as error:
+        read(tmp_path)
+    assert message in str(error.value) and "a.jsonl" in str(error.value)
+
+
+def test_all_bad_rows_of_a_file_are_told(tmp_path):
+    rows = ["{", '{"prompt": "a", "completion": "b"}', *['{"prompt": "a"}'] * 6]
+    write(tmp_path / "a.jsonl", "\n".join(rows))
+    with pytest.raises(ValueError) as error:
+        read(tmp_path)
+    first, *told = str(error.value).splitlines()
+    assert first == f"{tmp_path}/a.jsonl: 7 of 8 rows are bad:" and told[-1] == "  and 2 more" and len(told) == 6
+    assert "a.jsonl:1: no JSON" in told[0] and "a.jsonl:3: 'completion' must be a text" in told[1]
+
+
+def test_tasks_come_in_every_kind_of_file_in_the_order_of_their_numbers(tmp_path):
+    rows = [{"prompt": "007", "completion": "2024-03-05"}, {"prompt": "NA", "completion": 'a, "b"\nc'}]
+    write(tmp_path / "task10.jsonl", "\n".join(map(json.dumps, rows)))
+    write(tmp_path / "task2.json", rows)
+    with (tmp_path / "task3.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    Dataset.from_list(rows).to_parquet(tmp_path / "task1.parquet")
+    Dataset.from_list(rows).save_to_disk(tmp_path / "task20")
+    for split in ("train", "test"):
+        write(tmp_path / "task4" / f"{split}.json", [{**rows[0], "prompt": split}, rows[1]])
+    sources = read(tmp_path).sources
+    assert [source.name for source in sources] == ["task1", "task2", "task3", "task4", "task10", "task20"]
+    wanted = tuple(Example(**row) for row in rows)
+    assert all(source.train == wanted for source in sources if source.name != "task4")
+    assert read_retained(tmp_path / "task3.csv", bool).test == wanted
+    (tmp_path / "task20" / "state.json").unlink()
+    with (tmp_path / "task3.csv").open("a") as file:
+        file.write("a,b,c\n")
+    with pytest.raises(ValueError, match=r"task3.csv:5: has more fields than the first line has names"):
+        read(tmp_path)
+    (tmp_path / "task1.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"task1.parquet: no parquet"):
+        read(tmp_path)
+
+
+def test_a_saved_dataset_has_splits_and_names_of_its_classes(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["sad", "glad"])})
+    splits = {
+        split: Dataset.from_dict({"text": [f"{split} {i}" for i in range(3)], "label": [0, 1, 1]}, features)
+        for split in ("train", "test", "spare")
+    }
+    DatasetDict(splits).save_to_disk(tmp_path / "moods")
+    task = read(tmp_path).sources[0]
+    assert task.train[1] == Example("train 1\n", "glad", ("glad", "sad")) and len(task.test) == 3
+    assert task.about.endswith("moods, without its spare") and task.scored_by == "accuracy"
+    with pytest.raises(ValueError, match="is a saved dataset, which is one task: give the folder that it lies in"):
+        read(tmp_path / "moods")
+    DatasetDict({"spare": splits["spare"]}).save_to_disk(tmp_path / "none" / "moods")
+    with pytest.raises(ValueError, match="has the splits spare: call one of them train, and one test"):
+        read(tmp_path / "none")
+    shutil.rmtree(tmp_path / "moods" / "test")
+    with pytest.raises(ValueError, match="moods: no dataset that save_to_disk wrote"):
         read(tmp_path)
 
 
@@ -163,7 +262,7 @@ def test_a_malformed_line_is_named(row, message, tmp_path):
         ("SC/amazon/train.json", {}, "must be a list of at least one row"),
         ("SC/amazon/train.json", "[", "train.json: no JSON"),
         ("SC/amazon/labels.json", ["Good", 1], "labels.json: must be a list of texts"),
-        ("XX/amazon/train.json", [{"sentence": "a", "label": "Good"}], "no instruction for the category 'XX'"),
+        ("XX/yelp/train.json", [{"sentence": "a", "label": "Good"}], "no instruction for the category 'XX'"),
     ],
 )
 def test_a_malformed_benchmark_is_named(file, content, message, tmp_path):
@@ -242,6 +341,6 @@ def test_what_was_known_before_is_rows_or_a_text(tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match="no UTF-8"):
         read_retained(tmp_path / "bytes.txt", bool)
-    write(tmp_path / "a.csv", "a")
-    with pytest.raises(ValueError, match=r"a .jsonl file of rows or a .txt file is wanted"):
-        read_retained(tmp_path / "a.csv", bool)
+    write(tmp_path / "a.xml", "a")
+    with pytest.raises(ValueError, match=r"a file of rows, .jsonl, .json, .csv, .parquet, or a .txt file is wanted"):
+        read_retained(tmp_path / "a.xml", bool)

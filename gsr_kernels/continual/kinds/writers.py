@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -14,8 +16,9 @@ from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, GenerationConfig
 
 from gsr_kernels.continual.evaluators import Answer
-from gsr_kernels.continual.examples import Example
+from gsr_kernels.continual.examples import Conversation, Example
 from gsr_kernels.continual.kinds.base import IGNORED, Features, Kind, mean_loss
+from gsr_kernels.continual.kinds.chat import encode, end_of_turn, render
 
 # the end of a prompt has one part in so many of a row's tokens, however long the completion is
 PROMPT_SHARE = 4
@@ -38,6 +41,11 @@ class Writer(Kind):
     def room(self, row: Example, new_tokens: int) -> int:
         """Return the positions that an answer of so many tokens needs."""
 
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """Return the token that ends an answer by the chat template."""
+        return end_of_turn(self.tokenizer)
+
     def collator(self, model: Any = None) -> Any:
         """See Kind.collator; labels are padded with ``IGNORED``."""
         return DataCollatorForSeq2Seq(self.tokenizer, model, padding=True, label_pad_token_id=IGNORED)
@@ -55,11 +63,11 @@ class Writer(Kind):
 
     def prompt_tokens(self, row: Example, room: int) -> list[int]:
         """Return the prompt's tokens, the last ``room`` of them."""
+        if isinstance(row, Conversation):
+            tokens = render(self.tokenizer, row.turns, ask=True, tokenize=True)
         # a held-out text is nobody's question
-        if self.chat and (row.prompt or not row.goes_on):
-            tokens = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": row.prompt}], add_generation_prompt=True, return_dict=False
-            )
+        elif self.chat and (row.prompt or not row.goes_on):
+            tokens = render(self.tokenizer, [("user", row.prompt)], ask=True, tokenize=True)
         else:
             tokens = self.tokenizer(row.prompt)["input_ids"]
         if len(tokens) > room:
@@ -70,13 +78,17 @@ class Writer(Kind):
         """Write greedily, one likeliest token after another, until the end of a text."""
         decodes = not model.config.is_encoder_decoder
         own = model.generation_config
+        ends = [self.tokenizer.eos_token_id]
+        chats = self.chat or any(isinstance(row, Conversation) for row in rows)
+        if chats and self.end_of_turn is not None:
+            ends.append(self.end_of_turn)
         # not as the checkpoint would have it: with beams, penalties, draws; generate falls back on the model's own
         model.generation_config = GenerationConfig(
             max_new_tokens=new_tokens,
             do_sample=False,
             num_beams=1,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=ends,
             bos_token_id=own.bos_token_id,
             decoder_start_token_id=own.decoder_start_token_id,
             # a language, say: no habit of writing, but where an encoder–decoder's every text begins
@@ -97,6 +109,8 @@ class Writer(Kind):
         try:
             for indices, batch in self.batches(prompts, model.device, padded):
                 written = model.generate(**batch)[:, batch["input_ids"].shape[1] if decodes else 0 :]
+                # an end of a turn need not be a token that the tokenizer skips
+                written = written.masked_fill(written == ends[-1], self.tokenizer.pad_token_id)
                 for index, text in zip(indices, self.tokenizer.batch_decode(written, skip_special_tokens=True)):
                     texts[index] = text
         finally:
@@ -134,15 +148,30 @@ class Causal(Writer):
 
     def features(self, row: Example) -> Features:
         """See Kind.features."""
-        end = [] if row.goes_on else [self.tokenizer.eos_token_id]
-        completion = self.tokenizer(row.completion, add_special_tokens=False)["input_ids"] + end
-        prompt = self.prompt_tokens(row, max(self.max_tokens - len(completion), self.max_tokens // PROMPT_SHARE))
-        room = self.max_tokens - len(prompt)
-        if len(completion) > room:
-            # without its end: nobody is taught to stop in mid-sentence
+        if isinstance(row, Conversation):
+            tokens, written = encode(self.tokenizer, row)
+            if self.end_of_turn is None:
+                # the template says nowhere that an answer ends
+                tokens, written = [*tokens, self.tokenizer.eos_token_id], [*written, True]
+            labels = [token if mark else IGNORED for token, mark in zip(tokens, written)]
+            # where the last answer begins
+            start = max((at for at in range(1, len(tokens)) if written[at] > written[at - 1]), default=0)
+        else:
+            end = [] if row.goes_on else [self.tokenizer.eos_token_id]
+            prompt = self.prompt_tokens(row, sys.maxsize)
+            start = len(prompt)
+            tokens = prompt + self.tokenizer(row.completion, add_special_tokens=False)["input_ids"] + end
+            labels = [IGNORED] * start + tokens[start:]
+        # the completion leaves some room to the prompt's end, and is then cut without its own: nobody is taught to stop
+        # in mid-sentence
+        room = max(self.max_tokens - (len(tokens) - start), self.max_tokens // PROMPT_SHARE)
+        first = max(0, start - room)
+        if first:
+            self.truncated.add(row)
+        if len(tokens) - first > self.max_tokens:
             self.truncated_completions.add(row)
-        tokens = prompt + completion[:room]
-        labels = [IGNORED] * len(prompt) + completion[:room]
+        kept = slice(first, first + self.max_tokens)
+        tokens, labels = tokens[kept], labels[kept]
         # nothing foretells a text's first token: it is no label, and the Trainer shall not count it
         labels[:1] = [IGNORED]
         return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
@@ -196,6 +225,8 @@ class Seq2Seq(Writer):
 
     def features(self, row: Example) -> Features:
         """See Kind.features."""
+        if isinstance(row, Conversation):
+            raise ValueError("turns of chat are for decoders: write an encoder–decoder's rows as prompt and completion")
         prompt = self.prompt_tokens(row, self.max_tokens)
         labels = self.tokenizer(text_target=row.completion)["input_ids"]
         if len(labels) > self.max_tokens:

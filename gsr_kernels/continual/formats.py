@@ -1,0 +1,148 @@
+"""Formats of a row, told apart by their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gsr_kernels.continual.examples import Conversation, Example
+
+# of a program, and what a simplification is compared with
+MORE_TEXTS = ("source", "prefix", "test")
+ROLES = ("system", "user", "assistant")
+# as ShareGPT calls them
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"}
+# different ones of a task at most, from which its rows choose
+MOST_LABELS = 200
+
+
+@dataclass(frozen=True)
+class Labelled(Example):
+    """Row whose options are all labels of its task, once they are known; see ``with_labels``."""
+
+
+def example_of(row: Any) -> Example:
+    """Make an example of a row; keys that its format does not have are left alone. Raises ValueError, naming keys."""
+    if isinstance(row, Mapping):
+        for keys, make in FORMATS.items():
+            if all(key in row for key in keys):
+                return make(row)
+        if "prompt" not in row and "completion" not in row:
+            wanted = "; ".join(", ".join(keys) for keys in FORMATS)
+            raise ValueError(f"no row has the keys {_keys(row)}: call them as one of these formats does: {wanted}")
+    return _plain(row)
+
+
+def with_labels(path: Path, *lists: Sequence[Example]) -> list[tuple[Example, ...]]:
+    """Return lists of rows of one task in which every labelled row chooses among all labels of the task.
+
+    Raises ValueError, naming the path, for one label alone, and for so many that they are texts.
+    """
+    labels = tuple(sorted({row.completion for each in lists for row in each if isinstance(row, Labelled)}))
+    if labels and not 2 <= len(labels) <= MOST_LABELS:
+        raise ValueError(
+            f"{path}: 'label' has {len(labels)} different values, and a choice is among 2 to {MOST_LABELS}: where they "
+            "are texts, call the keys prompt and completion"
+        )
+    return [
+        tuple(Example(row.prompt, row.completion, labels) if isinstance(row, Labelled) else row for row in each)
+        for each in lists
+    ]
+
+
+def texts(row: Any, *keys: str) -> list[str]:
+    """Return the texts of a row. Raises ValueError for what is no object, lacks one, or whose last one is empty."""
+    wanted = ", ".join(f'"{key}": text' for key in keys)
+    if not isinstance(row, Mapping):
+        raise ValueError(f"each line must be {{{wanted}}}, got {row!r}")
+    for key in keys:
+        if key not in row:
+            raise ValueError(
+                f"{key!r} must be a text, got None: write each row as {{{wanted}}}; this one's keys: {_keys(row)}"
+            )
+        _check_text(key, row[key])
+    if not row[keys[-1]]:
+        raise ValueError(f"{keys[-1]!r} is empty: there is nothing to learn")
+    return [row[key] for key in keys]
+
+
+def _plain(row: Any) -> Example:
+    prompt, completion = texts(row, "prompt", "completion")
+    options = row.get("options", [])
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise ValueError(f"'options' must be a list of texts, got {options!r}")
+    for option in options:
+        _check_text("options", option)
+    more = {key: row[key] for key in MORE_TEXTS if key in row}
+    for key, text in more.items():
+        _check_text(key, text)
+    return Example(prompt, completion, tuple(options), **more)
+
+
+def _chat(key: str, role_key: str, text_key: str) -> Callable[[Mapping[str, Any]], Example]:
+    def make(row: Mapping[str, Any]) -> Example:
+        if not isinstance(row[key], list) or not all(isinstance(turn, Mapping) for turn in row[key]):
+            raise ValueError(f'{key!r} must be a list of turns {{"{role_key}": role, "{text_key}": text}}')
+        turns = []
+        for turn in row[key]:
+            role, text = (turn.get(each) for each in (role_key, text_key))
+            role = SPEAKERS.get(role, role)
+            if role not in ROLES:
+                raise ValueError(f"{key!r} has a turn whose {role_key!r} is {role!r}; there are {', '.join(ROLES)}")
+            _check_text(text_key, text)
+            if role == "assistant" and not text.strip():
+                raise ValueError(f"{key!r} has an empty turn of the assistant: there is nothing to learn")
+            turns.append((role, text))
+        # nobody learns from what follows the assistant's last words
+        while turns and turns[-1][0] != "assistant":
+            turns.pop()
+        if not turns:
+            raise ValueError(f"{key!r} has no turn of the assistant: there is nothing to learn")
+        *before, (_, completion) = turns
+        return Conversation(before[-1][1] if before else "", completion, turns=tuple(before))
+
+    return make
+
+
+def _asked(*keys: str) -> Callable[[Mapping[str, Any]], Example]:
+    """Return a maker of rows with what is asked for on lines of its own, where it is, and then the last key's text."""
+
+    def make(row: Mapping[str, Any]) -> Example:
+        *asked, answer = texts(row, *(key for key in keys[:-1] if row.get(key)), keys[-1])
+        return Example("\n\n".join(asked) + "\n", answer)
+
+    return make
+
+
+def _labelled(row: Mapping[str, Any]) -> Example:
+    label = row["label"]
+    text, label = texts({**row, "label": str(label) if isinstance(label, int) else label}, "text", "label")
+    return Labelled(f"{text}\n", label)
+
+
+# the first whose keys a row has; TRACE's is the last but one
+FORMATS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Example]] = {
+    ("prompt", "completion"): _plain,
+    ("messages",): _chat("messages", "role", "content"),
+    ("conversations",): _chat("conversations", "from", "value"),
+    ("instruction", "output"): _asked("instruction", "input", "output"),
+    ("question", "answer"): _asked("context", "question", "answer"),
+    ("prompt", "answer"): _asked("prompt", "answer"),
+    ("text", "label"): _labelled,
+}
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, row)) or "none"
+
+
+def _check_text(key: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be a text, got {value!r}")
+    try:
+        # most texts are ASCII, and it costs nothing to see
+        value.isascii() or value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{key!r} is no text: {error}") from error
