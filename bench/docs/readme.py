@@ -10,7 +10,8 @@ from bench.docs.performance import floor_table, steps_on_cpu, target_table
 from bench.results import RESULTS, read
 from gsr_kernels.continual.differences import over
 from gsr_kernels.continual.figures import JUDGED, measure
-from gsr_kernels.continual.metrics import ResultMatrix, Results
+from gsr_kernels.continual.folder import read_results
+from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.plots import draw_forgetting
 from gsr_kernels.continual.report import verdict
 
@@ -32,13 +33,6 @@ def cpu_table() -> str:
     return f"{table(header, lines, 'lrrrrrr')}\n\n{measured(rows)}."
 
 
-def results(folder: Path) -> Results:
-    """Return what a run of the command measured; its folder was copied to bench/results."""
-    found = json.loads((folder / "results.json").read_text())
-    matrices = {title: [ResultMatrix.from_dict(each) for each in of] for title, of in found["matrices"].items()}
-    return Results(found["score"], matrices)
-
-
 def against_baseline(title: str, found: Results) -> str:
     """Return a method's verdict, its first sentence."""
     figures, _ = measure(found)
@@ -54,7 +48,7 @@ def demo_conditions() -> str:
         f"bytes for tokens, pretrained here, learns {len(config['tasks'])} tasks in turn; points of each "
         f"task's score lost since its best, mean of {settings['seeds']} seeds; AdamW at {settings['lr']:g} for both, "
         f"ρ = {settings['rho']:g}; {config['seconds']:.0f} s on {config['threads']} cores, torch "
-        f"{config['versions']['torch']}. {against_baseline('GSR', results(DEMO))}: "
+        f"{config['versions']['torch']}. {against_baseline('GSR', read_results(DEMO)[0])}: "
         "[the whole table](bench/results/demo/table.txt), [the evidence](docs/evidence.md) on a pretrained encoder.*"
     )
 
@@ -81,7 +75,7 @@ def stability() -> str:
 
 def compared() -> str:
     """Return what each method came to at the end of the demo's tasks, mean ± deviation over the seeds."""
-    found, lines = results(COMPARED), []
+    found, lines = read_results(COMPARED)[0], []
     for title, each in measure(found)[0].items():
         cells = [over([of[name] for of in each]) for name in JUDGED]
         said = "" if title == found.baseline else against_baseline(title, found).partition(": ")[2]
@@ -108,6 +102,6 @@ def blocks(page: Path) -> dict[str, str]:
 
 def write() -> None:
     """Draw the README's figure and write the tables of every page."""
-    draw_forgetting(results(DEMO), IMAGES / "forgetting.png")
+    draw_forgetting(read_results(DEMO)[0], IMAGES / "forgetting.png")
     for page in TABLES:
         fill(page, blocks(page))

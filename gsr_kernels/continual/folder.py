@@ -7,14 +7,16 @@ import fcntl
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gsr_kernels
 from gsr_kernels.continual.figures import summary
-from gsr_kernels.continual.metrics import Results
+from gsr_kernels.continual.metrics import ResultMatrix, Results
 from gsr_kernels.io.atomic import replacing
 
+CONFIG = "config.json"
 # the file that a run holds
 LOCK = ".lock"
 
@@ -44,8 +46,19 @@ def write(folder: Path, config: Mapping[str, Any], results: Results, text: str) 
     measured |= {"diverged": results.diverged, "rows": results.rows, "seeds": results.seeds}
     measured |= {"scratch": results.scratch, **summary(results)}
     write_json(folder / "results.json", measured, indent=1)
-    write_json(folder / "config.json", {**config, "seconds": round(results.seconds, 1)}, indent=1)
+    write_json(folder / CONFIG, {**config, "seconds": round(results.seconds, 1)}, indent=1)
     write_text(folder / "table.txt", text)
+
+
+def read_results(folder: Path) -> tuple[Results, dict[str, Any]]:
+    """Return what a run has measured, and its configuration; ValueError for a folder of no run."""
+    try:
+        found, config = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("results.json", CONFIG))
+        matrices = {title: [ResultMatrix.from_dict(each) for each in of] for title, of in found.pop("matrices").items()}
+        known = {each.name for each in fields(Results)}
+        return Results(matrices=matrices, **{name: value for name, value in found.items() if name in known}), config
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"RUN {folder} holds no results of a run: {error}") from error
 
 
 def write_json(file: Path, data: Mapping[str, Any], indent: int | None = None) -> None:

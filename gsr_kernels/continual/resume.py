@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gsr_kernels.continual.folder import CONFIG
 from gsr_kernels.continual.recipe import expand
 from gsr_kernels.continual.settings import RunSettings, flags
 
-CONFIG = "config.json"
 # parts of it that say where a run began, or went on
 BEGUN = ("arguments", "directory", "versions", "machine", "threads")
 # files of a run, by which one is known that lacks its configuration
