@@ -17,6 +17,8 @@ CPU = torch.device("cpu")
 FLUSHED = 2**28
 # turns, beyond which a median moves no more
 MOST = 1000
+# runs before those that count
+WARM = 2
 # the side of the products and the elements of the copy that measure a GPU
 PRODUCT, COPY = 8192, 2**30
 
@@ -75,12 +77,12 @@ def percentiles(times: list[float]) -> dict[str, float]:
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:
-    """Return the run as a CUDA graph. Two runs before allocate its memory."""
+    """Return the run as a CUDA graph. The runs before allocate its memory."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        run()
-        run()
+        for _ in range(WARM):
+            run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -7,20 +7,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-import triton.language as tl
-from triton.runtime import interpreter
+from bench.gpu.stand_in import quicken_interpreter
 
-_patch_lang = interpreter._patch_lang
-
-
-def patch_once(fn):
-    """Leave triton.language as the kernel has patched it: the interpreter would anew for every function it calls."""
-    seen = [module for module in (tl, tl.core) if any(value is module for value in fn.__globals__.values())]
-    needed = not seen or any(tl.core.is_builtin(module.load) for module in seen)
-    return _patch_lang(fn) if needed else interpreter._LangPatchScope()
-
-
-interpreter._patch_lang = patch_once
+quicken_interpreter()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from bench.optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
 from bench.run import Run, judged
-from bench.timing import captured, percentiles, synchronized
+from bench.timing import WARM, captured, percentiles, synchronized
 
 TIMES = 20
 # milliseconds of the host
@@ -36,9 +36,9 @@ def _row(run: Run, name: str, launch: str, times: list[float]) -> dict:
 def _host(run: Run, step: Callable[[], object]) -> list[float]:
     """Time until the call returns, the device idle before it; on a CPU that is the step itself."""
     times = []
-    for _ in range(TIMES + 2):
+    for _ in range(WARM + TIMES):
         start = synchronized(run.device)
         step()
         times.append((time.perf_counter() - start) * 1e3)
     synchronized(run.device)
-    return times[2:]
+    return times[WARM:]

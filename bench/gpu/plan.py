@@ -35,19 +35,22 @@ def case(*arguments: str) -> list[str]:
 
 def tests(path: str = "python_tests/gpu") -> list[str]:
     """Return the command of tests, without the options of the project: they ask for plugins that need not be there."""
-    return ["-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-q", "-n", "auto", path]
+    options = "-o addopts=--import-mode=importlib -p no:cacheprovider -p no:hypothesispytest -q -n auto"
+    return ["-m", "pytest", *options.split(), path]
 
 
 WORKERS = {"PYTEST_XDIST_AUTO_NUM_WORKERS": "6"}
 # memory as it was asked for: inside a block of torch's own cache an access out of bounds goes unseen
 ALONE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 SANITIZE = ["-m", "bench.gpu", "sanitize"]
+FALCON3_1B = [word for sides in ("2048x2048", "1024x2048", "8192x2048", "2048x8192") for word in ("--shape", sides)]
 BOTH = ["--gradient", "fp32", "bf16", "--rank", "full", "256"]
 
 PARTS = {
     "warm": Part(25, "nothing after it waits for a compiler", ["-m", "bench.gpu", "warm"]),
     "products": Part(35, "tiles of 128 x 128 against 128 x 256", case("products", "--seconds", "0.05")),
     "tests": Part(90, "the kernels are right", tests(), WORKERS),
+    "tune": Part(30, "the fastest way to step", ["-m", "gsr_kernels", "tune", *FALCON3_1B, "--seconds", "10"]),
     "steps": Part(110, "time and memory of a step", case("optimizer_step", "transform", "memory", "launch", *BOTH)),
     "bf16": Part(30, "bf16 bases", case("transform", "--precision", "bf16", "--gradient", "bf16")),
     "training": Part(55, "the share of a training step", case("training_step", "--rank", "full", "256")),

@@ -28,20 +28,22 @@ from bench.results import FOLDER, RESULTS
 LOG, OUTCOMES = "log.txt", "outcomes.txt"
 # bytes of the log
 MOST = 15 * 2**20
-# what a rehearsal runs of the tests, and where it may run in parallel
+# what a rehearsal runs of the tests, in one process
 REHEARSAL = {
     "PYTEST_ADDOPTS": "-p bench.gpu.stand_in -k 'single_direction and float32'",
-    "PYTEST_XDIST_AUTO_NUM_WORKERS": "1",
+    "PYTEST_XDIST_AUTO_NUM_WORKERS": "0",
 }
 
 
 def run(parts: Mapping[str, Part], seconds: float, out: Path, rehearsal: bool = False) -> bool:
     """Run the parts within the seconds, and return whether all were done.
 
-    ``out`` takes results.csv and gpu_tests.csv, begun with those of bench/results, log.txt and outcomes.txt. A part may
-    take, beside its own seconds, half of those that no later one is planned to need.
+    ``out`` takes results.csv and gpu_tests.csv, begun with those of bench/results, log.txt, outcomes.txt and, in the
+    folder gsr_kernels, what was decided about this GPU. A part may take, beside its own seconds, half of those that no
+    later one is planned to need.
     """
     out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "gsr_kernels", ignore_errors=True)
     for file in () if rehearsal else RESULTS.glob("*.csv"):
         shutil.copy(file, out)
     end = time.perf_counter() + seconds
@@ -68,7 +70,13 @@ def _outcome(part: Part, seconds: float, out: Path, log: TextIO, rehearsal: bool
     command = [sys.executable, "-m", "bench.gpu", "stand-in"] if rehearsal else [*tool, sys.executable]
     # as in 9.0a
     here = {"TORCH_CUDA_ARCH_LIST": re.sub(r"(\d\D?)$", r".\1", candidates.here()), FOLDER: str(out.resolve())}
-    here |= {"PYTHONUNBUFFERED": "1", **part.environment, **(REHEARSAL if rehearsal else {})}
+    # what a part decides holds for the later ones, and comes back
+    here |= {
+        "XDG_CACHE_HOME": str(out.resolve()),
+        "PYTHONUNBUFFERED": "1",
+        **part.environment,
+        **(REHEARSAL if rehearsal else {}),
+    }
     begun = time.perf_counter()
     try:
         code = ended([*command, *part.command], {**os.environ, **here}, seconds, log)

@@ -50,7 +50,8 @@ ANSWERS = {
 }  # fmt: skip
 # of each module the names that take another value before a part runs
 SMALL: dict[str, dict[str, Any]] = {
-    "bench.timing": {"FLUSHED": 1, "MOST": 1, "PRODUCT": 32, "COPY": 32},
+    "bench.timing": {"FLUSHED": 1, "MOST": 1, "WARM": 0, "PRODUCT": 32, "COPY": 32},
+    "bench.run": {"collect": lambda: None},
     "bench.models": {
         "CONFIGURATIONS": {"falcon3-1b": LLAMA},
         "llama_shapes": lambda config: {(16, 8): 1},
@@ -59,6 +60,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "bench.cases.launch": {"TIMES": 1},
     "bench.cases.products": {"FALCON3_1B": {(16, 16): 1}, "LLAMA3_8B": {}},
     "bench.cases.small_svd_gpu": {"COUNT": 2, "SIDES": (4,)},
+    "gsr_kernels.cli.tune": {"_sides": lambda text: (16, 8)},
+    "gsr_kernels.backends.triton.trial": {"SHORT": 16, "LONG": 24, "TRUNCATED": 8, "WARM": 0, "RUNS": 1},
     "bench.gpu.warm": {"ONLY": "^(prepare|finish)$", "PROCESSES": 1},
     "bench.gpu.sanitize": {"WEIGHTS": [((8, 24), None, None)], "PRECISIONS": ("fp16",), "GRADIENTS": (torch.float32,)},
 }
@@ -105,17 +108,43 @@ def install() -> None:
         _replace(torch.cuda, name, type(name, (Marker,), {}))
     for name in ("graph", "stream", "device"):
         _replace(torch.cuda, name, contextmanager(lambda *given, **named: (yield)))
+    from bench import runner
+    from gsr_kernels.backends import cuda, dispatch
+
+    # before anybody takes it by its name
+    _replace(dispatch, "has_kernels", lambda device: True)
     for module, values in SMALL.items():
         for name, value in values.items():
             _replace(import_module(module), name, value)
-    from gsr_kernels.backends import cuda, dispatch
-
-    _replace(dispatch, "has_kernels", lambda device: True)
+    settings = runner._settings
+    # of two flags of two values the first of both, and the second of both
+    _replace(runner, "_settings", lambda *given: [*settings(*given)][::3])
     _replace(dispatch, "_check_asked", lambda backend, device: None)
     _replace(cuda, "refusal", lambda device: "")
     _replace(cuda, "limit", lambda device: cuda.SMALL)
     _replace(cuda, "small_svd", small_svd)
+    quicken_interpreter()
     OnTheCPU().__enter__()
+
+
+def quicken_interpreter() -> None:
+    """Have Triton's interpreter do less beside the kernel: about a third of the time remains.
+
+    It patches triton.language once a kernel, not anew for every function that it calls, and looks for no overflow in
+    each sum and product of integers.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patched(function: Callable) -> object:
+        seen = [module for module in (tl, tl.core) if any(value is module for value in function.__globals__.values())]
+        needed = not seen or any(tl.core.is_builtin(module.load) for module in seen)
+        return patch(function) if needed else interpreter._LangPatchScope()
+
+    _replace(interpreter, "_patch_lang", patched)
+    _replace(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False))
 
 
 def _replace(module: Any, name: str, value: object) -> None:

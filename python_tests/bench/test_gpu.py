@@ -14,7 +14,7 @@ import torch
 from bench.gpu import __main__ as gpu
 from bench.gpu import plan, session
 from bench.gpu.plan import Part
-from bench.results import COMMIT, conditions
+from bench.results import COMMIT, FILE, conditions
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,11 +42,18 @@ def test_all_of_it_fits_into_ten_minutes():
     assert sum(part.seconds for part in plan.PARTS.values()) <= 570
 
 
+# a part that adds a row
+WRITE = "import os, time; open(os.environ['BENCH_RESULTS'] + '/results.csv', 'a').write('{}\\n')"
+
+
 def test_parts_end_one_by_one(parts, tmp_path):
+    before = FILE.read_text()
     parts(
         right=Part(1, "", ["-c", "print('ran')"]),
-        wrong=Part(1, "", ["-c", "raise SystemExit(3)"]),
-        endless=Part(1, "", ["-c", "import time; print('begun', flush=True); time.sleep(60)"]),
+        wrong=Part(1, "", ["-c", f"{WRITE.format('of the wrong one')}; raise SystemExit(3)"]),
+        endless=Part(
+            1, "", ["-c", f"{WRITE.format('of the endless one')}; print('begun', flush=True); time.sleep(60)"]
+        ),
         late=Part(30, "", ["-c", "print('late')"]),
     )
     assert gpu.main(["--seconds", "5", "--out", str(tmp_path)]) == 1
@@ -55,8 +62,9 @@ def test_parts_end_one_by_one(parts, tmp_path):
     assert "cut off" in outcomes["endless"] and outcomes.keys() == plan.PARTS.keys()
     log = (tmp_path / "log.txt").read_text()
     assert "ran\n" in log and "begun\n" in log
-    # the rows so far, to which the parts add theirs
-    assert (tmp_path / "results.csv").is_file() and len(list(tmp_path.iterdir())) <= 8
+    # the rows so far, to which the parts add theirs, however they end
+    assert (tmp_path / "results.csv").read_text() == before + "of the wrong one\nof the endless one\n"
+    assert len(list(tmp_path.iterdir())) <= 8
 
 
 def test_a_session_that_is_terminated_ends_its_part(tmp_path):
@@ -99,12 +107,18 @@ def test_a_rehearsal_finds_what_is_not_there(parts, tmp_path, what):
             "case": "invalid choice"}[what] in (tmp_path / "log.txt").read_text()  # fmt: skip
 
 
-def test_a_rehearsal_runs_parts_as_a_gpu_would(tmp_path):
-    assert gpu.main(["--rehearse", "--out", str(tmp_path), "bf16", "small_svd"]) == 0, (
-        tmp_path / "log.txt"
-    ).read_text()
+def test_a_rehearsal_runs_all_of_it_as_a_gpu_would(tmp_path, monkeypatch):
+    # what was decided before is not asked for again, were it not for its folder
+    (tmp_path / "gsr_kernels").mkdir()
+    (tmp_path / "gsr_kernels" / "steps.json").write_text("old")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    assert gpu.main(["--rehearse", "--out", str(tmp_path)]) == 0, (tmp_path / "log.txt").read_text()
+    outcomes = (tmp_path / "outcomes.txt").read_text().splitlines()
+    assert [line.split()[0] for line in outcomes] == list(plan.PARTS) and all(" done in " in line for line in outcomes)
     rows = (tmp_path / "results.csv").read_text()
     assert "a stand-in for a GPU" in rows and "graph" in rows
+    assert "single_direction" in (tmp_path / "gpu_tests.csv").read_text()
+    assert "update bfloat16" in (tmp_path / "gsr_kernels" / "steps.json").read_text()
 
 
 @pytest.mark.parametrize("name", plan.ALL)

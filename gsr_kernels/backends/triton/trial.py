@@ -26,7 +26,8 @@ GROUP: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_
 SHORT, LONG, TRUNCATED = 152, 280, 72
 # relative error of sums in float32
 SUMS = 2e-6
-RUNS = 10
+# runs before those that count, and those
+WARM, RUNS = 2, 10
 
 Tensors = dict[str, Tensor]
 
@@ -77,14 +78,14 @@ def clock(way: str, case: Case, device: torch.device) -> float:
     G, W = draw(d1, d2).to(case.gradient), draw(d1, d2).to(case.gradient)
     once = _by_torch(case, basis, G, W) if way == "torch" else _by_plan(way, case, basis, G, W)
     times = []
-    for _ in range(RUNS + 2):
+    for _ in range(WARM + RUNS):
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begun.record()
         once()
         ended.record()
         ended.synchronize()
         times.append(begun.elapsed_time(ended) / 1e3)
-    return statistics.median(times[2:])
+    return statistics.median(times[WARM:])
 
 
 def _by_torch(case: Case, basis: SpectralBasis, G: Tensor, W: Tensor) -> Callable[[], object]:

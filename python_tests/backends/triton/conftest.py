@@ -10,3 +10,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 def interpreted(monkeypatch):
     """The variable is set while these tests run, whatever others do to it."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from triton.runtime import interpreter
+
+    # with all of its checks
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions())
