@@ -21,12 +21,15 @@ if TYPE_CHECKING:
         OSF,
         PSP,
         SR,
+        AdaptiveOSF,
         Chain,
         DataAwareGSR,
         GSRFull,
         InSpan,
         Method,
         ModelMethod,
+        ScheduledOSF,
+        TaskMethod,
         adaptive_shares,
         input_scales,
         layer_importance,
@@ -38,10 +41,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 __all__ = [
-    "EWC", "GSR", "OSF", "PSP", "SR", "AdapterGSR", "Chain", "DataAwareGSR", "EBLoRA", "GSRAdamW", "GSRFull", "Handle",
-    "InSpan", "Method", "ModelHandle", "ModelMethod", "OLoRA", "PSLoRA", "RiemannianAdamW", "SpectralBasis",
-    "adaptive_shares", "attach", "find_factors", "input_scales", "layer_importance", "load_bases", "merge_and_unload",
-    "merge_files", "randomized_svd", "rescale_gradient", "save_bases", "scheduled_share", "shard_placement_fn",
+    "EWC", "GSR", "OSF", "PSP", "SR", "AdapterGSR", "AdaptiveOSF", "Chain", "DataAwareGSR", "EBLoRA", "GSRAdamW",
+    "GSRFull", "Handle", "InSpan", "Method", "ModelHandle", "ModelMethod", "OLoRA", "PSLoRA", "RiemannianAdamW",
+    "ScheduledOSF", "SpectralBasis", "TaskMethod", "adaptive_shares", "attach", "find_factors", "input_scales",
+    "layer_importance", "load_bases", "merge_and_unload", "merge_files", "randomized_svd", "rescale_gradient",
+    "save_bases", "scheduled_share", "shard_placement_fn",
 ]  # fmt: skip
 
 # a name is imported at its first use from the first of these that has it, so that the command line's help needs no

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsr_kernels.basis import SpectralBasis
 
@@ -85,7 +86,23 @@ class Method:
         """
         flags = []
         for G, W, basis, state in matrices:
-            finite = G.isfinite().all(-1).all(-1)
-            G.copy_(torch.where(finite[..., None, None], self.gradient(G, W, basis, state), G))
+            # in one pass over G: isfinite() takes five
+            finite = torch.linalg.vector_norm(G, torch.inf, dim=(-2, -1)).isfinite()
+            torch.where(finite[..., None, None], self.gradient(G, W, basis, state).to(G.dtype), G, out=G)
             flags.append(finite)
         return flags
+
+
+class TaskMethod(ABC):
+    """Base of settings that become a method when a task begins."""
+
+    # what it becomes
+    makes: ClassVar[type[Method]]
+
+    @abstractmethod
+    def for_task(self, model: nn.Module, batches: Iterable[Any], task: int = 0, tasks: int = 1) -> Method | None:
+        """Return the method of a task, counted from 0, or None where it is trained without one.
+
+        Args:
+            batches: a few of the task's, what the model is called with.
+        """

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gsr_kernels.backends.torch.products import product
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.messages import some
-from gsr_kernels.methods.base import Heads, Method, State
-from gsr_kernels.methods.projections import PROTECTING, block, operands
+from gsr_kernels.methods.base import Heads, Method, State, TaskMethod
+from gsr_kernels.methods.projections import PROTECTING, operands
+from gsr_kernels.methods.statistics import layer_importance
 
 Variant = Literal["remove_block", "complement"]
 
@@ -34,7 +35,8 @@ class OSF(Method):
     Args:
         protect: the protected share of each weight's r directions, in (0, 1), rounded down: ``⌊share · r⌋``; or
             ``{parameter name: share}`` with shares in [0, 1], rounded to the nearest, as ``adaptive_shares`` makes
-            them. Every weight has at least one protected direction. A half by default, as in PEFT.
+            them. A weight of share 1 does not move; of any other at least one direction is protected, and one is
+            not. A half by default, as in PEFT.
         variant: one of the two.
 
     Raises ValueError where either is out of range, and in attach() for a weight without a share.
@@ -42,6 +44,7 @@ class OSF(Method):
 
     # the protected directions alone
     own_basis = True
+    lasting = ("start",)
 
     protect: float | Mapping[str, float] = 0.5
     variant: Variant = "remove_block"
@@ -59,10 +62,6 @@ class OSF(Method):
         protect = f"{len(self.protect)} shares" if isinstance(self.protect, Mapping) else self.protect
         return f"OSF(protect={protect}, variant={self.variant!r})"
 
-    @property
-    def lasting(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("block",) if self.variant == "remove_block" else ("rows", "columns")
-
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """Return the protected directions, in full precision: 16 bits would leak."""
         if rank is not None:
@@ -77,44 +76,112 @@ class OSF(Method):
             raise ValueError(
                 f"protect has no share for it, but for {some(self.protect)}: add it, or leave it out by targets"
             )
+        protected = r if self._holds(name) else max(1, min(protected, r - 1))
         precision = "fp64" if W.dtype == torch.float64 else "fp32"
-        return SpectralBasis.of(W, max(1, protected), heads, precision)
+        return SpectralBasis.of(W, protected, heads, precision)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """Return the protected parts of W: ``U_hᵀ W V_h``, or ``U_hᵀ W`` and ``W V_h``."""
-        wide, U, Vh = operands(W, basis)
-        if self.variant == "remove_block":
-            return {"block": block(wide, U, Vh)}
-        return {"rows": product(U.mT, wide), "columns": product(wide, Vh.mT)}
+        """Return W as it is now, and where all of it is held a mark."""
+        return {"start": W.clone()} | ({"held": W.new_ones(())} if self._holds(name) else {})
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
-        return PROTECTING[self.variant](*operands(G, basis))
+        return torch.zeros_like(G) if "held" in state else PROTECTING[self.variant](*operands(G, basis))
 
     def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
-        """Give the protected parts of W their values back."""
-        wide, U, Vh = operands(W, basis)
-        if self.variant == "remove_block":
-            W.copy_(wide - product(U, product(block(wide, U, Vh) - state["block"], Vh)))
+        """Give the protected parts of W their values back.
+
+        Of the change alone: the products of W itself would leave their rounding, more than small steps may leak.
+        """
+        start = state["start"]
+        if "held" in state:
+            W.copy_(start)
         else:
-            wide = wide - product(U, product(U.mT, wide) - state["rows"])
-            W.copy_(wide - product(product(wide, Vh.mT) - state["columns"], Vh))
+            torch.add(start, PROTECTING[self.variant](*operands(W - start, basis)), out=W)
+
+    def _holds(self, name: str) -> bool:
+        return isinstance(self.protect, Mapping) and self.protect[name] == 1
+
+
+@dataclass(frozen=True)
+class AdaptiveOSF(TaskMethod):
+    """OSF that protects more of the blocks that turn the residual stream less, as its paper has it.
+
+    ``method = AdaptiveOSF().for_task(model, batches)`` measures them by ``layer_importance``, before each task.
+
+    Args:
+        mrr, trr: see ``adaptive_shares``.
+        variant: see ``OSF``.
+        layers: see ``layer_importance``.
+
+    Raises ValueError where one is out of range.
+    """
+
+    makes: ClassVar[type[Method]] = OSF
+
+    mrr: float = 0.1
+    trr: float = 0.8
+    variant: Variant = "remove_block"
+    layers: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, Variant)
+        _check_shares(self.mrr, self.trr)
+
+    def for_task(self, model: nn.Module, batches: Iterable[Any], task: int = 0, tasks: int = 1) -> OSF:
+        return OSF(adaptive_shares(layer_importance(model, batches, self.layers), self.mrr, self.trr), self.variant)
+
+
+@dataclass(frozen=True)
+class ScheduledOSF(TaskMethod):
+    """OSF with equal shares that grow from task to task, by ``scheduled_share``; the first task is trained without it.
+
+    Args:
+        variant: see ``OSF``.
+
+    Raises ValueError for another variant.
+    """
+
+    makes: ClassVar[type[Method]] = OSF
+
+    variant: Variant = "remove_block"
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, Variant)
+
+    def for_task(self, model: nn.Module, batches: Iterable[Any], task: int = 0, tasks: int = 1) -> OSF | None:
+        share = scheduled_share(task, tasks)
+        return OSF(share, self.variant) if share else None
 
 
 def adaptive_shares(importance: Mapping[str, float], mrr: float = 0.1, trr: float = 0.8) -> dict[str, float]:
-    """Return protected shares ``mrr + I (trr − mrr)``, I the layer's importance scaled to mean 1, clipped to [0, 1].
+    """Return protected shares ``mrr + I (trr − mrr)``, I the importance scaled to mean 1, clipped to [0, 1].
+
+    Where an importance is negative, or all are the same, they tell nothing: every share is ``trr``, with a warning.
 
     Args:
         importance: by parameter name, as ``layer_importance`` measures it.
-        mrr, trr: the share of a layer without importance, and of one with the mean importance.
+        mrr, trr: the share of a block without importance, and of one with the mean importance.
 
-    Raises ValueError where not ``0 <= mrr <= trr <= 1``, or where the mean importance is not above 0.
+    Raises ValueError where not ``0 <= mrr <= trr <= 1``, or where importance is empty or not finite.
     """
-    if not 0 <= mrr <= trr <= 1:
-        raise ValueError(f"mrr and trr must be shares with 0 <= mrr <= trr <= 1, got {mrr} and {trr}")
-    mean = sum(importance.values()) / max(1, len(importance))
-    if not mean > 0:
-        raise ValueError(f"importance must have a positive mean to be scaled by, got {mean:.3g}: give protect a share")
+    _check_shares(mrr, trr)
+    values = importance.values()
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"importance must be finite, of one matrix or more, got {dict(importance)}")
+    low, high, mean = min(values), max(values), sum(values) / len(values)
+    if low < 0 or high - low <= 1e-6 * high:
+        warnings.warn(
+            f"gsr_kernels: importance from {low:.3g} to {high:.3g} tells no block from another: every weight has the "
+            f"protected share {trr:g}",
+            stacklevel=2,
+        )
+        return dict.fromkeys(importance, trr)
     return {name: min(1.0, max(0.0, mrr + one / mean * (trr - mrr))) for name, one in importance.items()}
+
+
+def _check_shares(mrr: float, trr: float) -> None:
+    if not 0 <= check_number("mrr", mrr, 0, 1) <= check_number("trr", trr, 0, 1):
+        raise ValueError(f"mrr and trr must be shares with 0 <= mrr <= trr <= 1, got {mrr} and {trr}")
 
 
 def scheduled_share(task: int, tasks: int) -> float:

@@ -29,13 +29,20 @@ def operands(G: Tensor, basis: SpectralBasis) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
-    """Return ``Uᵀ G V``."""
-    return product(product(U.mT, G), Vh.mT)
+    """Return ``Uᵀ G V``, the longer side of G first."""
+    tall = G.shape[-2] >= G.shape[-1]
+    return product(product(U.mT, G), Vh.mT) if tall else product(U.mT, product(G, Vh.mT))
+
+
+def spread(N: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
+    """Return ``U N Vᵀ``, the longer side of it last."""
+    tall = U.shape[-2] >= Vh.shape[-1]
+    return product(U, product(N, Vh)) if tall else product(product(U, N), Vh)
 
 
 def keep_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
     """Return ``U Uᵀ G V Vᵀ``: nothing but the block of these directions."""
-    return product(U, product(block(G, U, Vh), Vh))
+    return spread(block(G, U, Vh), U, Vh)
 
 
 def remove_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:

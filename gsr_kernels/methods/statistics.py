@@ -1,4 +1,4 @@
-"""Statistics of a model's linear layers on a few batches: how far each turns its input, and how large its inputs are.
+"""Statistics of a model on a few batches: how far each block turns its input, and how large a layer's inputs are.
 
 A batch is what the model is called with: a mapping of keyword arguments, a tuple or list of arguments, or one argument.
 The model runs without gradients in the mode that it is in: call ``model.eval()`` first where it has dropout.
@@ -6,7 +6,7 @@ The model runs without gradients in the mode that it is in: call ``model.eval()`
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,27 +18,48 @@ from torch import Tensor, nn
 FLOOR = 1e-3
 
 
-def layer_importance(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-    """Return the mean cosine of a layer's input and output ("Sculpting Subspaces"), by the name of its weight.
+def layer_importance(model: nn.Module, batches: Iterable[Any], layers: str | None = None) -> dict[str, float]:
+    """Return the importance of every matrix, by its parameter's name: that of the block that holds it.
 
-    The cosine is measured at nn.Linear and Conv1D of equal input and output width. All other matrices of linear layers,
-    attention and packed experts are given the mean of the layers that have one in the smallest enclosing module that
-    holds any: a block's MLP that of the block's attention. Padding counts as every other token. The values are raw:
+    It is the mean cosine over tokens of the residual stream before and after the block ("Sculpting Subspaces"), padding
+    counted as every other token. Matrices in no block have the mean of the blocks. The values are raw:
     ``adaptive_shares`` scales them to mean 1.
 
-    Raises ValueError where batches is empty, or where no layer of equal widths ran.
+    Args:
+        layers: regular expression of the blocks' whole names. None: numbered modules (``model.layers.3``, ``h.0``,
+            ``encoder.block.2``), as those of transformers' decoders, encoders and encoder–decoders, the outermost whose
+            output has the shape of their input.
+
+    Raises ValueError where batches is empty, or where no such block ran.
     """
-    cosines: dict[str, list[Tensor]] = defaultdict(list)
+    totals: dict[str, tuple[Tensor, int]] = {}
 
-    def see(name: str, x: Tensor, y: Tensor) -> None:
-        if x.shape == y.shape:
-            cosines[name].append(F.cosine_similarity(x.float(), y.float(), dim=-1).flatten())
+    def see(name: str, x: Any, y: Any) -> None:
+        y = y[0] if isinstance(y, tuple | list) else y
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and x.is_floating_point():
+            cosine = F.cosine_similarity(x.float(), y.float(), dim=-1)
+            total, count = totals.get(name, (0, 0))
+            totals[name] = cosine.sum() + total, cosine.numel() + count
 
-    _watch(model, batches, see, conv1d=True)
-    if not cosines:
-        raise ValueError("model has no linear layer of equal input and output width: give OSF(protect=) a share")
-    own = {name: torch.cat(parts).mean().item() for name, parts in cosines.items()}
-    return {name: own[name] if name in own else _of_block(name, own) for name in _matrices(model)}
+    try:
+        blocks = re.compile(r"(.*\.)?\d+" if layers is None else layers)
+    except re.error as error:
+        raise ValueError(f"layers: {layers!r} is no regular expression: {error}") from error
+    _watch(model, batches, {name: module for name, module in model.named_modules() if blocks.fullmatch(name)}, see)
+    if not totals:
+        what = "numbered module" if layers is None else f"module that layers={layers!r} matches"
+        raise ValueError(
+            f"no {what} of the model ran with an output of its input's shape: name its blocks by layers=, or give "
+            "OSF(protect=) a share"
+        )
+    own = {name: (total / count).item() for name, (total, count) in totals.items()}
+    mean = sum(own.values()) / len(own)
+
+    def of_block(name: str) -> float:
+        ends = [place for place, sign in enumerate(name) if sign == "."]
+        return next((own[name[:end]] for end in ends if name[:end] in own), mean)
+
+    return {name: of_block(name) for name, parameter in model.named_parameters() if parameter.ndim > 1}
 
 
 def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -> dict[str, Tensor]:
@@ -54,7 +75,12 @@ def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -
         size = x.reshape(-1, x.shape[-1]).abs().float().sum(0)
         totals[name] = totals[name] + size if name in totals else size
 
-    _watch(model, batches, see, conv1d=False)
+    linear = {
+        f"{name}.weight" if name else "weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    _watch(model, batches, linear, see)
     if not totals:
         raise ValueError(
             "no linear layer of the model ran on batches: scales are those of nn.Linear, not of Conv1D, "
@@ -71,17 +97,15 @@ def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -
 
 
 @torch.no_grad()
-def _watch(model: nn.Module, batches: Iterable[Any], see: Callable[[str, Tensor, Tensor], None], conv1d: bool) -> None:
-    """Call ``see(name of the weight, input, output)`` whenever an nn.Linear or a Conv1D runs."""
+def _watch(
+    model: nn.Module, batches: Iterable[Any], modules: Mapping[str, nn.Module], see: Callable[[str, Any, Any], None]
+) -> None:
+    """Call ``see(name, first input, output)`` whenever one of the modules runs."""
 
     def watcher(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs, y: see(name, args[0] if args else next(iter(kwargs.values())), y)
+        return lambda module, args, kwargs, y: see(name, next(iter((*args, *kwargs.values())), None), y)
 
-    hooks = [
-        module.register_forward_hook(watcher(f"{prefix}.weight" if prefix else "weight"), with_kwargs=True)
-        for prefix, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (conv1d and _is_conv1d(module))
-    ]
+    hooks = [module.register_forward_hook(watcher(name), with_kwargs=True) for name, module in modules.items()]
     ran = False
     try:
         for batch in batches:
@@ -97,29 +121,3 @@ def _watch(model: nn.Module, batches: Iterable[Any], see: Callable[[str, Tensor,
             hook.remove()
     if not ran:
         raise ValueError("batches is empty: give a few batches of the data that the model should keep")
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """Recognise transformers' linear layer with a transposed weight, which methods do not import."""
-    return type(module).__name__ == "Conv1D"
-
-
-def _matrices(model: nn.Module) -> list[str]:
-    return [
-        f"{prefix}.{local}" if prefix else local
-        for prefix, module in model.named_modules()
-        for local, parameter in module.named_parameters(recurse=False)
-        if (local == "weight" and (isinstance(module, nn.Linear) or _is_conv1d(module)))
-        or (local == "in_proj_weight" and isinstance(module, nn.MultiheadAttention))
-        or (parameter.ndim == 3 and "experts" in f"{prefix}.{local}")
-    ]
-
-
-def _of_block(name: str, own: Mapping[str, float]) -> float:
-    block = name
-    while True:
-        # ends at the whole model, which holds all of them
-        block = block.rpartition(".")[0]
-        inside = [value for other, value in own.items() if not block or other.startswith(f"{block}.")]
-        if inside:
-            return sum(inside) / len(inside)

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from gsr_kernels import attach
-from gsr_kernels.methods import OSF, adaptive_shares, scheduled_share
+from gsr_kernels.methods import OSF, AdaptiveOSF, ScheduledOSF, adaptive_shares, scheduled_share
 from python_tests.methods import reference
 from python_tests.oracle import assert_as_good, double, error
 
@@ -75,22 +76,67 @@ def test_refuses_a_rank_and_an_unknown_variant():
         OSF(variant="minor_block")
 
 
+def test_a_weight_of_share_one_does_not_move_and_no_other_is_wholly_held():
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    start = [layer.weight.detach().clone() for layer in model]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    handle = attach(model, optimizer, OSF({"0.weight": 1.0, "1.weight": 0.99}))
+    assert [weight.basis.rank for weight in handle.weights] == [10, 9]
+    for _ in range(3):
+        model(torch.randn(4, 10)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(model[0].weight, start[0]) and not torch.equal(model[1].weight, start[1])
+
+
 def test_adaptive_shares_scale_importance_to_mean_one():
-    shares = adaptive_shares({"a": 0.2, "b": 0.6, "c": 0.4, "d": -0.4, "e": 1.2})
-    expected = {"a": 0.45, "b": 1.0, "c": 0.8, "d": 0.0, "e": 1.0}
-    assert shares == pytest.approx(expected)
+    shares = adaptive_shares({"a": 0.2, "b": 0.6, "c": 0.4, "d": 0.0, "e": 0.8})
+    assert shares == pytest.approx({"a": 0.45, "b": 1.0, "c": 0.8, "d": 0.1, "e": 1.0})
+    assert adaptive_shares({"a": 0.2, "b": 0.6}, mrr=0.2, trr=0.4) == pytest.approx({"a": 0.3, "b": 0.5})
     assert OSF(shares).protect == shares
 
 
+@pytest.mark.parametrize("importance", [{"a": 0.7, "b": 0.7}, {"a": -0.1, "b": 0.9}, {"a": 0.0, "b": 0.0}], ids=str)
+def test_importance_that_tells_nothing_gives_equal_shares(importance):
+    with pytest.warns(UserWarning, match=r"tells no block from another: every weight has the protected share 0.7"):
+        assert adaptive_shares(importance, trr=0.7) == {"a": 0.7, "b": 0.7}
+
+
 def test_adaptive_shares_refuse_what_they_cannot_scale():
-    with pytest.raises(ValueError, match="mrr and trr"):
-        adaptive_shares({"a": 1}, mrr=0.9, trr=0.8)
-    for importance in ({}, {"a": -0.1}):
-        with pytest.raises(ValueError, match="positive mean"):
+    for settings in ({"mrr": 0.9}, {"trr": 1.1}):
+        with pytest.raises(ValueError, match=r"mrr and trr|trr must be"):
+            adaptive_shares({"a": 1}, **settings)
+        with pytest.raises(ValueError, match=r"mrr and trr|trr must be"):
+            AdaptiveOSF(**settings)
+    for importance in ({}, {"a": float("nan")}):
+        with pytest.raises(ValueError, match="importance must be finite"):
             adaptive_shares(importance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_adaptive_form_does_not_leak_in_200_steps_of_adamw(variant):
+    size = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2}
+    # as Falcon3 is made
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=128, num_attention_heads=4, num_key_value_heads=2, **size))
+    drawn = torch.randint(0, 128, (200, 2, 16))
+    method = AdaptiveOSF(variant=variant).for_task(model, [{"input_ids": rows} for rows in drawn[:4]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    handle = attach(model, optimizer, method)
+    start = [weight.parameter.detach().clone() for weight in handle.weights]
+    for rows in drawn:
+        optimizer.zero_grad()
+        model(input_ids=rows, labels=rows).loss.backward()
+        optimizer.step()
+    for weight, before in zip(handle.weights, start):
+        change = weight.parameter.detach().double() - before.double()
+        U, Vh = double(weight.basis.U, weight.basis.Vh)
+        protected = [U.mT @ change @ Vh.mT] if variant == "remove_block" else [U.mT @ change, change @ Vh.mT]
+        for part in protected:
+            assert part.norm() <= 1e-6 * change.norm()
 
 
 def test_schedule():
     assert [scheduled_share(task, 4) for task in range(4)] == [0, 0.25, 0.5, 0.75]
     with pytest.raises(ValueError, match="task"):
         scheduled_share(4, 4)
+    assert ScheduledOSF().for_task(nn.Linear(2, 2), [], 0, 4) is None
+    assert ScheduledOSF("complement").for_task(nn.Linear(2, 2), [], 3, 4) == OSF(0.75, "complement")

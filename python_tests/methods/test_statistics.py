@@ -1,11 +1,23 @@
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.pytorch_utils import Conv1D
 
 from gsr_kernels import attach
-from gsr_kernels.methods import OSF, DataAwareGSR, adaptive_shares, input_scales, layer_importance
+from gsr_kernels.methods import AdaptiveOSF, DataAwareGSR, input_scales, layer_importance
 
 
 class Block(nn.Module):
@@ -23,32 +35,67 @@ def make_model():
     return nn.Sequential(Block(), Block(), nn.Linear(6, 3))
 
 
-def test_importance_is_the_mean_cosine():
-    model, batches = make_model(), [torch.randn(4, 5, 6), torch.randn(2, 5, 6)]
+SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+GPT2 = GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1)
+T5 = T5Config(vocab_size=32, d_model=16, d_ff=32, d_kv=8, num_layers=2, num_heads=2, decoder_start_token_id=0)
+MIXTRAL = MixtralConfig(vocab_size=32, num_key_value_heads=2, num_local_experts=2, **SIZE)
+# a weight of each first block, and whose hidden states it lies between
+MODELS = {
+    "gpt2": (GPT2LMHeadModel, GPT2, {"transformer.h.0.attn.c_attn.weight": "hidden_states"}),
+    "bert": (BertModel, BertConfig(vocab_size=32, **SIZE), {"encoder.layer.0.output.dense.weight": "hidden_states"}),
+    "mixtral": (MixtralModel, MIXTRAL, {"layers.0.mlp.experts.down_proj": "hidden_states"}),
+    "t5": (
+        T5ForConditionalGeneration,
+        T5,
+        {
+            "encoder.block.0.layer.0.SelfAttention.q.weight": "encoder_hidden_states",
+            "decoder.block.0.layer.1.EncDecAttention.q.weight": "decoder_hidden_states",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_importance_is_the_mean_cosine_around_a_block(name):
+    kind, config, blocks = MODELS[name]
+    model, ids = kind(config).eval(), torch.randint(2, 32, (2, 3, 7))
+    batches = [{"input_ids": one} | ({"decoder_input_ids": one[:, :4]} if name == "t5" else {}) for one in ids]
     found = layer_importance(model, batches)
-    tokens = torch.cat([batch.flatten(0, 1) for batch in batches])
-    for name in ("query", "value"):
-        layer = getattr(model[0], name)
-        assert found[f"0.{name}.weight"] == pytest.approx(
-            F.cosine_similarity(tokens, layer(tokens)).mean().item(), abs=1e-6
-        )
-    block = (found["1.query.weight"] + found["1.value.weight"]) / 2
-    assert found["1.up.weight"] == found["1.down.weight"] == pytest.approx(block)
-    whole = sum(found[f"{i}.{name}.weight"] for i in (0, 1) for name in ("query", "value")) / 4
-    assert found["2.weight"] == pytest.approx(whole)
+    for weight, states in blocks.items():
+        with torch.no_grad():
+            both = [model(**batch, output_hidden_states=True)[states] for batch in batches]
+        cosine = torch.stack([F.cosine_similarity(one[0], one[1], dim=-1) for one in both]).mean().item()
+        assert found[weight] == pytest.approx(cosine, abs=1e-6)
+    # blocks share one value each, and what is in none has their mean
+    prefixes = {weight.rpartition(".0.")[0] + ".0." for weight in blocks}
+    assert all(len({found[w] for w in found if w.startswith(prefix)}) == 1 for prefix in prefixes)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        attach(model, optimizer, AdaptiveOSF().for_task(model, batches))
 
 
-def test_importance_serves_osf():
-    model = make_model()
-    with torch.no_grad():
-        for block in model[:2]:
-            block.query.weight.add_(torch.eye(6))
-            block.value.weight.add_(torch.eye(6))
-    shares = adaptive_shares(layer_importance(model, [torch.randn(4, 5, 6)]))
-    handle = attach(model, torch.optim.AdamW(model.parameters()), OSF(shares))
-    assert {weight.name: weight.basis.rank for weight in handle.weights} == {
-        name: max(1, round(share * (3 if name == "2.weight" else 6))) for name, share in shares.items()
-    }
+def test_importance_of_any_module_tree_by_a_pattern():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = Block(), Block(), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x)))
+
+    model, x = Named(), torch.randn(4, 5, 6)
+    with pytest.raises(ValueError, match=r"no numbered module of the model ran .* name its blocks by layers="):
+        layer_importance(model, [x])
+    found = layer_importance(model, [x[:3], x[3:]], layers="first|second")
+    y = model.first(x)
+    first, second = (F.cosine_similarity(*pair, dim=-1).mean().item() for pair in ((x, y), (y, model.second(y))))
+    assert found["first.up.weight"] == found["first.query.weight"] == pytest.approx(first, abs=1e-6)
+    assert found["second.up.weight"] == pytest.approx(second, abs=1e-6)
+    assert found["head.weight"] == pytest.approx((first + second) / 2, abs=1e-6)
+    for layers, message in (("third", "no module that layers='third' matches"), ("(", "layers: '\\(' is no regular")):
+        with pytest.raises(ValueError, match=message):
+            layer_importance(model, [x], layers)
 
 
 def test_scales_are_the_size_of_the_inputs():
@@ -62,16 +109,12 @@ def test_scales_are_the_size_of_the_inputs():
 
 
 def test_batches_of_every_kind_and_no_hook_is_left():
-    model = nn.MultiheadAttention(4, 2)
     wrapped = nn.Sequential(nn.Linear(4, 4))
     x = torch.randn(3, 4)
     assert (
         layer_importance(wrapped, [x]) == layer_importance(wrapped, [(x,)]) == layer_importance(wrapped, [{"input": x}])
     )
     assert not wrapped[0]._forward_hooks
-    # its output projection is never called as a layer
-    with pytest.raises(ValueError, match="no linear layer of equal"):
-        layer_importance(model, [(x, x, x)])
 
 
 def test_refuses_batches_that_tell_nothing():
@@ -79,35 +122,17 @@ def test_refuses_batches_that_tell_nothing():
     for function in (layer_importance, input_scales):
         with pytest.raises(ValueError, match="batches is empty"):
             function(model, [])
-    with pytest.raises(ValueError, match="no linear layer of equal"):
-        layer_importance(nn.Linear(3, 4), [torch.randn(2, 3)])
+    # its width changes
+    with pytest.raises(ValueError, match="no numbered module"):
+        layer_importance(nn.Sequential(nn.Linear(3, 4)), [torch.randn(2, 3)])
     with pytest.raises(ValueError, match="no linear layer of the model ran"):
         input_scales(nn.ReLU(), [torch.randn(2, 3)])
     with pytest.raises(ValueError, match="the inputs of weight hold NaN"):
         input_scales(nn.Linear(3, 4), [torch.full((2, 3), torch.nan)])
 
 
-def test_importance_of_conv1d_and_packed_experts():
-    class Experts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.experts = nn.Module()
-            self.experts.up = nn.Parameter(torch.randn(2, 6, 6))
-            self.project, self.attend = Conv1D(6, 6), nn.MultiheadAttention(6, 2)
-
-        def forward(self, x):
-            y = self.project(x)
-            return self.attend(y, y, y)[0] @ self.experts.up.sum(0)
-
-    model, x = Experts(), torch.randn(5, 6)
-    with torch.no_grad():
-        model.project.weight.add_(torch.eye(6))
-    found = layer_importance(model, [x])
-    cosine = F.cosine_similarity(x, model.project(x)).mean().item()
-    assert found == pytest.approx(
-        dict.fromkeys(("experts.up", "project.weight", "attend.in_proj_weight", "attend.out_proj.weight"), cosine)
-    )
-    attach(model, torch.optim.AdamW(model.parameters()), OSF(adaptive_shares(found)), targets=list(found))
+def test_scales_are_those_of_linear_layers_alone():
+    model, x = nn.Sequential(Conv1D(6, 6)), torch.randn(5, 6)
     with pytest.raises(ValueError, match=r"no linear layer .* ran on batches: scales are those of nn.Linear, not of"):
         input_scales(model, [x])
     with pytest.raises(ValueError, match=r"input_scale has no entry for it, but for other: .* targets=list\(scales\)"):
