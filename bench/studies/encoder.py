@@ -122,7 +122,7 @@ STUDY = Study(
         "gsr-keep": Method("GSR keep, ρ 1", None),
         "gsr-full": Method("GSR-full drop, p 1", "gsr-full"),
         "psp": Method("PSP minor block 0.4", "psp"),
-        "osf": Method("OSF, half protected", "osf"),
+        "osf": Method("OSF, half protected", "osf-uniform"),
     },
     orders={"forth": TASKS, "back": TASKS[::-1], "alone": tuple(SOURCES)},
     grid=(2e-5, 5e-5, 1.2e-4, 3e-4, 7.5e-4, 1.9e-3),

@@ -54,7 +54,7 @@ STUDY = Study(
     name="language",
     about="pretrain a language model, tune it on tasks of writing",
     prepare=prepare,
-    methods={name: Method(TITLES[name], name) for name in COMPARED},
+    methods={name: Method(TITLES[name], "osf-uniform" if name == "osf" else name) for name in COMPARED},
     orders={"forth": tuple(METRICS), "back": tuple(METRICS)[::-1], "alone": tuple(METRICS)},
     grid=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     learning="learning score",

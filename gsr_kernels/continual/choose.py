@@ -24,6 +24,7 @@ from gsr_kernels.continual.methods import (
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.messages import need
 from gsr_kernels.methods import Chain
+from gsr_kernels.methods.base import of_any_task
 
 
 class Setting(NamedTuple):
@@ -245,6 +246,6 @@ def _check(chosen: Chosen) -> None:
         made = chosen.make()
         chosen.settings_of_run  # noqa: B018
         if len(made) > 1 and isinstance(chosen.method, DenseMethod):
-            Chain(tuple(made))
+            Chain(tuple(map(of_any_task, made)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {chosen.name}: {error}") from error

@@ -14,7 +14,7 @@ from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.adapters.gsr import AdapterGSR
 from gsr_kernels.adapters.merging import How
 from gsr_kernels.adapters.terms import OLoRA, PSLoRA, Term
-from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, Chain, GSRFull, Method, ModelMethod
+from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, AdaptiveOSF, Chain, GSRFull, Method, ModelMethod, ScheduledOSF
 
 # how firmly EWC holds (of 1e2, 1e3, 1e4 and 1e5 the best AP of a smaller model with a seed of its own), and how many
 # rows of a task say where
@@ -81,12 +81,15 @@ class AdapterMethod:
 
 GSR_PAPER = "Mitigating Forgetting via Gradient Spectrum Rescaling"
 STABILITY = "Stability Matters: Combating Parameter Shifts in Low-Rank Adaptation"
+SCULPTING = "Sculpting Subspaces, arXiv 2504.07097"
 DENSE_METHODS = {
     "seqft": DenseMethod("SeqFT", source="the optimizer alone"),
     "gsr": DenseMethod("GSR", (GSR,), GSR_PAPER),
     "gsr-full": DenseMethod("GSR-full", (GSRFull,), "this project"),
     "psp": DenseMethod("PSP", (PSP,), "Franke et al. 2024"),
-    "osf": DenseMethod("OSF", (OSF,), "Sculpting Subspaces, arXiv 2504.07097"),
+    "osf": DenseMethod("OSF", (AdaptiveOSF,), SCULPTING),
+    "osf-uniform": DenseMethod("OSF-uniform", (OSF,), f"{SCULPTING}; a half as in PEFT"),
+    "osf-schedule": DenseMethod("OSF-schedule", (ScheduledOSF,), SCULPTING),
     "sr": DenseMethod("SR", (SR,), "Learning Continually by Spectral Regularization, arXiv 2406.06811"),
     "ewc": DenseMethod("EWC", (partial(EWC, lam=EWC_LAM),), "Kirkpatrick et al. 2017", consolidates=True),
 }

@@ -18,6 +18,7 @@ from gsr_kernels.continual.metrics import Spectra
 from gsr_kernels.continual.ranks import on_rank0
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.methods import Method
+from gsr_kernels.methods.base import of_any_task
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
 
@@ -93,7 +94,7 @@ def check_weights(config: Any, kind: Kind, run: Iterable[Chosen]) -> None:
         if isinstance(chosen.method, AdapterMethod):
             _check_adapters(copy.deepcopy(model), config.model_type, chosen)
             continue
-        for method in chosen.make():
+        for method in map(of_any_task, chosen.make()):
             if isinstance(method, Method):
                 basis = method.decompose("a weight", W, None if rank is None else 2, None)
                 method.prepare("a weight", W, basis)

@@ -21,11 +21,13 @@ from gsr_kernels.continual.models import load, save
 from gsr_kernels.continual.ranks import on_rank0
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.integrations.transformers import attach_to
-from gsr_kernels.methods import ModelMethod
+from gsr_kernels.methods import ModelMethod, TaskMethod
 
 # a file, and a directory of the shards
 BASES, SHARDS = "bases.safetensors", "bases"
 CONSOLIDATED = "ewc.safetensors"
+# rows of a task on which a method measures the model
+MEASURED_ROWS = 32
 
 
 @dataclass
@@ -40,6 +42,9 @@ class Strategy:
     start: str | Path
     # of what the model's checkpoint lacks
     seed: int
+    # the task that is learned, counted from 0, and their number
+    task: int = field(default=0, init=False)
+    tasks: int = field(default=1, init=False)
     # what the Trainer trains, None before ``open``
     model: Any = field(default=None, init=False)
 
@@ -62,13 +67,23 @@ class Strategy:
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """Ready the Trainer, also to load its last checkpoint alone; what is put into the folder stays there."""
-        acts = self.chosen.make()
+        acts = [one for one in (self._of_task(trainer, each) for each in self.chosen.make()) if one is not None]
         if acts and isinstance(acts[0], ModelMethod):
             attach_to(trainer, acts)
         elif acts:
             folder.mkdir(parents=True, exist_ok=True)
             bases = folder / (SHARDS if self.settings.fsdp else BASES)
             attach_to(trainer, method=acts, rank=self.settings.rank, heads=self.settings.heads, bases=bases)
+
+    def _of_task(self, trainer: Trainer, acts: Any) -> Any:
+        """Return what acts in this task: some measure the model first, on single rows, without padding."""
+        if not isinstance(acts, TaskMethod):
+            return acts
+        dataset: Any = trainer.train_dataset
+        batches = (batch_of(trainer, self.model, [row])[0] for row in dataset.rows[:MEASURED_ROWS])
+        self.model.eval()
+        # all ranks have the same
+        return on_rank0(lambda: acts.for_task(self.model, batches, self.task, self.tasks))
 
     def save(self, folder: Path) -> None:
         """Have the first rank write what ``open`` reads, with the tokenizer; all ranks call it."""
@@ -107,14 +122,19 @@ class Consolidated(Strategy):
         on_rank0(lambda: save_file(self._ewc.state_dict(), folder / CONSOLIDATED))
 
 
+def batch_of(trainer: Trainer, model: Any, rows: Any) -> tuple[Any, Tensor]:
+    """Return rows as the model is called with them, and their labels."""
+    batch: Any = trainer.data_collator(rows)
+    batch = batch.to(model.device)
+    return batch, batch.pop("labels")
+
+
 def batch_loss(kind: Kind, trainer: Trainer, items: float | None = None) -> Callable[[Any, Any], Tensor]:
     """Return the loss of a model on rows, as the Trainer computes it: a sum over ``items`` labels, by default all."""
     settings: Any = trainer.args
 
     def loss(model: Any, rows: Any) -> Tensor:
-        batch: Any = trainer.data_collator(rows)
-        batch = batch.to(model.device)
-        labels = batch.pop("labels")
+        batch, labels = batch_of(trainer, model, rows)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
             return kind.loss(model)(model(**batch), labels, items)
 

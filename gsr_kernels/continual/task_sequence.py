@@ -51,7 +51,8 @@ class TaskSequence:
         state = self._state(name)
         # of the stage before, where it counts
         before: Path | None = None
-        for stage, rows in self._stages(name).items():
+        stages = self._stages(name)
+        for index, (stage, rows) in enumerate(stages.items()):
             if stage in state.done:
                 self._tick(steps_of(len(rows), settings), True)
                 before = state.model(stage) if chained else None
@@ -67,6 +68,7 @@ class TaskSequence:
             if chained and not state.done:
                 state.spectra[BEFORE] = on_rank0(partial(spectra, strategy.model))
             self.bar.set_description(f"seed {self.seed} · {chosen.title} learns {'all' if name == 'mtl' else stage}")
+            strategy.task, strategy.tasks = index, len(stages)
             strategy.begin()
             log = learn(
                 self.kind,

@@ -93,6 +93,11 @@ class Method:
         return flags
 
 
+def of_any_task(method: Any) -> Any:
+    """Return a method as it is, and of settings that become one what they become by default."""
+    return method.makes() if isinstance(method, TaskMethod) else method
+
+
 class TaskMethod(ABC):
     """Base of settings that become a method when a task begins."""
 

@@ -17,7 +17,7 @@ from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.methods.base import Method, State
 
-Variant = Literal["minor_block", "complement", "remove_block"]
+Variant = Literal["minor_block", "middle", "complement", "remove_block"]
 
 
 def operands(G: Tensor, basis: SpectralBasis) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,18 +62,20 @@ PROTECTING = {"remove_block": remove_block, "complement": complement}
 
 @dataclass(frozen=True)
 class PSP(Method):
-    """The gradient on the minor directions alone (Franke et al. 2024). Three projections go by this name:
+    """The gradient on some singular directions alone (Franke, Hefenbrock and Hutter 2024). Four projections:
 
-        minor_block     U_m U_mᵀ G V_m V_mᵀ
-        complement      (I − U_h U_hᵀ) G (I − V_h V_hᵀ)
-        remove_block    G − U_h U_hᵀ G V_h V_hᵀ
+        minor_block     U_m U_mᵀ G V_m V_mᵀ                  as GSR's paper describes it
+        middle          the same of the middle directions    as the abstract on iclr.cc has it
+        complement      (I − U_h U_hᵀ) G (I − V_h V_hᵀ)      what public code of OSF trains
+        remove_block    G − U_h U_hᵀ G V_h V_hᵀ              the equation of OSF's paper
 
-    where m are the last ``⌈k r⌉`` directions, which are trained, and h the others. It is not clear from the paper
-    whether its 0.4 is the trained or the protected share: here it is the trained one.
+    where m are the last ``⌈k r⌉`` directions, or as many in the middle, which are trained, and h the others. The
+    abstract on iclr.cc protects "the high and low-magnitude directions", that on OpenReview "the highest" alone. It is
+    not clear whether 0.4 is the trained or the protected share: here it is the trained one.
 
     Args:
         k: the trained share of each weight's r directions, in (0, 1].
-        variant: one of the three.
+        variant: one of the four.
 
     Raises ValueError where either is out of range, or where nothing would be protected.
     """
@@ -87,16 +89,18 @@ class PSP(Method):
     def __post_init__(self) -> None:
         check_number("k", self.k, 0, 1, above=True)
         check_choice("variant", self.variant, Variant)
-        if self.k == 1 and self.variant != "minor_block":
+        if self.k == 1 and self.variant in PROTECTING:
             raise ValueError(f"k = 1 with variant {self.variant!r} protects nothing: choose k < 1")
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
         wide, U, Vh = operands(G, basis)
         # 0.7 · 10 is 7, not 8: the rounding of the product is no direction
-        major = basis.rank - math.ceil(self.k * basis.rank - 1e-9)
-        if self.variant == "minor_block":
-            return keep_block(wide, U[..., major:], Vh[..., major:, :])
-        return PROTECTING[self.variant](wide, U[..., :major], Vh[..., :major, :])
+        trained = math.ceil(self.k * basis.rank - 1e-9)
+        major = basis.rank - trained
+        if self.variant in PROTECTING:
+            return PROTECTING[self.variant](wide, U[..., :major], Vh[..., :major, :])
+        start = major // 2 if self.variant == "middle" else major
+        return keep_block(wide, U[..., start : start + trained], Vh[..., start : start + trained, :])
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,10 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
             ["--rho", "0.5", "--method", "seqft,psp"],
             "--rho is read by gsr, gsr-lora, none of which",
         ),
-        (["--rank", "2", "--method", "seqft,mtl"], "--rank is read by gsr, gsr-full, psp, osf, sr, none of which"),
+        (
+            ["--rank", "2", "--method", "seqft,mtl"],
+            "--rank is read by gsr, gsr-full, psp, osf, osf-uniform, osf-schedule, sr, none",
+        ),
         (["--rank", "0"], "--rank must be a number of directions from 1 on or a share in (0, 1), got 0"),
         (["--rank", "1.5"], "--rank must be a number of directions"),
         (["--rank", "nan"], "--rank must be a number of directions"),

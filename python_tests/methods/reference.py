@@ -30,10 +30,12 @@ def gsr_full(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, p: float, out_of_span:
 
 
 def psp(G: Tensor, U: Tensor, Vh: Tensor, trained: int, variant: str) -> Tensor:
-    """The three projections that go by the name of PSP; the last ``trained`` directions are minor."""
+    """The four projections of PSP; the last ``trained`` directions are minor."""
     protected = U.shape[-1] - trained
-    if variant == "minor_block":
-        return block(G, U[..., protected:], Vh[..., protected:, :])
+    if variant in ("minor_block", "middle"):
+        first = protected if variant == "minor_block" else protected // 2
+        kept = range(first, first + trained)
+        return block(G, U[..., kept], Vh[..., kept, :])
     high = U[..., :protected], Vh[..., :protected, :]
     return G - block(G, *high) if variant == "remove_block" else both_sides(G, *high)
 

@@ -9,7 +9,7 @@ from python_tests.methods import reference
 from python_tests.oracle import assert_as_good, double, error
 
 SHAPES = [(40, 40), (48, 20), (17, 33), (1, 20), (20, 1), (3, 24, 16)]
-VARIANTS = ["minor_block", "complement", "remove_block"]
+VARIANTS = ["minor_block", "middle", "complement", "remove_block"]
 
 
 @pytest.mark.parametrize("k", [0.4, 0.9])
@@ -38,6 +38,16 @@ def test_energy_that_each_variant_keeps_of_a_random_square_gradient(variant, kep
     W, G = torch.randn(2, 400, 400)
     projected = PSP(0.25, variant).gradient(G, W, SpectralBasis.of(W), {})
     assert projected.square().sum() / G.square().sum() == pytest.approx(kept, rel=0.05)
+
+
+def test_the_middle_is_trained_between_the_highest_and_the_lowest():
+    W, G = torch.randn(2, 10, 10, dtype=torch.float64)
+    basis = SpectralBasis.of(W)
+    N = basis.U.mT @ PSP(0.4, "middle").gradient(G, W, basis, {}) @ basis.Vh.mT
+    whole = basis.U.mT @ G @ basis.Vh.mT
+    trained = torch.zeros(10, 10, dtype=torch.bool)
+    trained[3:7, 3:7] = True
+    assert torch.allclose(N, torch.where(trained, whole, 0))
 
 
 def test_the_trained_share_is_rounded_up_and_no_further():
