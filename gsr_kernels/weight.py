@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, fingerprint
-from gsr_kernels.distributed.layout import local
 from gsr_kernels.distributed.schemes import Scheme
 from gsr_kernels.distributed.shard import fingerprint_of_shards
 from gsr_kernels.methods import Method
@@ -21,7 +20,8 @@ class Weight:
     """One matrix under a method, and its group and index in the optimizer's ``param_groups``."""
 
     name: str
-    parameter: nn.Parameter
+    # what the optimizer steps: the weight, or a buffer that its shard is a part of
+    parameter: Tensor
     place: tuple[int, int]
     method: Method
     rank: int | None
@@ -51,7 +51,12 @@ class Weight:
     @property
     def held(self) -> Tensor:
         """Return what this rank has of the weight, of one process all of it, as it is now."""
-        return local(self.parameter).detach()
+        return self.scheme.layout.local(self.parameter)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """Return what this rank has of the weight's gradient, by reference, None where it has none."""
+        return self.scheme.layout.gradient(self.name, self.parameter)
 
     def keep(self, basis: SpectralBasis) -> None:
         """Take a basis that is on the weight's device."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,6 +27,9 @@ class Layout:
     shape: torch.Size
     mesh: Any = None
     placements: tuple[Any, ...] = ()
+
+    # True where a rank's shard is an interval of the elements, row by row
+    flat: ClassVar[bool] = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layout:
         # process groups are not copied with a model
@@ -114,6 +117,32 @@ class Layout:
         for index in range(len(self.ranks)):
             found.setdefault(self.block(index), index)
         return {block: index for block, index in found.items() if shape_of(block).numel()}
+
+    @property
+    def stored(self) -> torch.Size:
+        """Shape of the tensor that ``block`` indexes."""
+        return self.shape
+
+    @property
+    def placed(self) -> str:
+        """The placement, for a message."""
+        return str(self.placements)
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """Return this rank's shard of the parameter that has this layout, by reference, detached."""
+        return local(tensor).detach()
+
+    def gradient(self, name: str, parameter: Tensor) -> Tensor | None:
+        """Return this rank's shard of the parameter's gradient, see ``local_gradient``."""
+        return local_gradient(name, parameter)
+
+    def as_matrix(self, shard: Tensor) -> Tensor:
+        """Return this rank's shard as matrices ``[.., m, n]``."""
+        return shard
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        """Return the shard that ``as_matrix`` was given, of such a matrix."""
+        return matrix
 
     def factor(self, shape: Sequence[int], rows: bool, columns: bool, rest: int | None = None) -> Layout:
         """Return the layout of a factor ``[.., m, n]``: sharded as this tensor in batches, in rows or columns if asked.

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gsr_kernels.distributed.agreement import equal_on_all_ranks
+from gsr_kernels.distributed.flat import FlatShard
 from gsr_kernels.distributed.layout import Layout, local, sharded_dim, split_factor
 from gsr_kernels.distributed.schemes import LongSide
 from gsr_kernels.messages import some
@@ -23,16 +24,26 @@ if TYPE_CHECKING:
     from gsr_kernels.weight import Weight
 
 
-def read_layouts(model: object, parameters: Mapping[str, Tensor]) -> dict[str, Layout]:
-    """Return the layout of each parameter; ValueError, by its name, for placements that are not supported."""
+def read_layouts(
+    model: object, parameters: Mapping[str, Tensor], shards: Mapping[Tensor, FlatShard]
+) -> dict[str, Layout]:
+    """Return the layout of each parameter; ValueError, by its name, for placements that are not supported.
+
+    ``shards`` are those that some of the parameters stand for.
+    """
     replicas = _replicas(model)
-    return {
-        name: _read(name, parameter) if hasattr(parameter, "placements") else Layout(parameter.shape, *replicas)
-        for name, parameter in parameters.items()
-    }
+    layouts: dict[str, Layout] = {}
+    for name, parameter in parameters.items():
+        if parameter in shards:
+            layouts[name] = shards[parameter].layout
+        elif hasattr(parameter, "placements"):
+            layouts[name] = _read(name, parameter)
+        else:
+            layouts[name] = Layout(parameter.shape, *replicas)
+    return layouts
 
 
-def check_same_parameters(model: nn.Module | Mapping[str, nn.Parameter], held: set[Tensor]) -> None:
+def check_same_parameters(model: object, held: set[Tensor]) -> None:
     """Raise ValueError, on all ranks, where the optimizers of DDP's replicas hold different parameters."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         names = [name for name, parameter in model.named_parameters() if parameter in held]

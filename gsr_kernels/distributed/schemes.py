@@ -62,12 +62,18 @@ class Scheme:
         return sums
 
     def rescaled(self, sums: Tensor, kept: Sequence[Tensor], operands: Operands, delta: Tensor) -> Tensor:
-        """Return this rank's shard of G'."""
+        """Return this rank's part of G', as the operands lie."""
         raise NotImplementedError
+
+    def shard(self, sums: Tensor, kept: Sequence[Tensor], operands: Operands, delta: Tensor) -> Tensor:
+        """Return this rank's shard of G', as its G came."""
+        part = self.rescaled(sums, kept, operands, delta)
+        return self.layout.from_matrix(part.mT if self.transposed else part)
 
     def operands(self, G: Tensor, basis: SpectralBasis) -> Operands:
         """Return ``(G, U, Vh)`` in the dtype of the products, transposed where the scheme is."""
         # a sum of 16-bit products would be rounded before it is sent, or overflow
+        G = self.layout.as_matrix(G)
         G, U, Vh = projections.operands(G.to(torch.promote_types(G.dtype, basis.S.dtype)), basis)
         return (G.mT, Vh.mT, U.mT) if self.transposed else (G, U, Vh)
 
@@ -146,7 +152,7 @@ def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Head
     if heads is not None and layout.mesh_dims():
         raise ValueError(
             f"heads: {name} is taken in {heads if isinstance(heads, int) else heads[0]} parts, with a basis each, and "
-            f"is sharded over ranks ({layout.placements}), which need not split between them. Leave it out of heads= "
+            f"is sharded over ranks ({layout.placed}), which need not split between them. Leave it out of heads= "
             "or, where it is q, k and v in one, out of targets=; or keep it whole (fully_shard's ignored_params)"
         )
     names = " and ".join(type(one).__name__ for one in (method.methods if isinstance(method, Chain) else (method,)))
@@ -154,12 +160,17 @@ def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Head
         if layout.shards_batch and method.lasting:
             raise TypeError(
                 f"method: {names} keeps what a checkpoint must hold, and of {name} each rank has matrices of its own "
-                f"({layout.placements}), which no checkpoint tells apart. Replicate them, or leave them out of targets="
+                f"({layout.placed}), which no checkpoint tells apart. Replicate them, or leave them out of targets="
             )
         return Whole(layout)
+    if layout.flat and len(layout.shape) > 2:
+        raise ValueError(
+            f"targets: {name} holds several matrices in one parameter, {tuple(layout.shape)}, of which an engine that "
+            "flattens weights gives each rank an interval; leave it out of targets=, or shard it by fully_shard (FSDP2)"
+        )
     if type(method) is not GSR:
         raise TypeError(
-            f"method: {names} needs whole matrices, and {name} is sharded over ranks ({layout.placements}); GSR alone "
+            f"method: {names} needs whole matrices, and {name} is sharded over ranks ({layout.placed}); GSR alone "
             "is supported there. Train replicas (DistributedDataParallel), or choose targets= that are not sharded"
         )
     return replace(_choose(method, layout, k), gathers=shard_bases)
@@ -173,6 +184,7 @@ def _choose(method: GSR, layout: Layout, k: int) -> Scheme:
     wide = d1 < d2
     rows, columns = bool(layout.mesh_dims(-2)), bool(layout.mesh_dims(-1))
     long, short = (columns, rows) if wide else (rows, columns)
-    if not whole or (long and short):
+    # of a row that two ranks share neither knows the part that it would keep
+    if not whole or (long and short) or layout.flat:
         return Core(layout)
     return LongSide(layout, wide) if long else ShortSide(layout, wide)

@@ -15,6 +15,9 @@ from gsr_kernels.basis import SpectralBasis, bit_sum, fingerprint, label
 from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.io.bases_file import FACTORS
 
+# elements of a flat shard whose bits are summed at once
+STRIP = 1 << 22
+
 
 @dataclass(frozen=True, eq=False)
 class BasisShard(SpectralBasis):
@@ -55,9 +58,13 @@ def fingerprint_of_shards(shard: Tensor, layout: Layout) -> str:
     if not layout.mesh_dims():
         return fingerprint(shard)
     block = layout.block()
+    starts, total = [start for start, _ in block], 0
     # of replicas one counts
-    counts = layout.holders.get(block) == layout.index
-    total = bit_sum(shard, [start for start, _ in block], layout.shape) if counts else 0
+    if layout.holders.get(block) == layout.index:
+        # of a flat shard a strip at a time, as of the rows of a matrix
+        for i, strip in enumerate(shard.split(STRIP) if layout.flat else [shard]):
+            total += bit_sum(strip, [starts[0] + i * STRIP, *starts[1:]], layout.stored)
+    total %= 2**64
     # int64 wraps as the sum modulo 2^64 does
     total -= (total >> 63) << 64
     sums = torch.tensor(total, dtype=torch.int64, device=layout.device)

@@ -39,7 +39,7 @@ STRIP = 128
 def is_from_shards(weight: Weight) -> bool:
     """Return True if a weight's basis is found from its shards: by a sketch narrower than its short side."""
     layout = weight.scheme.layout
-    if weight.rank is None or not weight.randomized or not layout.shards_matrices or layout.shards_batch:
+    if weight.rank is None or not weight.randomized or not layout.shards_matrices or layout.shards_batch or layout.flat:
         return False
     most = min(layout.shape[-2:])
     return weight.rank + defaults(weight.rank, most)[0] < most

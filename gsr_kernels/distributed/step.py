@@ -141,8 +141,8 @@ class ShardedStep:
         finite = g.isfinite().all(-1)
         rescaled = self._rescale[index](g, basis.S, cast(GSR, weight.method).rho)
         delta = torch.where(finite.unsqueeze(-1), rescaled - g, 0).to(operands[1].dtype)
-        shard = scheme.rescaled(sums.to(operands[1].dtype), self._kept.pop(index), operands, delta)
-        G.copy_(torch.where(finite[..., None, None], shard.mT if scheme.transposed else shard, G))
+        shard = scheme.shard(sums.to(operands[1].dtype), self._kept.pop(index), operands, delta)
+        G.copy_(torch.where(finite.view(*finite.shape, *[1] * (G.ndim - finite.ndim)), shard, G))
         weight.steps += 1
         weight.finite = finite
         weight.skipped += (~finite).sum()

@@ -14,10 +14,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from gsr_kernels.basis import SpectralBasis, split_shape
 from gsr_kernels.distributed.agreement import common_layout, on_rank0, run_on_all_ranks
-from gsr_kernels.distributed.layout import Layout, local, shape_of, slices
+from gsr_kernels.distributed.flat import ListedLayout
+from gsr_kernels.distributed.layout import Layout, shape_of, slices
 from gsr_kernels.distributed.schemes import factor_shapes
 from gsr_kernels.distributed.shard import as_shard, metadata
 from gsr_kernels.io.atomic import locked
@@ -52,7 +55,7 @@ def write_shared(path: str | os.PathLike[str], weights: Sequence[Weight], settin
         entries[weight.name] = metadata(basis)
         shapes = factor_shapes(split_shape(weight.scheme.layout.shape, weight.heads)[0], basis.rank)
         for factor, layout in weight.scheme.factors(shapes).items():
-            state[f"{weight.name}.{factor}"] = _as_dtensor(getattr(basis, factor), layout)
+            state[f"{weight.name}.{factor}"] = _as_stored(getattr(basis, factor), layout)
     text = json.dumps(
         {"format": FORMAT, "format_version": FORMAT_VERSION, "bases": entries, "settings": dict(settings)}
     )
@@ -103,6 +106,8 @@ def _read_directory(path: str | os.PathLike[str], weights: Sequence[Weight]) -> 
         dcp.load(header, checkpoint_id=path, no_dist=True)
         text = json.loads(bytes(header[ENTRIES].tolist()))
         entries = file_entries(path, {**text, "bases": json.dumps(text["bases"])})
+    # what is read, and as torch has it
+    parts: dict[str, Tensor] = {}
     state: dict[str, Any] = {}
     wanted = []
     for weight in weights:
@@ -114,13 +119,14 @@ def _read_directory(path: str | os.PathLike[str], weights: Sequence[Weight]) -> 
             wanted.append(weight)
             for factor, layout in weight.scheme.factors(shapes).items():
                 empty = torch.empty(shape_of(layout.block()), dtype=found[factor].properties.dtype)  # type: ignore[union-attr]
-                state[f"{weight.name}.{factor}"] = _as_dtensor(empty, layout)
+                parts[f"{weight.name}.{factor}"] = empty
+                state[f"{weight.name}.{factor}"] = _as_stored(empty, layout)
     with _damage_named(path):
         dcp.load(state, checkpoint_id=path, no_dist=True)
     return {
         weight.name: as_shard(
             weight.scheme.layout,
-            {factor: local(state[f"{weight.name}.{factor}"]) for factor in FACTORS},
+            {factor: parts[f"{weight.name}.{factor}"] for factor in FACTORS},
             # what was written before sketches were kept does not say
             **{"randomized": False, **entries[weight.name]},
         )
@@ -161,10 +167,50 @@ def _fits(weight: Weight, shapes: Mapping[str, torch.Size], head_dim: int | None
     return (*shapes["U"][:-1], shapes["Vh"][-1]) == tuple(matrices) and head_dim == expected
 
 
-def _as_dtensor(shard: Tensor, layout: Layout) -> Tensor:
+class _Rows(Tensor):
+    """Rows of a factor on this rank, as torch.distributed.checkpoint takes them; of shared rows the first rank writes.
+
+    Its methods are what torch asks a shard for.
+    """
+
+    placing: ListedLayout
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.placing.shape if dim is None else self.placing.shape[dim]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return self._chunk(self.placing.block()[0][0])
+
+    def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
+        earlier = [stop for (_, stop), _ in self.placing.blocks[: self.placing.index]]
+        properties = TensorProperties.create_from_tensor(self.as_subclass(Tensor))
+        return [
+            WriteItem(
+                MetadataIndex(name, chunk.offsets),
+                WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk, properties, self.placing.shape),
+            )
+            for chunk in self._chunk(max([self.placing.block()[0][0], *earlier]))
+        ]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        return self.as_subclass(Tensor)[(index.offset or (0,))[0] - self.placing.block()[0][0] :]
+
+    def _chunk(self, first: int) -> list[ChunkStorageMetadata]:
+        """Return this rank's rows from one on, in a list that is empty where there are none."""
+        (_, last), (_, columns) = self.placing.block()
+        sizes = torch.Size((last - first, columns))
+        return [ChunkStorageMetadata(torch.Size((first, 0)), sizes)] if last > first else []
+
+
+def _as_stored(shard: Tensor, layout: Layout) -> Tensor:
     """Return a rank's shard as torch.distributed.checkpoint takes it."""
     if layout.mesh is None:
         return shard
+    if isinstance(layout, ListedLayout):
+        rows = shard.detach().as_subclass(_Rows)
+        rows.placing = layout
+        return rows
     from torch.distributed.tensor import DTensor
 
     stride = torch.empty(layout.shape, device="meta").stride()

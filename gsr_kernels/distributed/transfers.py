@@ -50,7 +50,7 @@ def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None
     whole = None
     if mesh.index < len(layouts):
         layout, shard = layouts[mesh.index], shards[mesh.index]
-        whole = torch.empty(layout.shape, dtype=shard.dtype, device=mesh.device)
+        whole = torch.empty(layout.stored, dtype=shard.dtype, device=mesh.device)
         whole[slices(layout.block())] = shard.to(mesh.device)
     for before, after in _partners(mesh):
         wanted = before < len(layouts) and _lacks(layouts[before], before, mesh.index)
@@ -62,7 +62,7 @@ def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None
         exchange(mesh, [(before, shards[before])] if wanted else [], [] if arriving is None else [(after, arriving)])
         if target is not None and arriving is not None and arriving is not target:
             target.copy_(arriving)
-    return whole
+    return None if whole is None else whole.view(layout.shape)
 
 
 def _lacks(layout: Layout, index: int, other: int) -> bool:

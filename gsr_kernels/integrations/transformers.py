@@ -46,7 +46,10 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
             "with FSDP2 (fsdp_version: 2) or DDP instead"
         )
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
-        raise TypeError("trainer: FSDP1 flattens the weights, which then have no singular basis. Set fsdp_version: 2")
+        raise TypeError(
+            "trainer: FSDP1 keeps nothing of a method in its checkpoints, so that no training could go on from one. "
+            "Set fsdp_version: 2, or call attach() in a loop of your own"
+        )
     load_converted(trainer)
     callback = MethodCallback(trainer, method, settings)
     if not model_methods(method):

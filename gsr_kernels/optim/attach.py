@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from gsr_kernels.distributed.agreement import (
     on_rank0,
     run_on_all_ranks,
 )
+from gsr_kernels.distributed.flat import FlatModel, FlatShard, flat_model
 from gsr_kernels.distributed.placements import advise, check_same_parameters, read_layouts
 from gsr_kernels.distributed.schemes import choose_scheme
 from gsr_kernels.io.bases_file import add_bases, check_folder, is_stored
@@ -33,12 +34,13 @@ from gsr_kernels.methods.on_model import ModelMethod
 from gsr_kernels.offload import BASIS_DEVICES
 from gsr_kernels.optim.backends import settle_backends
 from gsr_kernels.optim.bases import decompose, prepare, stored_bases, stored_basis
+from gsr_kernels.optim.flat_step import FlatStep
 from gsr_kernels.optim.handle import Handle, attached
 from gsr_kernels.optim.model_handle import ModelHandle, model_methods
 from gsr_kernels.optim.report import summary, warn, warn_pinned
 from gsr_kernels.optim.step import MethodStep, OwnStep
 from gsr_kernels.optim.supported import check_model, innermost
-from gsr_kernels.optim.targets import find_targets
+from gsr_kernels.optim.targets import find_targets, named_parameters
 from gsr_kernels.options import Rank, Rho, resolve_heads, resolve_rank, resolve_rho
 from gsr_kernels.weight import Weight, origin
 
@@ -47,7 +49,7 @@ from gsr_kernels.weight import Weight, origin
 def attach(model: nn.Module, optimizer: Optimizer, method: ModelMethod | Sequence[ModelMethod]) -> ModelHandle: ...
 @overload
 def attach(
-    model: nn.Module | Mapping[str, nn.Parameter],
+    model: nn.Module | Mapping[str, nn.Parameter] | FlatModel,
     optimizer: Optimizer,
     method: Method | Sequence[Method] | None = None,
     *,
@@ -64,7 +66,7 @@ def attach(
     shard_bases: bool = False,
 ) -> Handle: ...
 def attach(
-    model: nn.Module | Mapping[str, nn.Parameter],
+    model: nn.Module | Mapping[str, nn.Parameter] | FlatModel,
     optimizer: Optimizer,
     method: Method | ModelMethod | Sequence[Method] | Sequence[ModelMethod] | None = None,
     *,
@@ -134,16 +136,21 @@ def attach(
         for group, settings in enumerate(optimizer.param_groups)
         for index, parameter in enumerate(settings["params"])
     }
-    parameters = list(model.values() if isinstance(model, Mapping) else model.parameters())
+    flat = flat_model(model, places.keys())
+    shards: dict[Tensor, FlatShard] = {} if flat is None else {shard.whole: shard for shard in flat.shards}
+    trained = {*places, *(whole for whole, shard in shards.items() if shard.trained)}
+    parameters: list[Tensor] = [parameter for _, _, parameter in named_parameters(model if flat is None else flat)]
+    if flat is not None and isinstance(optimizer, OwnStep):
+        raise TypeError(f"optimizer: {type(optimizer).__name__} needs weights that are not flattened; use AdamW")
     check_same_parameters(model, set(places))
-    if places.keys().isdisjoint(parameters):
+    if trained.isdisjoint(parameters):
         raise ValueError(
             "optimizer holds none of the model's parameters: build it from model.parameters(), "
             "after the model was moved, wrapped or loaded"
         )
-    found = find_targets(model, targets, set(places))
+    found = find_targets(model if flat is None else flat, targets, trained)
     matched = {target.name: target.parameter for target in found if target.reason is None}
-    if any(parameter.is_meta for parameter in matched.values()):
+    if any(parameter.is_meta for parameter in matched.values() if parameter not in shards):
         raise ValueError("model: its weights are on the meta device, without values: load them before attach()")
     methods = _resolve_methods(method, rho, rank, out_of_span, list(matched))
     narrow = [name for name, W in matched.items() if W.itemsize < 4 and methods[name].constrains]
@@ -160,7 +167,7 @@ def attach(
             "other weights evaluated than those: use an optimizer without train() and eval()"
         )
     split = resolve_heads(heads, [target for target in found if target.reason is None])
-    layouts = read_layouts(model, matched)
+    layouts = read_layouts(model, matched, shards)
     all_layouts = list(layouts.values())
     sides = {name: split_shape(W.shape, split[name])[0][-2:] for name, W in matched.items()}
     ranks = resolve_rank(rank, sides)
@@ -176,8 +183,10 @@ def attach(
         k, clamped = None if asked is None else min(asked, most), asked if asked and asked > most else None
         scheme = choose_scheme(name, one, layouts[name], k or most, split[name], shard_bases)
         sketched = randomized and k is not None
-        place, offloaded = places[W], basis_device is not None
-        weights.append(Weight(name, W, place, one, k, split[name], scheme, offloaded, sketched, clamped))
+        stepped = shards[W].buffer if W in shards else W
+        # an engine puts its buffers into the optimizer when it steps them
+        place, offloaded = places.get(stepped, (0, 0)), basis_device is not None
+        weights.append(Weight(name, stepped, place, one, k, split[name], scheme, offloaded, sketched, clamped))
     cut = [weight for weight in weights if not weight.whole]
     if record_every and cut:
         raise ValueError(f"record_every measures whole gradients: {cut[0].name} is sharded over ranks; leave it at 0")
@@ -203,7 +212,8 @@ def attach(
     trainable = sum(parameter.numel() for parameter in dict.fromkeys(parameters) if parameter.requires_grad)
     coverage = sum(parameter.numel() for parameter in matched.values()) / trainable
     file = path if not other and (not absent or adding) else None
-    step = MethodStep(optimizer, weights, found, nonfinite == "error", record_every, path, file, stale)
+    kind = MethodStep if flat is None else FlatStep
+    step = kind(optimizer, weights, found, nonfinite == "error", record_every, path, file, stale)
     handle = Handle(step, coverage)
     if path is not None and not there:
         handle.save_bases(path)

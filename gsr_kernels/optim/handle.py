@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import is_integer
 from gsr_kernels.distributed.agreement import on_rank0
-from gsr_kernels.distributed.layout import local_gradient
 from gsr_kernels.io.bases_file import save_bases
 from gsr_kernels.messages import some
 from gsr_kernels.methods import Method
@@ -123,7 +122,7 @@ class Handle(Unpickled):
             raise ValueError(f"name must be one of {some(self.bases)}, got {name!r}")
         if not found[0].whole:
             raise ValueError(f"{name} is sharded over ranks: directions() needs a whole gradient on each")
-        G = local_gradient(name, found[0].parameter)
+        G = found[0].gradient
         if G is None:
             raise ValueError(f"{name} has no gradient: call directions() between backward() and optimizer.step()")
         return directions(found[0], G)

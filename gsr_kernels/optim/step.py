@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.distributed.agreement import all_ranks_agree
-from gsr_kernels.distributed.layout import Layout, local, local_gradient
+from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.distributed.step import ShardedStep
 from gsr_kernels.methods import Method
 from gsr_kernels.offload import visits
@@ -72,6 +72,9 @@ class MethodStep:
         self._kind = self.weights[0].skipped.device.type
         self._sharded = [weight for weight in self.weights if not weight.whole]
         self._sharded_step: ShardedStep | None = None
+        # the weights whose gradients a call of the optimizer steps, and whether it is the first call of a step
+        self._stepped = self.weights
+        self._begins = True
         self._constraining = [weight for weight in self.weights if weight.method.constrains]
         # what attach() met: anything else in the optimizer came later
         held = (p for group in self.optimizer.param_groups for p in group["params"])
@@ -82,11 +85,17 @@ class MethodStep:
     def begin(self) -> Live | None:
         """Return the weights that have a gradient, or None where the step is a rehearsal."""
         self._check_held(self.weights)
-        found = [(weight, local_gradient(weight.name, weight.parameter)) for weight in self.weights]
+        found = [(weight, weight.gradient) for weight in self._stepped]
         live = [(weight, G) for weight, G in found if G is not None]
         self.rehearsed = is_rehearsal(self.optimizer, [G for _, G in live], self.meshes)
         if self.rehearsed:
             return None
+        if self._begins:
+            self._count()
+        return live
+
+    def _count(self) -> None:
+        """Count a step; the first one takes care of the bases before it."""
         self.decompose_stale()
         if self.unconfirmed:
             self.unconfirmed = False
@@ -96,7 +105,6 @@ class MethodStep:
             if changed:
                 warn("changed", [weight.name for weight in changed])
         self.count += 1
-        return live
 
     @torch.no_grad()
     def rewrite(self, live: Live) -> None:
@@ -104,8 +112,7 @@ class MethodStep:
         # a fused optimizer divides by the scale of a GradScaler inside its step
         scale = getattr(self.optimizer, "grad_scale", None)
         # which way a step goes decides which directions are minor: ascent along G is descent along -G
-        groups = self.optimizer.param_groups
-        rising = [G for weight, G in live if groups[weight.place[0]].get("maximize")]
+        rising = [G for weight, G in live if self._group(weight).get("maximize")]
         _negate(rising)
         # under autocast the products would be taken in 16 bits, or refused
         with torch.autocast(self._kind, enabled=False), ExitStack() as after:
@@ -132,7 +139,7 @@ class MethodStep:
         overflow = getattr(self.optimizer, "found_inf", None) if self._constraining else None
         if overflow is None or not overflow.item():
             for weight in self._constraining:
-                W = local(weight.parameter)
+                W = weight.held
                 with torch.autocast(self._kind, enabled=False):
                     weight.method.constrain(weight.basis.split(W), weight.basis.to(W.device), weight.state)
         if self.refresh_every:
@@ -177,6 +184,10 @@ class MethodStep:
                     names.append(late.get(p, f"{'x'.join(map(str, p.shape))} in group {i}"))
         return names
 
+    def _group(self, weight: Weight) -> dict[str, Any]:
+        """Return the optimizer's group that holds a weight."""
+        return self.optimizer.param_groups[weight.place[0]]
+
     def _check_held(self, weights: Sequence[Weight]) -> None:
         """Raise RuntimeError where the optimizer holds another parameter in place of a weight, or it was re-sharded."""
         groups = [group["params"] for group in self.optimizer.param_groups]
@@ -213,7 +224,7 @@ class MethodStep:
         weights = [weight for weight, _ in live]
         gradients = [basis.split(G) for basis, (_, G) in zip(bases, live)]
         before = [measure_before(G, basis) for G, basis in zip(gradients, bases)] if record else []
-        matrices = (basis.split(local(weight.parameter)) for basis, weight in zip(bases, weights))
+        matrices = (basis.split(weight.held) for basis, weight in zip(bases, weights))
         states = (weight.state for weight in weights)
         finite = method.transform(list(zip(gradients, matrices, bases, states)), scale)
         for weight, flags in zip(weights, finite):

@@ -9,6 +9,8 @@ from typing import NoReturn
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from gsr_kernels.distributed.flat import FlatModel
+
 
 def innermost(optimizer: object) -> Optimizer:
     """Return the torch optimizer inside any wrapper; TypeError for one whose gradients or steps no method can reach."""
@@ -16,8 +18,8 @@ def innermost(optimizer: object) -> Optimizer:
     kinds = [kind for one in (optimizer, inner) for kind in type(one).__mro__]
     if any("deepspeed" in (kind.__module__ + kind.__name__).lower() for kind in kinds):
         raise TypeError(
-            "optimizer: DeepSpeed steps inside its own engine on flat partitions, out of a method's reach. Use "
-            "FSDP2 (fully_shard) or DDP instead"
+            "optimizer: DeepSpeed steps flat partitions inside its engine: use "
+            "gsr_kernels.integrations.deepspeed.attach(engine, ...)"
         )
     optimizer = inner if isinstance(inner, Optimizer) else optimizer
     if not isinstance(optimizer, Optimizer):
@@ -39,17 +41,12 @@ def innermost(optimizer: object) -> Optimizer:
     return optimizer
 
 
-def check_model(model: nn.Module | Mapping[str, nn.Parameter]) -> None:
-    """Raises TypeError for neither a module nor named parameters, and for a model that FSDP1 has flattened."""
-    if isinstance(model, Mapping) and all(isinstance(one, nn.Parameter) for one in model.values()):
+def check_model(model: object) -> None:
+    """Raise TypeError for what is neither a module nor named parameters."""
+    if isinstance(model, nn.Module | FlatModel):
         return
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, Mapping) or not all(isinstance(one, nn.Parameter) for one in model.values()):
         raise TypeError(f"model must be a torch.nn.Module, or named parameters in a dict, got {type(model).__name__}")
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise TypeError(
-            "model: FullyShardedDataParallel (FSDP1) flattens its weights, which then have no singular basis. Use "
-            "torch.distributed.fsdp.fully_shard (FSDP2; in accelerate fsdp_version: 2)"
-        )
 
 
 class Unpickled:

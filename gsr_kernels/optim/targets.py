@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from gsr_kernels.distributed.flat import FlatModel, FlatShard, held_parameters
 from gsr_kernels.messages import some
 
 # the parameters of linear layers: nn.Linear's and Conv1D's, MultiheadAttention's
@@ -57,7 +58,7 @@ class Target:
 
 
 def find_targets(
-    model: nn.Module | Mapping[str, nn.Parameter], targets: str | Iterable[str], trained: set[Tensor]
+    model: nn.Module | Mapping[str, nn.Parameter] | FlatModel, targets: str | Iterable[str], trained: set[Tensor]
 ) -> list[Target]:
     """List every parameter of two or more dimensions, each once, matched or skipped with the reason.
 
@@ -80,7 +81,7 @@ def find_targets(
             raise ValueError(f"targets must be 'all-linear', a regular expression or a list of names, got {targets!r}")
     found: list[Target] = []
     seen: dict[Tensor, str] = {}
-    parameters = list(_parameters(model))
+    parameters = list(named_parameters(model))
     names, outputs = Names(name for name, _, _ in parameters), _output_embeddings(model)
     for name, module, parameter in parameters:
         if parameter.ndim < 2:
@@ -105,16 +106,15 @@ def linear_matrices(model: nn.Module) -> list[Target]:
     return [target for target in find_targets(model, "all-linear", set(model.parameters())) if target.reason is None]
 
 
-def _parameters(
-    model: nn.Module | Mapping[str, nn.Parameter],
+def named_parameters(
+    model: nn.Module | Mapping[str, nn.Parameter] | FlatModel,
 ) -> Iterator[tuple[str, nn.Module | None, nn.Parameter]]:
-    """Every parameter with its name and the module that holds it, where there is one; tied ones as often as named."""
+    """Yield every parameter after its name and the module that holds it, where there is one; tied ones as often."""
     if isinstance(model, Mapping):
         yield from ((_plain(name), None, parameter) for name, parameter in model.items())
         return
-    for prefix, module in model.named_modules():
-        for local, parameter in module.named_parameters(recurse=False):
-            yield _plain(f"{prefix}.{local}" if prefix else local), module, parameter
+    for name, module, parameter in model.parameters() if isinstance(model, FlatModel) else held_parameters(model):
+        yield _plain(name), module, parameter
 
 
 def _overview(found: list[Target]) -> str:
@@ -212,17 +212,23 @@ def _matches(name: str, targets: str | Iterable[str]) -> bool:
     return any(one == ending or one.endswith(f".{ending}") for one in names for ending in targets)
 
 
-def _output_embeddings(model: nn.Module | Mapping[str, nn.Parameter]) -> set[Tensor]:
+def _output_embeddings(model: nn.Module | Mapping[str, nn.Parameter] | FlatModel) -> set[Tensor]:
     """The weights that a model, or one inside a wrapper, names as its output embeddings."""
-    found = set()
-    for module in [] if isinstance(model, Mapping) else model.modules():
+    if isinstance(model, Mapping):
+        return set()
+    found: set[Tensor] = set()
+    shards: Sequence[FlatShard] = ()
+    if isinstance(model, FlatModel):
+        shards, model = model.shards, model.module
+    for module in model.modules():
         get = getattr(module, "get_output_embeddings", None)
         try:
-            weight = getattr(get(), "weight", None) if callable(get) else None
+            head = get() if callable(get) else None
         except (AttributeError, NotImplementedError):
             continue
-        if isinstance(weight, Tensor):
-            found.add(weight)
+        weight = getattr(head, "weight", None)
+        found |= {weight} if isinstance(weight, Tensor) else set()
+        found |= {shard.whole for shard in shards if shard.module is head}
     return found
 
 

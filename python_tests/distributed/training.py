@@ -28,8 +28,9 @@ def make_model(sides=(6, 13, 5, 2), dtype=torch.float64):
 def gradients(model, step, share, shares):
     """The loss of one rank's rows of a batch; their gradients' mean over the ranks is the batch's."""
     generator = torch.Generator().manual_seed(step)
-    first = next(model.parameters())
-    batch = torch.randn(BATCH, first.shape[1], generator=generator, dtype=first.dtype)
+    # of flattened parameters the shapes are gone
+    first = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    batch = torch.randn(BATCH, first.in_features, generator=generator, dtype=next(model.parameters()).dtype)
     model(batch[share * BATCH // shares : (share + 1) * BATCH // shares]).square().sum().mul(shares / BATCH).backward()
 
 

@@ -155,20 +155,8 @@ class DeepSpeedZeroOptimizer:
     """Stands in for DeepSpeed's, which is no torch optimizer."""
 
 
-class FullyShardedDataParallel(nn.Module):
-    """Stands in for FSDP1's wrapper."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-
-def test_deepspeed_and_fsdp1_are_refused_with_the_way_out():
+def test_deepspeeds_optimizer_is_refused_with_the_way_out():
     model = llama()
-    wrapper = DeepSpeedZeroOptimizer()
-    with pytest.raises(TypeError, match=r"flat partitions.*FSDP2 .* or DDP instead"):
-        attach(model, wrapper, rho=0.5)
-    wrapped = FullyShardedDataParallel(model)
-    with pytest.raises(TypeError, match=r"FSDP1.*fully_shard"):
-        attach(wrapped, adamw(wrapped), rho=0.5)
+    with pytest.raises(TypeError, match=r"flat partitions.*integrations\.deepspeed\.attach\(engine"):
+        attach(model, DeepSpeedZeroOptimizer(), rho=0.5)
     assert Handle.of(adamw(model)) is None

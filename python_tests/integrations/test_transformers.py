@@ -167,7 +167,10 @@ def test_bad_settings_are_named_before_training(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [({"is_deepspeed_enabled": True}, "DeepSpeed steps inside"), ({"is_fsdp_enabled": True}, "FSDP1 flattens")],
+    [
+        ({"is_deepspeed_enabled": True}, "DeepSpeed steps inside"),
+        ({"is_fsdp_enabled": True}, "FSDP1 keeps nothing"),
+    ],
     ids=["deepspeed", "fsdp1"],
 )
 def test_what_cannot_be_served_is_refused(tmp_path, flags, message):

@@ -1,0 +1,210 @@
+"""Weights of engines that flatten many into one buffer, of which each rank holds an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gsr_kernels.distributed.layout import Block, Layout
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@dataclass(frozen=True, eq=False)
+class ListedLayout(Layout):
+    """A tensor of which each rank holds a listed block, of any rows and all columns; blocks may overlap."""
+
+    blocks: tuple[Block, ...] = ()
+
+    def mesh_dims(self, dim: int | None = None) -> list[int]:
+        """Return the one mesh dimension where ``dim`` is None or the rows."""
+        rows = dim is None or dim % len(self.shape) == len(self.shape) - 2
+        return [0] if rows and len(self.blocks) > 1 else []
+
+    def block(self, index: int | None = None) -> Block:
+        """Return the block of the rank at an index, by default of this one."""
+        return self.blocks[self.index if index is None else index]
+
+
+@dataclass(frozen=True, eq=False)
+class FlatLayout(ListedLayout):
+    """A weight of which each rank holds an interval of its elements, row by row, in a buffer beside other weights.
+
+    A block is the interval, ``((start, stop),)``. It may be empty, and start and end inside one row.
+    """
+
+    # where this rank's interval begins in its buffer
+    offset: int = 0
+
+    flat: ClassVar[bool] = True
+
+    @property
+    def stored(self) -> torch.Size:
+        return torch.Size((self.shape.numel(),))
+
+    @property
+    def placed(self) -> str:
+        return "an interval of its elements on each"
+
+    def local(self, tensor: Tensor) -> Tensor:
+        ((start, stop),) = self.block()
+        part = tensor.detach()[self.offset : self.offset + stop - start]
+        # of one rank it is the whole weight
+        return part if self.shards_matrices else part.view(self.shape)
+
+    def gradient(self, name: str, parameter: Tensor) -> Tensor | None:
+        ((start, stop),) = self.block()
+        if parameter.grad is not None:
+            return self.local(parameter.grad)
+        return None if start < stop else parameter.new_empty(0)
+
+    def as_matrix(self, shard: Tensor) -> Tensor:
+        """Return the rows that the interval touches, with zeros for what it lacks of the first and last of them."""
+        (first, last), before = self._rows(self.block()), self._before()
+        columns = self.shape[-1]
+        if len(shard) < (last - first) * columns:
+            padded = shard.new_zeros((last - first) * columns)
+            padded[before : before + len(shard)] = shard
+            shard = padded
+        return shard.view(last - first, columns)
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        ((start, stop),), before = self.block(), self._before()
+        return matrix.reshape(-1)[before : before + stop - start]
+
+    def factor(self, shape: Sequence[int], rows: bool, columns: bool, rest: int | None = None) -> Layout:
+        """Return the layout of a factor: of U the rows that a rank touches, of others all, or shards of ``rest``."""
+        from torch.distributed.tensor import Replicate, Shard
+
+        if self.mesh is None:
+            return Layout(torch.Size(shape))
+        if rows:
+            blocks = tuple((self._rows(block), (0, shape[-1])) for block in self.blocks)
+            return ListedLayout(torch.Size(shape), self.mesh, blocks=blocks)
+        return Layout(torch.Size(shape), self.mesh, (Replicate() if rest is None else Shard(rest % len(shape)),))
+
+    def _rows(self, block: Block) -> tuple[int, int]:
+        ((start, stop),), columns = block, self.shape[-1]
+        return (start // columns, -(-stop // columns)) if start < stop else (0, 0)
+
+    def _before(self) -> int:
+        """Return the elements of the first row that come before this rank's."""
+        ((start, stop),) = self.block()
+        return start % self.shape[-1] if start < stop else 0
+
+
+def flat_layout(shape: torch.Size, mesh: Any, first: int, bounds: Sequence[int], index: int, begins: int) -> FlatLayout:
+    """Return the layout of a weight that begins at element ``first`` of a space that ranks share.
+
+    Args:
+        shape: of the whole weight.
+        mesh: of one dimension, None for one rank.
+        bounds: rank i of the mesh has the elements from ``bounds[i]`` to ``bounds[i + 1]``.
+        index: this rank's.
+        begins: where in this rank's buffer its part of that space begins.
+    """
+    last = first + shape.numel()
+    intervals = [
+        (min(max(start, first), last) - first, min(max(stop, first), last) - first) for start, stop in pairwise(bounds)
+    ]
+    offset = begins + max(first - bounds[index], 0)
+    return FlatLayout(shape, mesh, blocks=tuple((one,) for one in intervals), offset=offset)
+
+
+@dataclass(frozen=True, eq=False)
+class FlatShard:
+    """A weight in a buffer that an optimizer steps; ``whole`` stands for it, a parameter of its shape on "meta"."""
+
+    name: str
+    module: nn.Module
+    whole: nn.Parameter
+    buffer: Tensor
+    layout: FlatLayout
+    trained: bool = True
+
+
+def flat_shard(name: str, module: nn.Module, parameter: Tensor, buffer: Tensor, layout: FlatLayout) -> FlatShard:
+    """Return the shard of a parameter; ``parameter`` says whether it is trained."""
+    empty = torch.empty(layout.shape, dtype=buffer.dtype, device="meta")
+    return FlatShard(name, module, nn.Parameter(empty, parameter.requires_grad), buffer, layout)
+
+
+@dataclass(frozen=True, eq=False)
+class FlatModel:
+    """A model of which an engine has flattened parameters: those, and ``replaced``, what the modules hold for them."""
+
+    module: nn.Module
+    shards: Sequence[FlatShard]
+    replaced: Set[Tensor]
+
+    def parameters(self) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+        """Yield every parameter in its whole shape, after its name and the module that holds it."""
+        yield from ((shard.name, shard.module, shard.whole) for shard in self.shards)
+        for name, module, parameter in held_parameters(self.module):
+            if parameter not in self.replaced:
+                yield name, module, parameter
+
+
+def held_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """Yield every parameter of a model after its name and the module that holds it; tied ones as often as named."""
+    for prefix, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            yield f"{prefix}.{own}" if prefix else own, module, parameter
+
+
+def flat_model(model: object, held: Set[Tensor]) -> FlatModel | None:
+    """Return a model of flat shards as it is, and FSDP1's as one; None for any other.
+
+    Raises ValueError for settings of FSDP1 that are not supported.
+    """
+    if not isinstance(model, nn.Module):
+        return model if isinstance(model, FlatModel) else None
+    wrapped = [module for module in model.modules() if is_fsdp1(module)]
+    shards = list(chain(*(_of_fsdp1(model, module, held) for module in wrapped)))
+    flattened = {one for module in wrapped for one in module.parameters()}
+    return FlatModel(model, shards, flattened & {shard.buffer for shard in shards}) if wrapped else None
+
+
+def _of_fsdp1(model: nn.Module, wrapped: Any, held: Set[Tensor]) -> Iterator[FlatShard]:
+    """Yield the shards of what one module of FullyShardedDataParallel has flattened."""
+    handle = wrapped._handle
+    if handle is None:
+        return
+    if not handle.uses_sharded_strategy or any(handle.flat_param._param_extensions):
+        raise ValueError(
+            "model: FullyShardedDataParallel (FSDP1) with NO_SHARD, or over tensor parallelism, is not supported: use "
+            "DistributedDataParallel for the one, fully_shard (FSDP2) for the other"
+        )
+    prefixes = {module: f"{prefix}." if prefix else "" for prefix, module in model.named_modules()}
+    flat, mesh = handle.flat_param, _mesh(handle.process_group, wrapped.compute_device.type)
+    bounds = [index * flat._sharded_size[0] for index in range(handle.world_size + 1)]
+    starts = [0, *accumulate(flat._numels_with_padding)]
+    firsts = [first for first, padding in zip(starts, flat._is_padding_mask) if not padding]
+    # with use_orig_params=True the optimizer has a parameter for each, of what is on this rank
+    own = flat._params or [flat] * len(firsts)
+    for first, shape, (name, module, _), parameter in zip(firsts, flat._shapes, flat._param_infos, own):
+        layout = flat_layout(shape, mesh, first, bounds, handle.rank, 0)
+        layout = layout if parameter is flat else replace(layout, offset=0)
+        shard = flat_shard(f"{prefixes[module]}{name}", module, parameter, parameter, layout)
+        yield replace(shard, trained=parameter in held)
+
+
+@cache
+def _mesh(group: ProcessGroup, device: str) -> DeviceMesh | None:
+    """Return a mesh of the ranks of a group, None for one rank."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return DeviceMesh.from_group(group, device) if group.size() > 1 else None
+
+
+def is_fsdp1(module: nn.Module) -> bool:
+    """Return True for a module that FullyShardedDataParallel has wrapped."""
+    return any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__)

@@ -1,0 +1,59 @@
+"""The method's part of a step of an engine that steps flat buffers of many weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gsr_kernels.distributed.step import ShardedStep
+from gsr_kernels.optim.step import Live, MethodStep
+from gsr_kernels.weight import Weight
+
+
+@dataclass(eq=False)
+class FlatStep(MethodStep):
+    """Buffers are stepped in one call of the optimizer or one after another: a step ends with the last of them.
+
+    Which ones a call steps its ``param_groups`` say, which an engine changes as it likes.
+    """
+
+    def __post_init__(self) -> None:
+        """Begin before any buffer is stepped."""
+        super().__post_init__()
+        self._buffers = {id(weight.parameter) for weight in self.weights}
+        # those of the step under way that were not stepped yet
+        self._waiting: set[int] = set()
+        self._here: set[int] = set()
+        self._plans: dict[frozenset[int], ShardedStep | None] = {}
+
+    def begin(self) -> Live | None:
+        self._here = {id(p) for group in self.optimizer.param_groups for p in group["params"]} & self._buffers
+        if not self._here:
+            return None
+        # also after a step that an error ended
+        if not self._here <= self._waiting:
+            self._waiting, self._begins = set(self._buffers), True
+        self._stepped = [weight for weight in self.weights if id(weight.parameter) in self._here]
+        live = super().begin()
+        self._begins = self._begins and live is None
+        return live
+
+    def rewrite(self, live: Live) -> None:
+        key = frozenset(self._here)
+        self._sharded = [weight for weight in self._stepped if not weight.whole]
+        self._sharded_step = self._plans.get(key)
+        super().rewrite(live)
+        self._plans[key] = self._sharded_step
+
+    def end(self) -> None:
+        self._waiting -= self._here
+        if self._here and not self._waiting:
+            super().end()
+
+    def _group(self, weight: Weight) -> dict[str, Any]:
+        groups = self.optimizer.param_groups
+        return next(group for group in groups if any(p is weight.parameter for p in group["params"]))
+
+    def _check_held(self, weights: Sequence[Weight]) -> None:
+        """Check nothing: the engine alone changes what its optimizer holds, and does so within a step."""

@@ -1,0 +1,90 @@
+"""Models that FullyShardedDataParallel has flattened: what the ranks do in the test beside this file."""
+
+import warnings
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, StateDictType
+
+import gsr_kernels
+from gsr_kernels.methods import PSP
+from python_tests.distributed.decisions import refused
+from python_tests.distributed.matrices import Wire
+from python_tests.distributed.storage import Decomposed
+from python_tests.distributed.training import distance, gradients, make_model, train
+
+SETTINGS = [
+    {"out_of_span": "keep"},
+    {"out_of_span": "drop"},
+    {"out_of_span": "drop", "rank": 0.5},
+    {"out_of_span": "keep", "shard_bases": True, "basis_device": "cpu"},
+    {"out_of_span": "keep", "rank": 2, "randomized": True},
+]
+
+
+def flattened(use_orig_params=True, strategy=ShardingStrategy.FULL_SHARD):
+    """The first layer in a buffer of its own."""
+    wrap = partial(
+        FullyShardedDataParallel,
+        device_id=torch.device("cpu"),
+        use_orig_params=use_orig_params,
+        sharding_strategy=strategy,
+    )
+    first, *rest = make_model()
+    return wrap(nn.Sequential(wrap(first), *rest))
+
+
+def whole(model):
+    """The weights of a flattened model, in one that is not."""
+    found = make_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT):
+            found.load_state_dict(model.state_dict())
+    return found
+
+
+def trained(steps, model, **settings):
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    return optimizer, train(model, steps, dist.get_rank(), dist.get_world_size(), optimizer, **settings)
+
+
+def agreement():
+    """Distances from one process, and the messages of a step, by how parameters are kept and by option."""
+    found = {}
+    for settings in SETTINGS:
+        reference = make_model()
+        sharing = ("shard_bases", "basis_device")
+        train(reference, 3, 0, 1, **{key: value for key, value in settings.items() if key not in sharing})
+        for use_orig_params in (True, False):
+            model = flattened(use_orig_params)
+            optimizer, _ = trained(3, model, **settings)
+            far = distance(whole(model), reference)
+            gradients(model, 3, dist.get_rank(), dist.get_world_size())
+            with Wire() as wire:
+                optimizer.step()
+            found[(use_orig_params, *settings.values())] = far, wire.seen
+    return found
+
+
+def found_again(folder):
+    """Bases in a directory, of as many ranks or others: weights decomposed, and the distance from one process."""
+    reference, model = make_model(), flattened()
+    train(reference, 3, 0, 1)
+    with Decomposed() as decomposed:
+        _, handle = trained(3, model, bases=Path(folder, "bases"))
+    return decomposed.count, distance(whole(model), reference), handle.state_dict()["resuming"]
+
+
+def refusals():
+    """Errors of each call."""
+    model = flattened()
+    unsharded = flattened(strategy=ShardingStrategy.NO_SHARD)
+    cases = [(model, {"method": PSP()}), (model, {"rho": 0.5, "record_every": 1}), (unsharded, {"rho": 0.5})]
+    return [
+        refused(gsr_kernels.GSRAdamW, model, rho=0.5),
+        *(refused(gsr_kernels.attach, one, torch.optim.SGD(one.parameters(), 0.1), **given) for one, given in cases),
+    ]

@@ -1,0 +1,116 @@
+"""Flat shards: any intervals of a weight's elements give what one process gives; FSDP1 by that rule."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gsr_kernels import SpectralBasis
+from gsr_kernels.basis import fingerprint
+from gsr_kernels.distributed import shard
+from gsr_kernels.distributed.flat import FlatLayout
+from gsr_kernels.distributed.layout import slices
+from gsr_kernels.distributed.schemes import choose_scheme, factor_shapes
+from gsr_kernels.io.bases_file import FACTORS
+from gsr_kernels.methods import GSR
+from gsr_kernels.reference import rescale
+from python_tests.distributed import fsdp1
+from python_tests.distributed.ranks import run
+
+
+class Mesh:
+    """Stands in for a DeviceMesh of so many ranks."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+
+    def size(self, dimension):
+        return self.ranks
+
+
+@st.composite
+def intervals(draw):
+    shape = torch.Size((draw(st.integers(1, 8)), draw(st.integers(1, 8))))
+    cuts = draw(st.lists(st.integers(0, shape.numel()), min_size=1, max_size=4))
+    bounds = [0, *sorted(cuts), shape.numel()]
+    return shape, tuple((one,) for one in pairwise(bounds)), draw(st.none() | st.integers(1, min(shape)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(intervals(), st.sampled_from(["keep", "drop"]))
+def test_any_intervals_agree_with_one_process(case, out_of_span):
+    shape, blocks, rank = case
+    W, G = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    method, basis = GSR(rho=0.7, out_of_span=out_of_span), SpectralBasis.of(W, rank)
+    ranks = []
+    for index in range(len(blocks)):
+        layout = FlatLayout(shape, Mesh(len(blocks)), blocks=blocks)
+        vars(layout)["index"] = index
+        scheme = choose_scheme("w", method, layout, basis.rank, None, False)
+        layouts = scheme.factors(factor_shapes(shape, basis.rank))
+        factors = {name: getattr(basis, name)[slices(layouts[name].block(index))] for name in FACTORS}
+        held = shard.as_shard(layout, factors, **shard.metadata(basis))
+        ranks.append((scheme, scheme.operands(G.flatten()[slices(layout.block())], held)))
+    # the all-reduce
+    sums = sum(scheme.partial(operands)[0] for scheme, operands in ranks)
+    square = basis.full_rank and shape[0] == shape[1]
+    assert sums.shape == ((basis.rank,) if square or out_of_span == "keep" else (basis.rank, basis.rank))
+    g = ranks[0][0].diagonal(sums, ranks[0][1])
+    delta = rescale(g, basis.S, method.rho) - g
+    found = torch.cat([scheme.shard(sums, (), operands, delta) for scheme, operands in ranks])
+    expected = G.clone()
+    method.transform([(expected, W, basis, {})])
+    assert (found - expected.flatten()).norm() <= 1e-12 * G.norm()
+
+
+@settings(max_examples=20, deadline=None)
+@given(intervals())
+def test_the_fingerprint_is_that_of_the_whole_weight(case):
+    shape, blocks, _ = case
+    W, total = torch.randn(shape), 0
+    for ((start, stop),) in blocks:
+        for first in range(start, stop, 3):
+            strip = W.flatten()[first : min(first + 3, stop)]
+            total += shard.bit_sum(strip, [first], W.flatten().shape)
+    assert shard.label(W.dtype, shape, total) == fingerprint(W)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of two ranks, then of three, which find the bases of the two."""
+    folder = str(tmp_path_factory.mktemp("fsdp1"))
+    two = run(2, (fsdp1.agreement,), (fsdp1.refusals,), (fsdp1.found_again, folder), (fsdp1.found_again, folder))
+    return two, run(3, (fsdp1.agreement,), (fsdp1.found_again, folder))
+
+
+def test_fsdp1_agrees_with_one_process(results):
+    for ranks in results:
+        for found in ranks["agreement"]:
+            assert len(found) == 2 * len(fsdp1.SETTINGS) and max(far for far, _ in found.values()) <= 1e-12
+
+
+def test_a_step_sums_a_diagonal_and_gathers_nothing(results):
+    # of the three weights, with 6, 5 and 2 directions or half of them, in float64
+    expected = {("keep",): 8 * 13, ("drop",): 8 * (36 + 25 + 4), ("drop", 0.5): 8 * (9 + 4 + 1)}
+    for found in results[0]["agreement"]:
+        for (_, *setting), (_, seen) in found.items():
+            sent = expected.get(tuple(setting))
+            assert sent is None or seen == [("allreduce_", sent)]
+
+
+def test_bases_of_flat_shards_are_found_by_any_ranks(results):
+    for ranks in results:
+        for count, far, resuming in ranks["found_again"]:
+            assert count == 0 and far <= 1e-12 and not resuming
+
+
+def test_what_fsdp1_does_not_support_is_refused(results):
+    for own, method, recorded, unsharded in results[0]["refusals"]:
+        assert own.startswith("TypeError: optimizer: GSRAdamW needs weights that are not flattened")
+        assert (
+            method.startswith("TypeError: method: PSP needs whole matrices") and "an interval of its elements" in method
+        )
+        assert recorded.startswith("ValueError: record_every measures whole gradients")
+        assert unsharded.startswith("ValueError: model: FullyShardedDataParallel (FSDP1) with NO_SHARD")
