@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.kinds import KINDS, Classifier, Kind, kind_of
 from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.metrics import Spectra
-from gsr_kernels.continual.ranks import on_rank0
+from gsr_kernels.continual.ranks import first, on_rank0
 from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.messages import some
 from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import of_any_task
 from gsr_kernels.optim.targets import linear_matrices
@@ -25,6 +29,15 @@ from gsr_kernels.options import resolve_rank
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+# what transformers says of what is meant here
+HIDDEN = (
+    # ``load`` says it in a line
+    "LOAD REPORT",
+    # such rows are truncated, and counted
+    "sequence length is longer than the specified maximum sequence length",
+    # of gradient checkpointing
+    "`use_cache=True` is incompatible with",
+)
 # weights whose spectra are kept, of the middle layer
 SPECTRA = 8
 
@@ -130,14 +143,32 @@ def _check_adapters(model: Any, architecture: str, chosen: Chosen) -> None:
             )
 
 
-def load(kind: Kind, path: str | Path, dtype: str, seed: int) -> Any:
-    """Load the model on the device that there is, in evaluation; what its checkpoint lacks is drawn from the seed."""
+def load(kind: Kind, path: str | Path, dtype: str, seed: int, whole: bool = False) -> Any:
+    """Load the model on the device that there is, in evaluation; what its checkpoint lacks is drawn from the seed.
+
+    Where that is more than a classifier's head a warning names it; of a model that a run has saved, ``whole``, it is a
+    ValueError.
+    """
     import transformers
 
     # a head of other labels gives way to a new one
     head = {"num_labels": len(kind.owner), "ignore_mismatched_sizes": True} if isinstance(kind, Classifier) else {}
     torch.manual_seed(seed)
-    model = _found(getattr(transformers, kind.auto), str(path), dtype=getattr(torch, dtype), **head)
+    auto = getattr(transformers, kind.auto)
+    model, info = _found(auto, str(path), dtype=getattr(torch, dtype), output_loading_info=True, **head)
+    lacking = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    differing = {"lacks": lacking, "holds, and the model does not:": info["unexpected_keys"]}
+    for what, names in differing.items():
+        if head and not whole:
+            names = {name for name in names if name.startswith(f"{model.base_model_prefix}.")}
+        if names and whole:
+            raise ValueError(f"{path} {what} {some(sorted(names))}: it is not what the run saved, or for other tasks")
+        if names:
+            warnings.warn(f"--model {path} {what} {some(sorted(names))}", stacklevel=1)
+    if isinstance(kind, Classifier):
+        model.config.id2label = dict(enumerate(kind.labels))
+        model.config.label2id = {label: index for index, label in enumerate(kind.labels)}
+        model.config.task_labels = kind.task_labels
     if model.config.pad_token_id is None:
         model.config.pad_token_id = kind.tokenizer.pad_token_id
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -166,18 +197,25 @@ def spectra(model: Any) -> Spectra:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' own bars and advice, which would tear the run's bar."""
-    from transformers.utils import logging
+    """Hide transformers' own bars, and the messages of ``HIDDEN``; the rest is written above the run's bar."""
+    from transformers.utils import logging as library
 
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before[0])
-        if before[1]:
-            logging.enable_progress_bar()
+    def told(record: logging.LogRecord) -> bool:
+        # every rank says the same
+        return first() and not any(text in record.getMessage() for text in HIDDEN)
+
+    logger, bars = logging.getLogger("transformers"), library.is_progress_bar_enabled()
+    library.disable_progress_bar()
+    with logging_redirect_tqdm([logger]):
+        for handler in logger.handlers:
+            handler.addFilter(told)
+        try:
+            yield
+        finally:
+            for handler in logger.handlers:
+                handler.removeFilter(told)
+            if bars:
+                library.enable_progress_bar()
 
 
 def _found(auto: Any, name: str, **settings: Any) -> Any:

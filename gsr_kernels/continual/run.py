@@ -95,7 +95,7 @@ class Run:
         for task in drawn:
             check_asked(task, self.kind.asks, self.kind.name)
         if isinstance(self.kind, Classifier):
-            self.kind.choose_among(row.options for task in drawn for row in (*task.train, *task.test))
+            self.kind.choose_among((task.name, row.options) for task in drawn for row in (*task.train, *task.test))
         self._cuts = survey(self.kind, drawn)
         if isinstance(self.kind, Writer):
             for task in drawn:

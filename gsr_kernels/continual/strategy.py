@@ -60,7 +60,7 @@ class Strategy:
 
     def open(self, folder: Path | None) -> None:
         """Load the model, whole, as ``save`` wrote it after a task, or as it is before any."""
-        self.model = load(self.kind, folder or self.start, self.settings.dtype, self.seed)
+        self.model = load(self.kind, folder or self.start, self.settings.dtype, self.seed, folder is not None)
 
     def begin(self) -> None:
         """Begin a task; bases are taken when its Trainer makes its optimizer."""

@@ -1,15 +1,18 @@
 """What a kind of model makes of rows, and what it answers, against the model asked by hand."""
 
 import copy
+import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM, SwitchTransformersConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, MixtralConfig, MixtralForCausalLM, SwitchTransformersConfig
 
 from gsr_kernels.continual.examples import Conversation, Example, Source
 from gsr_kernels.continual.kinds import IGNORED
-from gsr_kernels.continual.models import load
+from gsr_kernels.continual.models import load, quiet, save
 from gsr_kernels.continual.score import check_room, score
 from gsr_kernels.continual.settings import RunSettings
 from python_tests.continual.tiny import save_model, tiny_kind, tokenizer
@@ -190,10 +193,17 @@ def test_a_chat_template_is_put_around_the_prompt(tmp_path):
 def test_a_classifier_counts_among_the_options_of_the_task(tmp_path):
     path = save_model("classifier", tmp_path)
     kind = tiny_kind(RunSettings(model=path))
-    other = Example("nine", "yes", options=("yes", "no", "maybe"))
-    kind.choose_among(row.options for row in [*ROWS, other])
+    other = Example("nine", "yes", options=("yes", " blue", "maybe"))
+    kind.choose_among([("first", ROWS[0].options), ("second", other.options), ("third", ROWS[0].options)])
     model = load(kind, path, "float32", 0)
     assert model.config.num_labels == 5 and kind.owner.tolist() == [0, 0, 1, 1, 1]
+    # what is saved says which output is which
+    save(kind, model, tmp_path / "saved")
+    config = AutoConfig.from_pretrained(tmp_path / "saved")
+    assert list(config.id2label.values()) == ["first:  blue", " green house", "yes", "second:  blue", "maybe"]
+    assert config.label2id == {label: index for index, label in config.id2label.items()}
+    groups = {" blue": 0, " green house": 1}, {"yes": 2, " blue": 3, "maybe": 4}
+    assert config.task_labels == dict(zip(("first", "second", "third"), (*groups, groups[0])))
     answers = kind.answers(model, [*ROWS, other], "choice", 1)
     assert all(answer in row.options for row, answer in zip([*ROWS, other], answers))
 
@@ -212,9 +222,36 @@ def test_a_classifier_counts_among_the_options_of_the_task(tmp_path):
 def test_a_new_head_is_that_of_its_seed(tmp_path):
     path = save_model("classifier", tmp_path)
     kind = tiny_kind(RunSettings(model=path))
-    kind.choose_among([("a", "b")])
+    kind.choose_among([("task", ("a", "b"))])
     heads = [load(kind, path, "float32", seed).classifier.weight for seed in (0, 0, 1)]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_what_a_checkpoint_lacks_is_told_or_refused(tmp_path, capsys):
+    path = Path(save_model("causal", tmp_path))
+    kind = tiny_kind(RunSettings(model=str(path)))
+    weights = load_file(path / "model.safetensors")
+    weights["strange"] = weights.pop("model.norm.weight")
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    with quiet(), pytest.warns(UserWarning) as told:
+        load(kind, path, "float32", 0)
+        # transformers tells the same in a table
+        logging.getLogger("transformers.trainer").warning("what nobody foresaw")
+    lacks, holds = (str(one.message) for one in told)
+    assert lacks.endswith("lacks model.norm.weight") and holds.endswith("holds, and the model does not: strange")
+    err = capsys.readouterr().err
+    assert "what nobody foresaw" in err and "LOAD REPORT" not in err
+    with pytest.raises(ValueError, match=r"lacks model\.norm\.weight: it is not what the run saved"):
+        load(kind, path, "float32", 0, whole=True)
+
+
+def test_a_head_of_other_tasks_is_no_model_of_the_run(tmp_path):
+    kind = tiny_kind(RunSettings(model=save_model("classifier", tmp_path / "start")))
+    kind.choose_among([("task", ("a", "b"))])
+    save(kind, load(kind, tmp_path / "start", "float32", 0), tmp_path / "saved")
+    kind.choose_among([("task", ("a", "b")), ("other", ("c", "d"))])
+    with pytest.raises(ValueError, match=r"lacks classifier\.bias, classifier\.weight: .* or for other tasks"):
+        load(kind, tmp_path / "saved", "float32", 0, whole=True)
 
 
 def test_an_encoder_decoder_learns_from_tokens_however_they_are_batched(tmp_path):

@@ -327,7 +327,7 @@ def test_experts_saved_after_the_last_step_are_as_they_were(models, tmp_path):
 def test_a_new_head_learns_at_its_own_rate_decayed_or_not(models, tmp_path):
     settings = RunSettings(model=models["classifier"], lr=1e-5, weight_decay=0.1, head_lr=1e-2)
     kind = tiny_kind(settings)
-    kind.choose_among([("a", "b")])
+    kind.choose_among([("task", ("a", "b"))])
     model = load(kind, settings.model, "float32", 0)
     rows = [kind.features(Example("x", "a", ("a", "b")))]
     trainer = TaskTrainer(model=model, args=arguments(settings, 1, tmp_path, 0), train_dataset=rows)

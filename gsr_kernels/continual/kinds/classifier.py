@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,17 +27,27 @@ class Classifier(Kind):
     asks = ("choice",)
     wants = "prompt"
 
-    # the group of each label, and the first label of each group
+    # the group of each label, and its text
     owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    labels: list[str] = field(default_factory=list)
+    # the labels of each task's options, by its name
+    task_labels: dict[str, dict[str, int]] = field(default_factory=dict)
     _first: dict[tuple[str, ...], int] = field(default_factory=dict)
 
-    def choose_among(self, groups: Iterable[tuple[str, ...]]) -> None:
-        """Make labels of the options of each task; equal options of two tasks are the same labels."""
-        owners: list[int] = []
-        for index, group in enumerate(dict.fromkeys(groups)):
-            self._first[group] = len(owners)
-            owners += [index] * len(group)
-        self.owner = torch.tensor(owners)
+    def choose_among(self, tasks: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+        """Make labels of the options of each task, by its name; equal options of two tasks are the same labels."""
+        named: dict[tuple[str, ...], str] = {}
+        for name, options in tasks:
+            if options not in named:
+                self._first[options] = sum(map(len, named))
+                named[options] = name
+            self.task_labels[name] = {option: self._first[options] + i for i, option in enumerate(options)}
+        self.owner = torch.tensor([index for index, group in enumerate(named) for _ in group])
+        count = Counter(option for group in named for option in group)
+        # two labels of one text are told apart by their tasks
+        self.labels = [
+            option if count[option] == 1 else f"{name}: {option}" for group, name in named.items() for option in group
+        ]
 
     def features(self, row: Example) -> Features:
         """See Kind.features; ``row.options`` is the group of its task."""
