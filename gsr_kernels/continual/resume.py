@@ -94,10 +94,10 @@ def check_same(before: Mapping[str, Any], config: Mapping[str, Any], folder: Pat
     now = json.loads(json.dumps(config))
     # a folder of before a setting came was made as its default says
     were = {"processes": 1} | {each.name: each.default for each in flags(RunSettings)}
-    before = {**before, "settings": were | before.get("settings", {})}
+    before = {"model": now["model"], **before, "settings": were | before.get("settings", {})}
     free = {each.name: each.metadata["free"] for each in flags(RunSettings)}
     changed = []
-    for part in ("settings", "methods", "retained", "tasks"):
+    for part in ("settings", "model", "methods", "retained", "tasks"):
         old, new = before.get(part, {}), now[part]
         for key in {**old, **new}:
             was, is_now = (_compared(each.get(key)) for each in (old, new))

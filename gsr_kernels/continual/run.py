@@ -26,9 +26,10 @@ from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.folder import commit
 from gsr_kernels.continual.methods import BOUNDS, AdapterMethod
 from gsr_kernels.continual.metrics import ResultMatrix, Results
-from gsr_kernels.continual.ranks import first, world
+from gsr_kernels.continual.ranks import first, on_rank0, world
 from gsr_kernels.continual.readers import Read, read, read_retained
 from gsr_kernels.continual.settings import DemoSettings, RunSettings, given
+from gsr_kernels.io.digests import model_digests
 from gsr_kernels.messages import need
 
 
@@ -68,6 +69,7 @@ class Run:
             else:
                 config, tokenizer = find_model(str(self.settings.model))
             self.kind = open_kind(self.settings, config, tokenizer)
+            self._commit = getattr(config, "_commit_hash", None)
             classifies = isinstance(self.kind, Classifier)
             adapted = [one.name for one in self.chosen.values() if isinstance(one.method, AdapterMethod)]
             if classifies and adapted:
@@ -112,6 +114,7 @@ class Run:
         return {
             "settings": dataclasses.asdict(self.settings) | {"kind": self.kind.name, "processes": world()},
             "methods": {one.title: one.described() for one in self.chosen.values()},
+            "model": on_rank0(self._model_digests),
             "retained": {source.name: source.described() for source in self.retained},
             "tasks": {source.name: source.described() for source in self.tasks},
             "lacking": list(self.lacking),
@@ -119,6 +122,13 @@ class Run:
             "machine": platform.platform(),
             "threads": torch.get_num_threads(),
         }
+
+    def _model_digests(self) -> dict[str, str | None]:
+        """Return what the model before all tasks is known by; the demo's follows from its settings."""
+        if self.settings.model is None:
+            return {}
+        # a hub names what it holds
+        return model_digests(self.settings.model) if Path(self.settings.model).is_dir() else {"commit": self._commit}
 
     def run(self, keep: Callable[[Results], object]) -> Results:
         """Train and score what the folder does not hold yet; ``keep`` is called after every method of a seed."""

@@ -81,7 +81,11 @@ class RunSettings:
     """Settings that are the same for every method and seed; ValueError, naming the field, for what cannot be."""
 
     model: str | None = option(
-        None, "a folder that save_pretrained wrote, or a name on a hub; default: the demo's", str, metavar="DIR_OR_NAME"
+        None,
+        "a folder that save_pretrained wrote, or a name on a hub; default: the demo's",
+        str,
+        free="its files are the same",
+        metavar="DIR_OR_NAME",
     )
     methods: tuple[str, ...] = ("seqft", "gsr")
     demo: DemoSettings | None = None

@@ -124,9 +124,16 @@ def test_a_run_killed_in_the_third_task_ends_with_the_same_numbers(models, data,
 
     assert main([*arguments, "--out", str(cut), "--lr", "2e-3", "--resume"]) == 2
     assert "--resume: settings lr was 0.001 in" in capsys.readouterr().err
-    # what decides no numbers may change; the same rows elsewhere are the same; all else is as it was
-    data = shutil.copytree(data, tmp_path / "copy")
-    free = ["--eval-batch", "3", "--save-every", "1", "--gradient-checkpointing", "--keep-models", "--data", str(data)]
+    model = shutil.copytree(models["causal"], tmp_path / "model")
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert main(["continual", str(cut), "--resume", "--model", str(model)]) == 2
+    assert "--resume: model model.safetensors was " in capsys.readouterr().err
+    # what decides no numbers may change; the same rows and weights elsewhere are the same; all else is as it was
+    data, model = shutil.copytree(data, tmp_path / "copy"), shutil.copytree(models["causal"], tmp_path / "moved")
+    free = ["--eval-batch", "3", "--save-every", "1", "--gradient-checkpointing", "--keep-models"]
+    free += ["--model", str(model), "--data", str(data)]
     assert main(["continual", str(cut), "--resume", *free]) == 0
     assert "settings eval_batch was 32 in" in capsys.readouterr().err
     assert measured(cut) == measured(whole)
