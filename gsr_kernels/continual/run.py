@@ -9,7 +9,7 @@ import gc
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,7 +123,7 @@ class Run:
             "threads": torch.get_num_threads(),
         }
 
-    def _model_digests(self) -> dict[str, str | None]:
+    def _model_digests(self) -> Mapping[str, str | None]:
         """Return what the model before all tasks is known by; the demo's follows from its settings."""
         if self.settings.model is None:
             return {}

@@ -84,6 +84,10 @@ def test_a_kind_of_model_from_the_flags_to_the_folder(kind, models, data, tmp_pa
     assert len(answers) == 4 and {"prompt", "completion", "answer"} == json.loads(answers[0]).keys()
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["kind"] == kind and config["tasks"]["first"]["rows"] == {"train": 40, "test": 0}
+    if kind == "classifier":
+        longer = save_tasks(tmp_path / "longer", ("first", "second", "third", "zeroth"))
+        assert main(["continual", str(out), "--resume", "--data", longer]) == 2
+        assert "zeroth is a new task, and a classifier's head has the options of all" in capsys.readouterr().err
 
 
 def kills_itself(method, arguments):
