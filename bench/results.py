@@ -21,6 +21,8 @@ RESULTS = Path(__file__).parent / "results"
 # the variables of the environment that say where rows go instead, and what commit they are of
 FOLDER, COMMIT = "BENCH_RESULTS", "BENCH_COMMIT"
 FILE = Path(os.environ.get(FOLDER, RESULTS)) / "results.csv"
+# the outcomes of python_tests/gpu
+TESTS = FILE.with_name("gpu_tests.csv")
 # fmt: off
 # the labels of a row: measured again, it replaces the one before
 LABELS = ["case", "variant", "model", "shape", "dtype", "rank", "rho", "out_of_span", "tokens", "threads", "layout",

@@ -139,17 +139,19 @@ def bare(gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], out_of_spa
     return products
 
 
-def in_place(run: Run, gradients: Sequence[Tensor], bases: Sequence[SpectralBasis]) -> Callable[[], object]:
-    """Return the transform as it ships, on a GPU the kernels' step as a CUDA graph.
+def in_place(
+    run: Run, gradients: Sequence[Tensor], bases: Sequence[SpectralBasis], backend: str = "triton"
+) -> Callable[[], object]:
+    """Return the transform as it ships, on a GPU the kernels' step by a backend as a CUDA graph.
 
     Values drift from run to run, the work is the same.
     """
     mode = run.setting.out_of_span
     if not run.by_plan:
         return lambda: rescale_gradient(gradients, bases, RHO, mode, out=gradients)
-    from gsr_kernels.backends.triton.plan import Plan
+    from gsr_kernels.backends.triton.plan_cache import plan_class
 
-    plan = Plan(bases, [G.dtype for G in gradients], RHO, [mode] * len(bases))
+    plan = plan_class(backend)(bases, [G.dtype for G in gradients], RHO, [mode] * len(bases))
     replay = plan.capture(gradients)
     return lambda: replay(gradients)
 
@@ -167,11 +169,11 @@ class Problem:
         """Return the largest relative error of the results."""
         return max(error(results[i], expected) for i, expected in self.truths.items())
 
-    def ours(self) -> Trial:
-        """Return the transform as it ships."""
+    def ours(self, backend: str = "triton") -> Trial:
+        """Return the transform as it ships, on a GPU by a backend."""
         inside = [G.clone() for G in self.gradients]
         launch = "graph" if self.run.by_plan else "eager"
-        return Trial(in_place(self.run, inside, self.bases), lambda: self.error(inside), TOLERANCE, launch)
+        return Trial(in_place(self.run, inside, self.bases, backend), lambda: self.error(inside), TOLERANCE, launch)
 
     def by_torch(self) -> Trial:
         """Return both products in torch."""

@@ -30,8 +30,7 @@ def rows(run: Run) -> Iterator[dict]:
     kernels = {ADAMW: of[ADAMW], OURS: of[OURS], MASTER: of[MASTER], APART: of[ATTACHED], **of}
     if not half:
         del kernels[MASTER]
-    over_adamw = Target(1.4 if half else 1.2, ADAMW)
-    ours = [Target(0.85, APART), Target(1.35)] if run.setting.rank is None else [over_adamw]
+    ours = [Target(0.85, APART), Target(1.35)] if run.setting.rank is None else [Target(1.4, ADAMW)]
     targets = {OURS: ours, MUON: [Target(5, OURS, at_least=True)]}
     yield from run.compare(run.setting.labels, kernels, lambda: _variants(run, kernels), ADAMW, targets)
 

@@ -13,11 +13,12 @@ from bench.run import RHO, Makers, Run, Setting, Target, Trial
 from bench.transforms import Problem, bare, literal, literal_work
 from gsr_kernels.cli.floors import Work
 
-OURS, BARE, TORCH = "GSR", "bare products", "two products, torch"
+OURS, CUBLAS, BARE, TORCH = "GSR", "GSR around cuBLAS", "bare products", "two products, torch"
 # what the literal form multiplies in
 LITERAL = {"literal fp32": torch.float32, "literal tf32": torch.float32, "literal bf16": torch.bfloat16}
 TARGETS = {
-    OURS: [Target(1.15, BARE, memory=True)],
+    OURS: [Target(1.2, BARE, memory=True)],
+    CUBLAS: [Target(1.2, BARE, memory=True)],
     TORCH: [Target(1.1, OURS, at_least=True)],
     "literal fp32": [Target(10, OURS, at_least=True)],
     "literal tf32": [Target(2.5, OURS, at_least=True)],
@@ -31,10 +32,10 @@ def rows(run: Run) -> Iterator[dict]:
 
 def work(setting: Setting) -> dict[str, list[Work]]:
     """Return the kernels of each variant, over all matrices."""
-    found: dict[str, list[Work]] = {name: [] for name in (OURS, BARE, TORCH, *LITERAL)}
+    found: dict[str, list[Work]] = {name: [] for name in (OURS, CUBLAS, BARE, TORCH, *LITERAL)}
     for d1, d2 in setting.model.matrices:
-        found[OURS] += setting.transform(d1, d2)
-        found[TORCH] += setting.transform(d1, d2)
+        for name in (OURS, CUBLAS, TORCH):
+            found[name] += setting.transform(d1, d2)
         found[BARE] += replace(setting, gradient=setting.precision).transform(d1, d2)
         for name, dtype in LITERAL.items():
             unit = "16-bit" if dtype.itemsize == 2 else name.split()[1]
@@ -63,7 +64,8 @@ def _variants(run: Run) -> Makers:
         BARE: lambda: run.trial(bare(problem.gradients, problem.bases, problem.mode)),
         OURS: problem.ours,
         TORCH: problem.by_torch,
-        # a CPU has neither of the others
+        # a CPU has none of the others
+        **({CUBLAS: partial(problem.ours, "cublas")} if run.by_plan else {}),
         **{name: partial(of_literal, name) for name in (LITERAL if run.on_gpu else ["literal fp32"])},
     }
 

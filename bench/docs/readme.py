@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from bench.docs.pages import DOCS, IMAGES, ROOT, fill, grouped, measured, table
-from bench.docs.performance import floor_table, steps_on_cpu, target_table
-from bench.results import RESULTS, read
+from bench.docs.performance import floor_table, gpu_table, steps_on_cpu, target_table
+from bench.results import RESULTS, TESTS, read
 from gsr_kernels.continual.differences import over
 from gsr_kernels.continual.figures import JUDGED, measure
 from gsr_kernels.continual.folder import read_results
@@ -88,6 +88,7 @@ TABLES = {
     DOCS / "performance.md": {
         "floors": floor_table,
         "targets": lambda: target_table(read()),
+        "gpus": lambda: gpu_table([*read(), *read(TESTS)]),
         "cpu_steps": steps_on_cpu,
     },
     DOCS / "adapters" / "ps_lora.md": {"stability_cpu": stability},

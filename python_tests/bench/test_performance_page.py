@@ -4,15 +4,17 @@ from importlib import import_module
 
 import pytest
 
-from bench.docs.performance import TARGETS, target_table
+from bench.docs.performance import TARGETS, gpu_table, target_table
 from bench.models import model
 from bench.results import COLUMNS
 from bench.run import Run, Setting
 from bench.timing import H200
 
 
-@pytest.mark.parametrize(("what", "target", "case", "variant", "labels"), TARGETS, ids=[one[0] for one in TARGETS])
-def test_a_case_yields_the_row_of_each_target(what, target, case, variant, labels):
+@pytest.mark.parametrize(
+    ("what", "target", "predicted", "case", "variant", "labels"), TARGETS, ids=[one[0] for one in TARGETS]
+)
+def test_a_case_yields_the_row_of_each_target(what, target, predicted, case, variant, labels):
 
     rank = None if labels["rank"] == "full" else int(labels["rank"])
     gradient, precision = labels["dtype"].split(" x ")
@@ -30,3 +32,11 @@ def test_the_table_tells_what_was_measured_on_a_gpu_alone():
     assert target_table([row]).count("not yet") == len(TARGETS)
     told = target_table([{**row, "driver": "1.0"}])
     assert told.count("not yet") == len(TARGETS) - 1 and "beyond the bases: met" in told and "no device" in told
+
+
+def test_the_table_of_gpus_tells_what_ran_where():
+    assert gpu_table([{**dict.fromkeys(COLUMNS, ""), "case": "memory"}]) == "None yet."
+    row = {**dict.fromkeys(COLUMNS, ""), "device": "H200", "driver": "1.0", "commit": "abc"}
+    tested = {name: value for name, value in row.items() if name != "case"}
+    last = gpu_table([{**row, "case": "memory"}, {**row, "case": "memory"}, tested]).splitlines()[-1]
+    assert last == "| H200 | 1.0 |  |  |  | abc | memory, tests |"

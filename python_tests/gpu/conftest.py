@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from bench.gpu import candidates, stand_in
-from bench.results import FILE, Table, conditions
+from bench.results import TESTS, Table, conditions
 from gsr_kernels.backends import cuda
 from python_tests.oracle import error
 
 COLUMNS = ["test", "what", "outcome", "count", "error", "torch_error", "seconds",
            "device", "driver", "torch", "triton", "date", "commit"]  # fmt: skip
-TABLE = Table(FILE.with_name("gpu_tests.csv"), COLUMNS, same=["test", "device"])
+TABLE = Table(TESTS, COLUMNS, same=["test", "device"])
 
 here = cache(conditions)
 
