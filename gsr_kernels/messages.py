@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 
 def some(names: Iterable[str]) -> str:
@@ -23,6 +26,17 @@ def need(what: str, module: str, extra: str = "runner", package: str | None = No
     """Raise ValueError where a module is not there that something needs, of a package of an extra."""
     if find_spec(module) is None:
         raise ValueError(f"{what} needs the package {package or module}: {install(extra)}")
+
+
+def imported(what: str, name: str) -> Any:
+    """Return what ``module:attribute`` names, from the working directory too; ValueError that begins with ``what``."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as error:
+        raise ValueError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def first_sentence(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gsr_kernels.continual.choose import Chosen
-from gsr_kernels.continual.evaluators import EVALUATORS
+from gsr_kernels.continual.evaluators import evaluator
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.methods import BOUNDS
 from gsr_kernels.continual.ranks import world
@@ -54,7 +54,7 @@ def check_names(tasks: Sequence[Source], retained: Sequence[Source]) -> None:
 
 
 def check_asked(task: Source, asks: Sequence[str], kind: str) -> None:
-    asked = EVALUATORS[task.scored_by].asks
+    asked = evaluator(task.scored_by).asks
     if asked not in asks:
         raise ValueError(
             f"{task.name}: a {kind} cannot be scored by {task.scored_by}; give its rows 'options' and --metric "

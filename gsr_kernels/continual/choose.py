@@ -104,6 +104,8 @@ def choose(names: Sequence[str], sets: Sequence[str], sweeps: Sequence[str], run
             chosen.append(other)
     for one in chosen:
         _check(one)
+        if sum(other.title == one.title for other in chosen) > 1:
+            raise ValueError(f"method {one.name}: two of this run are called {one.title}")
     return {one.name: one for one in chosen}
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from typing import Any, ClassVar, get_type_hints
 
 from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.adapters.gsr import AdapterGSR
 from gsr_kernels.adapters.merging import How
 from gsr_kernels.adapters.terms import OLoRA, PSLoRA, Term
+from gsr_kernels.messages import imported
 from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, AdaptiveOSF, Chain, GSRFull, Method, ModelMethod, ScheduledOSF
 
 # how firmly EWC holds (of 1e2, 1e3, 1e4 and 1e5 the best AP of a smaller model with a seed of its own), and how many
@@ -24,6 +23,8 @@ EWC_ROWS = 64
 GRADIENT_ROWS = 256
 # settings of the run that may differ by method
 SHARED = ("lr", "head_lr", "epochs", "steps", "weight_decay", "warmup", "schedule", "max_grad_norm")
+# hooks by which a method on weights acts
+ACTING = ("gradient", "constrain", "transform")
 # the default of an argument without one
 EMPTY = inspect.Parameter.empty
 # arguments of a method that the runner itself gives, or that decide no numbers
@@ -116,27 +117,18 @@ def find_method(name: str) -> DenseMethod | AdapterMethod:
         return DenseMethod(BOUNDS[name])
     if name in METHODS:
         return METHODS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ValueError(f"method {name!r} is unknown; there are {', '.join(TITLES)}, and module:Class of your own")
-    made = imported(f"method {name}", module, attribute)
+    made = imported(f"method {name}", name)
     if not isinstance(made, type) or not issubclass(made, Method | ModelMethod) or made is Chain:
-        raise ValueError(f"method {name}: {attribute} must be a subclass of gsr_kernels.methods.Method or ModelMethod")
+        raise ValueError(f"method {name}: it must be a subclass of gsr_kernels.methods.Method or ModelMethod")
+    if issubclass(made, Method) and all(getattr(made, hook) is getattr(Method, hook) for hook in ACTING):
+        raise ValueError(f"method {name}: it does nothing: define one of {', '.join(ACTING)}")
     if issubclass(made, ModelMethod) and made.remembers:
         raise ValueError(
             f"method {name}: the command keeps nothing of earlier tasks for a class of your own (remembers)"
         )
     return (AdapterMethod if issubclass(made, Term) else DenseMethod)(made.__name__, (made,), "your own")
-
-
-def imported(what: str, module: str, attribute: str) -> Any:
-    """Return an attribute of a module, from the working directory too; ValueError that begins with ``what``."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        return getattr(import_module(module), attribute)
-    except Exception as error:
-        raise ValueError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def arguments(make: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

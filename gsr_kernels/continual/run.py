@@ -21,7 +21,7 @@ from tqdm import tqdm
 import gsr_kernels
 from gsr_kernels.continual.checks import check_asked, check_names, check_processes, metrics_of
 from gsr_kernels.continual.choose import check_read, choose, find_baseline
-from gsr_kernels.continual.evaluators import EVALUATORS, check_metrics
+from gsr_kernels.continual.evaluators import check_metrics, evaluator
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.folder import commit
 from gsr_kernels.continual.methods import BOUNDS, AdapterMethod
@@ -137,7 +137,7 @@ class Run:
         from gsr_kernels.continual.trainer import DivergenceError
 
         started = time.perf_counter()
-        scores = (f"{source.name}: percent, {EVALUATORS[source.scored_by].about}" for source in self._all)
+        scores = (f"{source.name}: percent, {evaluator(source.scored_by).about}" for source in self._all)
         results = Results(
             "; ".join(scores),
             {},
@@ -211,7 +211,7 @@ class Run:
             "",
         ]
         for source in self._all:
-            about, what = EVALUATORS[source.scored_by].about, "known before, " if source in self.retained else ""
+            about, what = evaluator(source.scored_by).about, "known before, " if source in self.retained else ""
             lines.append(f"  {source.name:<{width}}  {source.about}; {what}score: {about}, %")
         if self.lacking:
             lines += ["", f"Lacking in this copy of the data, and left out: {', '.join(self.lacking)}."]

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gsr_kernels.basis import SpectralBasis
+from gsr_kernels.basis import SpectralBasis, split_heads
+from gsr_kernels.methods.contract import check_gradient, check_hooks
 
 State = dict[str, Tensor]
 
@@ -48,6 +49,11 @@ class Method:
     # keys of the state that the basis and a later W cannot give again: checkpoints hold them
     lasting: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls) -> None:
+        """Raise TypeError for a misspelt hook."""
+        super().__init_subclass__()
+        check_hooks(cls, Method)
+
     @property
     def basis_kind(self) -> str:
         """Name of its bases in a file; empty where they are those of W itself."""
@@ -61,8 +67,13 @@ class Method:
     def decompose(self, name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
         """Return the basis of one weight, when a task begins; ``name`` is the parameter's.
 
-        An override is called for one weight after another; this one also from several threads.
+        An override is called for one weight after another; this one also from several threads. Where ``uses_basis``
+        is False nothing is decomposed, and one direction of zeros stands for the basis.
         """
+        if not self.uses_basis:
+            matrix, head_dim = split_heads(wide(W.detach()), heads)
+            U, Vh = matrix.new_zeros(*matrix.shape[:-1], 1), matrix.new_zeros(*matrix.shape[:-2], 1, matrix.shape[-1])
+            return SpectralBasis(U, Vh[..., :1, 0], Vh, head_dim=head_dim)
         return SpectralBasis.of(W, rank=rank, heads=heads)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
@@ -88,7 +99,9 @@ class Method:
         for G, W, basis, state in matrices:
             # in one pass over G: isfinite() takes five
             finite = torch.linalg.vector_norm(G, torch.inf, dim=(-2, -1)).isfinite()
-            torch.where(finite[..., None, None], self.gradient(G, W, basis, state).to(G.dtype), G, out=G)
+            found = self.gradient(G, W, basis, state)
+            check_gradient(self, found, G, W, finite)
+            torch.where(finite[..., None, None], found.to(G.dtype), G, out=G)
             flags.append(finite)
         return flags
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from gsr_kernels.io.bases_file import aligned
 from gsr_kernels.methods.base import part, wide
+from gsr_kernels.methods.contract import check_hooks
 
 # the loss of a model on a batch
 Loss = Callable[[Any, Any], Tensor]
@@ -49,6 +50,11 @@ class ModelMethod(ABC):
 
 class BoundMethod:
     """A method on one model, driven by its handle."""
+
+    def __init_subclass__(cls) -> None:
+        """Raise TypeError for a misspelt hook."""
+        super().__init_subclass__()
+        check_hooks(cls, BoundMethod)
 
     # whether act() changes gradients before each step
     acts: ClassVar[bool] = True

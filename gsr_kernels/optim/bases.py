@@ -17,6 +17,7 @@ from gsr_kernels.io.bases_file import before, load_bases
 from gsr_kernels.linalg.side_by_side import Job, decompose_all, progress, svd_cost
 from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import State
+from gsr_kernels.methods.contract import check_state
 from gsr_kernels.weight import Weight, decompose_one
 
 
@@ -56,7 +57,10 @@ def _job(weight: Weight) -> Job:
 def prepare(weights: Sequence[Weight], bases: Sequence[SpectralBasis]) -> list[State]:
     """Return what the methods keep for every weight."""
     with torch.no_grad(), without_autocast():
-        return [weight.method.prepare(weight.name, B.split(weight.held), B) for weight, B in zip(weights, bases)]
+        states = [weight.method.prepare(weight.name, B.split(weight.held), B) for weight, B in zip(weights, bases)]
+    for weight, state in zip(weights, states):
+        check_state(weight.method, state)
+    return states
 
 
 def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> Mapping[str, SpectralBasis | None]:

@@ -17,6 +17,7 @@ from gsr_kernels.distributed.agreement import all_ranks_agree
 from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.distributed.step import ShardedStep
 from gsr_kernels.methods import Method
+from gsr_kernels.methods.contract import check_nothing
 from gsr_kernels.offload import visits
 from gsr_kernels.optim.bases import decompose, prepare
 from gsr_kernels.optim.metrics import measure_after, measure_before
@@ -141,7 +142,10 @@ class MethodStep:
             for weight in self._constraining:
                 W = weight.held
                 with torch.autocast(self._kind, enabled=False):
-                    weight.method.constrain(weight.basis.split(W), weight.basis.to(W.device), weight.state)
+                    constrain: Any = weight.method.constrain
+                    check_nothing(
+                        weight.method, constrain(weight.basis.split(W), weight.basis.to(W.device), weight.state)
+                    )
         if self.refresh_every:
             n = self.refresh_every
             due = [w for i, w in enumerate(self.weights) if (self.count + i * n // len(self.weights)) % n == 0]

@@ -239,7 +239,7 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
         ),
         (["--method", "o-lora+eblora"], "--method o-lora+eblora: EBLoRA is no term of the loss"),
         (["--method", "gsr+data:Own"], "--method data:Own cannot be imported: ModuleNotFoundError"),
-        (["--method", "json:JSONDecoder"], "--method json:JSONDecoder: JSONDecoder must be a subclass"),
+        (["--method", "json:JSONDecoder"], "--method json:JSONDecoder: it must be a subclass"),
         (["--seeds", "1,1"], "--seeds must be at least 1, or different numbers"),
         (["--seeds", "3,4", "--first-seed", "1"], "--first-seed is for a number of seeds"),
         (["--seeds", "0"], "--seeds must be at least 1"),

@@ -122,3 +122,18 @@ def test_fsdp2(torchrun):
 def test_hsdp_tp(torchrun):
     printed = torchrun("hsdp_tp.py", 4)
     assert "(Replicate(), _StridedShard(dim=0, sf=2), Shard(dim=0))" in printed[0] and not any(printed[1:])
+
+
+def test_own_method_and_metric(run, monkeypatch, capsys):
+    assert "Damped(strength=0.9)" in run("own_method.py")
+    run("own_tasks.py", "--folder", "own")
+    assert main(["continual", "methods", "own_method:Damped"]) == 0
+    assert re.search(r"own_method:Damped rank .* your own\n(.*\n)* *strength +0.5 +a number", capsys.readouterr().out)
+    flags = ["--model", "own/model", "--data", "own/tasks", "--steps", "2", "--batch", "8", "--out", "out"]
+    methods = ["--method", "own_method:Damped,own_method:Noisy+gsr", "--sweep", "own_method:Damped.strength=0,1"]
+    assert main(["continual", *flags, *methods, "--metric", "own_method:first_letter"]) == 0
+    table = Path("out/table.txt").read_text()
+    assert "score: answers that begin as the completion does, %" in table
+    assert all(title in table for title in ("Damped strength=0", "Damped strength=1", "Noisy+GSR"))
+    assert main(["continual", *flags[:-1], "bad", "--method", "own_method:Damped", "--set", "strength=2"]) == 2
+    assert "--method own_method:Damped: strength must be in [0, 1], got 2.0" in capsys.readouterr().err

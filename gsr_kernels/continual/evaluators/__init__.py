@@ -7,11 +7,12 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from gsr_kernels.continual.evaluators.program import check_programs, passes
 from gsr_kernels.continual.examples import Example
-from gsr_kernels.messages import need
+from gsr_kernels.messages import imported, need
 
 # an answer of a model: a text, or of a given text its loss a token, its tokens, and those that are predicted right
 Answer = Any
@@ -123,12 +124,36 @@ EVALUATORS = {
 }
 
 
+@cache
+def evaluator(name: str) -> Evaluator:
+    """Return the evaluator of a name, or of a function of one's own, ``module:function``.
+
+    The function takes a row and the model's answer and returns a number in [0, 1]; an ``Evaluator`` is taken as it is.
+    Raises ValueError where there is none.
+    """
+    if name in EVALUATORS:
+        return EVALUATORS[name]
+    if ":" not in name:
+        raise ValueError(f"--metric {name!r} is unknown; there are {', '.join(EVALUATORS)}, and module:function")
+    own = imported(f"--metric {name}", name)
+    if isinstance(own, Evaluator):
+        return own
+    if not callable(own):
+        raise ValueError(f"--metric {name} is no function of a row and an answer, and no Evaluator")
+
+    def each(row: Example, answer: str) -> float:
+        value = own(row, answer)
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"--metric {name} must give a number in [0, 1], got {value!r} for the answer {answer!r}")
+        return float(value)
+
+    return Evaluator((own.__doc__ or name).strip().splitlines()[0].rstrip("."), "text", mean(each))
+
+
 def check_metrics(names: Iterable[str]) -> None:
     """Raise ValueError for an unknown metric, one that needs what is not installed or what the machine lacks."""
     for name in names:
-        if name not in EVALUATORS:
-            raise ValueError(f"--metric {name!r} is unknown; there are {', '.join(EVALUATORS)}")
-        needs = EVALUATORS[name].needs
+        needs = evaluator(name).needs
         if needs is not None:
             need(f"--metric {name}", needs, package=needs.replace("_", "-"))
         if name == "pass@1":
