@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gsr_kernels.cli.groups import group_help
 from gsr_kernels.continual import ranks, settings
 from gsr_kernels.continual.folder import claimed, write, write_json
-from gsr_kernels.continual.methods import BOUNDS, TITLES
+from gsr_kernels.continual.methods import BOUNDS
 from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.recipe import expand
 from gsr_kernels.continual.report import report
@@ -28,44 +29,38 @@ def known(text: str) -> NoReturn:
     raise argparse.ArgumentTypeError("--known is called --retain now")
 
 
+GROUPS = {
+    "run": "RUN --out --resume --recipe --seeds --keep-models --help-all",
+    "model and tasks": "--model --data --order --retain --metric --chat --max-tokens --new-tokens --test-rows",
+    "methods": "--method --set --sweep --bounds --baseline --rho --rank --adapter-lr --adapter-rank",
+    "training": "--lr --epochs --steps --batch --micro-batch --bf16 --gradient-checkpointing --fsdp",
+}
+USAGE = """gsr-kernels continual [--model MODEL --data DIR] --out DIR [flags]
+       gsr-kernels continual RUN --resume [flags]
+       gsr-kernels continual methods | compare RUN RUN"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     add = parser.add_argument
-    add("folder", nargs="?", type=Path, help="--out, named first: RUN --resume goes on with all that config.json says")
-    add("--out", type=Path, metavar="DIR", help="for the results; new or empty, unless --resume is given")
-    add("--resume", action="store_true", help="go on with what --out holds, to the same numbers, or start it")
-    add("--recipe", metavar="FILE_OR_NAME", help="flags in a YAML file; what is given by hand wins")
-    add(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="tasks of your own: a file of rows a task (.jsonl, .json, .csv, .parquet), in the order of the names; "
-        "NAME/train.jsonl and NAME/test.jsonl; datasets saved to NAME; CL_Benchmark's layout or TRACE's (default: "
-        "five tasks from the Python library)",
-    )
-    add("--order", metavar="NAMES", help="tasks with commas, or order1-3, long1-3 (CL_Benchmark), trace (TRACE)")
+    add("folder", nargs="?", type=Path, metavar="RUN", help="--out, named first; goes on by --resume")
+    add("--out", type=Path, metavar="DIR", help="for the results; new or empty without --resume")
+    add("--resume", action="store_true", help="start, or go on to the same numbers")
+    add("--recipe", metavar="NAME", help="flags in a YAML file; flags by hand win")
+    add("--data", type=Path, metavar="DIR", help="a file of rows a task; default: the demo's")
+    add("--order", metavar="NAMES", help="of the tasks, with commas; order1, long1, trace")
     partial = "leave out what a published --order has and the data lacks"
     add("--partial", action=argparse.BooleanOptionalAction, help=partial)
-    add(
-        "--retain",
-        action="append",
-        type=Path,
-        metavar="FILE",
-        help="known before: a file of rows or a .txt; repeatable",
-    )
+    add("--retain", action="append", type=Path, metavar="FILE", help="known before: rows or a text; repeatable")
     add("--known", type=known, help=argparse.SUPPRESS)
-    add("--metric", action="append", metavar="[TASK=]NAME", help="what a task is scored by; repeatable")
-    add(
-        "--method",
-        action="append",
-        metavar="NAME",
-        help=f"one of {', '.join(TITLES)}; several with commas, or again (default: seqft,gsr)",
-    )
-    add("--set", action="append", metavar="METHOD.NAME=VALUE", help="a setting of one method; repeatable")
-    add("--sweep", action="append", metavar="METHOD.NAME=V,V", help="a run for each value; several: for each pair")
-    add("--baseline", metavar="METHOD", help="with which the others are compared (default: seqft)")
-    add("--bounds", action=argparse.BooleanOptionalAction, help="also each task alone and all at once: perft and mtl")
+    add("--metric", action="append", metavar="NAME", help="of all tasks, or TASK=NAME; repeatable")
+    add("--method", action="append", metavar="NAMES", help="with commas; see continual methods")
+    add("--set", action="append", metavar="M.NAME=VALUE", help="a setting of method M; repeatable")
+    add("--sweep", action="append", metavar="M.NAME=V,V", help="a run for each value; repeatable")
+    add("--baseline", metavar="METHOD", help="to compare the others with (default: seqft)")
+    add("--bounds", action=argparse.BooleanOptionalAction, help="also each task alone, and all at once")
     settings.add_arguments(parser)
+    group_help(parser, USAGE, GROUPS)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -81,18 +81,14 @@ class RunSettings:
     """Settings that are the same for every method and seed; ValueError, naming the field, for what cannot be."""
 
     model: str | None = option(
-        None,
-        "a folder that save_pretrained wrote, or a name on a hub; default: the demo's",
-        str,
-        free="its files are the same",
-        metavar="DIR_OR_NAME",
+        None, "a folder, or a name on a hub; default: the demo's", str, free="its files are the same"
     )
     methods: tuple[str, ...] = ("seqft", "gsr")
     demo: DemoSettings | None = None
     # of weights that are taken apart by heads, see attach()
     heads: Mapping[str, int | tuple[int, int]] | None = None
     rho: float = option(0.5, "of GSR, in [0, 1]", float, "a finite number in [0, 1]")
-    rank: int | float | None = option(None, f"of a weight: {RANK}; default: all", rank_of, RANK)
+    rank: int | float | None = option(None, "directions of a weight, or a share; default: all", rank_of, RANK)
     # of 3e-3, 1e-2 and 3e-2 the one where SeqLoRA learned most on the demo's tasks, width 64, 2 layers
     adapter_lr: float = positive(1e-2, "of AdamW on adapters")
     adapter_rank: int = count(8, "of adapters")
@@ -100,16 +96,16 @@ class RunSettings:
     adapter_targets: str | None = option(
         None, "PEFT's target_modules, such as all-linear; default: PEFT's own choice, query and value", str
     )
-    seeds: int | tuple[int, ...] = option(1, "repetitions, or their numbers with commas", seeds_of, SEEDS)
-    steps: int | None = count(None, "for each task; default: those of --epochs")
-    lr: float = positive(3e-5, "of AdamW, for every method")
+    seeds: int | tuple[int, ...] = option(1, "how many, or which: 42,1121", seeds_of, SEEDS)
+    steps: int | None = count(None, "of a task; default: those of --epochs")
+    lr: float = positive(3e-5, "of AdamW")
     first_seed: int = option(0, "number of the first of the seeds", int, "at least 0")
     kind: str | None = option(None, "what the model is; default: what its configuration says", str, choices=KINDS)
-    epochs: float = positive(3.0, "over the rows of a task, unless --steps is given")
+    epochs: float = positive(3.0, "over a task's rows")
     batch: int = count(32, "rows of an optimizer step")
     micro_batch: int | None = count(
         None,
-        "rows at a time within a step, default all; the rest is accumulated",
+        "rows at a time; the rest is accumulated",
         "the numbers are the same up to rounding, and dropout draws other masks",
     )
     warmup: float = option(0.05, "share of the steps of a task in which the rate rises", float, "a share in [0, 1)")
@@ -122,13 +118,13 @@ class RunSettings:
     bf16: bool = option(False, "train under bfloat16 autocast")
     dtype: str = option("float32", "of the weights", str, choices=DTYPES)
     gradient_checkpointing: bool = option(False, "spend time to save memory", free=SAME)
-    max_tokens: int = count(512, "of a row; longer ones are cut, and counted")
-    new_tokens: int | None = count(None, "of an answer; default: the longest completion of the task's rows")
-    chat: bool = option(False, "put prompts through the tokenizer's chat template")
+    max_tokens: int = count(512, "of a row; longer ones are cut")
+    new_tokens: int | None = count(None, "of an answer; default: the longest known")
+    chat: bool = option(False, "put prompts through the chat template")
     train_rows: int | None = count(None, "of a task at most, default all")
     test_rows: int | None = count(None, "of a task at most, default all")
     eval_batch: int = count(32, "rows that answer at a time", "the answers are the same up to rounding")
-    fsdp: bool = option(False, "shard the model over the processes of torchrun (FSDP2), instead of DDP")
+    fsdp: bool = option(False, "shard the model by FSDP2, under torchrun")
     save_every: int = count(100, "steps between checkpoints within a task", SAME)
     keep_models: bool = option(False, "keep the model after every task, not the last alone", free=SAME)
 
@@ -167,8 +163,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if about["type"] is None:
             del about["type"]
             about["action"] = argparse.BooleanOptionalAction
-        elif each.default is not None:
-            about["help"] += f" (default: {each.default})"
+        else:
+            # a text's is its name
+            if "choices" not in about and about["type"] is not str:
+                about["metavar"] = "N"
+            if each.default is not None:
+                about["help"] += f" (default: {each.default})"
         parser.add_argument("--" + each.name.replace("_", "-"), default=None, **about)
 
 

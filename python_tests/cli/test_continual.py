@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,6 +178,19 @@ def test_settings_by_method_a_sweep_and_methods_that_are_joined(data, tmp_path):
     assert config["settings"]["seeds"] == [5, 7] and config["methods"].items() >= told.items()
     adapter = out / "work/seed-5/o-lora+ps-lora.epochs=1/models/pears/task-002/adapter_config.json"
     assert json.loads(adapter.read_text())["r"] == 2
+
+
+def test_help_fits_two_screens_and_the_page_explains_what_it_leaves_out(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = []
+    for flag in ("--help", "--help-all"):
+        assert refused(["continual", flag]) == 0
+        shown.append(capsys.readouterr().out)
+    common, every = (set(re.findall(r"--[a-z][a-z-]+", text)) for text in shown)
+    assert len(shown[0].splitlines()) <= 50 and common < every
+    page = (Path(__file__).parents[2] / "docs/trainers/own_tasks.md").read_text()
+    rare = {flag for flag in every - common if not flag.startswith("--no-")} - {"--help", "--known"}
+    assert rare and all(flag in page for flag in rare), [flag for flag in rare if flag not in page]
 
 
 def test_what_methods_have_is_listed(capsys):
