@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from gsr_kernels.cli.groups import group_help
 from gsr_kernels.continual import ranks, settings
 from gsr_kernels.continual.folder import claimed, write, write_json
-from gsr_kernels.continual.methods import BOUNDS
+from gsr_kernels.continual.methods import BOUNDS, find_method
 from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.recipe import expand
 from gsr_kernels.continual.report import report
@@ -131,7 +131,8 @@ def _prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, A
     if not all(names):
         raise ValueError(f"--method {','.join(names)} holds an empty name: one comma stands between two names")
     if args.bounds:
-        names += tuple(bound for bound in BOUNDS if bound not in names)
+        kinds = {type(find_method(name.partition("+")[0])) for name in names}
+        names += tuple(name for name, bound in BOUNDS.items() if type(bound) in kinds and name not in names)
     if before:
         names = grow(args, names, before["settings"])
     # every such error begins with the name of a field, which is that of its flag, or is complete

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.evaluators import evaluator
 from gsr_kernels.continual.examples import Source
-from gsr_kernels.continual.methods import BOUNDS
 from gsr_kernels.continual.ranks import world
 from gsr_kernels.continual.settings import RunSettings
 
-# the methods that --fsdp supports, and the bounds: a matrix is nowhere whole there
-SHARDED = ("seqft", "gsr", *BOUNDS)
+# the methods that --fsdp supports, and their bounds: a matrix is nowhere whole there
+SHARDED = ("seqft", "gsr", "perft", "mtl")
 
 
 def check_processes(settings: RunSettings, run: Sequence[Chosen]) -> None:

@@ -50,12 +50,12 @@ class Chosen:
     @property
     def chained(self) -> bool:
         """Return whether it learns one task after another, as a bound does not."""
-        return self.name not in BOUNDS
+        return not self.method.bound
 
     @property
     def scratch(self) -> str:
         """Return the title of the bound that learns each task alone, as this method learns the first."""
-        return "" if isinstance(self.method, AdapterMethod) else BOUNDS["perft"]
+        return BOUNDS["perlora" if isinstance(self.method, AdapterMethod) else "perft"].title
 
     @cached_property
     def settings_of_run(self) -> RunSettings:

@@ -12,6 +12,7 @@ from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.adapters.gsr import AdapterGSR
 from gsr_kernels.adapters.merging import How
 from gsr_kernels.adapters.terms import OLoRA, PSLoRA, Term
+from gsr_kernels.continual.baselines import LwF, Replay
 from gsr_kernels.messages import imported
 from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, AdaptiveOSF, Chain, GSRFull, Method, ModelMethod, ScheduledOSF
 
@@ -38,18 +39,23 @@ class DenseMethod:
     title: str
     makes: tuple[Callable[..., Any], ...] = ()
     source: str = ""
-    consolidates: bool = False
+    # the class in ``strategy`` that learns by it where it is no method of the weights' bases
+    strategy: str = "Strategy"
+    # a bound learns each task "alone", or all "at once"
+    bound: str = ""
+    # what it keeps that the strict setting forbids
+    keeps: str = ""
 
     @property
     def fields(self) -> dict[str, str]:
         """Return the fields of the run's settings that it reads, by their names among the method's own settings."""
-        of_bases = ("rank", "heads") if self.makes and not self.consolidates else ()
+        of_bases = ("rank", "heads") if self.makes and self.strategy == "Strategy" else ()
         return {name: name for name in (*SHARED, *of_bases)}
 
     def joined(self, other: DenseMethod) -> DenseMethod:
         """Return both, one after the other; ValueError where they cannot go together."""
         for one in (self, other):
-            if not one.makes or one.consolidates:
+            if not one.makes or one.strategy != "Strategy":
                 raise ValueError(f"{one.title} joins no other method")
         return replace(self, title=f"{self.title}+{other.title}", makes=self.makes + other.makes)
 
@@ -67,6 +73,9 @@ class AdapterMethod:
     how: How = "sum"
     # EBLoRA; its adapter is merged when the task ends
     balanced: bool = False
+    # see DenseMethod
+    bound: str = ""
+    keeps: str = ""
 
     fields: ClassVar[dict[str, str]] = {name: name for name in SHARED} | {
         "lr": "adapter_lr", "rank": "adapter_rank", "dropout": "adapter_dropout", "targets": "adapter_targets"
@@ -92,7 +101,9 @@ DENSE_METHODS = {
     "osf-uniform": DenseMethod("OSF-uniform", (OSF,), f"{SCULPTING}; a half as in PEFT"),
     "osf-schedule": DenseMethod("OSF-schedule", (ScheduledOSF,), SCULPTING),
     "sr": DenseMethod("SR", (SR,), "Learning Continually by Spectral Regularization, arXiv 2406.06811"),
-    "ewc": DenseMethod("EWC", (partial(EWC, lam=EWC_LAM),), "Kirkpatrick et al. 2017", consolidates=True),
+    "ewc": DenseMethod("EWC", (partial(EWC, lam=EWC_LAM),), "Kirkpatrick et al. 2017", "Consolidated"),
+    "lwf": DenseMethod("LwF", (LwF,), "Li and Hoiem 2016", "Distilled", keeps="the model before the task"),
+    "replay": DenseMethod("Replay", (Replay,), "Rolnick et al. 2019", "Replayed", keeps="rows of earlier tasks"),
 }
 # strengths: O-LoRA's public code's, and the PS-LoRA paper's for a long sequence
 ADAPTER_METHODS = {
@@ -106,17 +117,25 @@ ADAPTER_METHODS = {
     "gsr-lora": AdapterMethod("GSR-LoRA", (AdapterGSR,), GSR_PAPER, own=False),
 }
 METHODS: dict[str, DenseMethod | AdapterMethod] = {**DENSE_METHODS, **ADAPTER_METHODS}
-# bounds train each task alone, and all at once
-BOUNDS = {"perft": "PerFT", "mtl": "MTL"}
-TITLES = {name: method.title for name, method in METHODS.items()} | BOUNDS
+# bounds train each task alone, and all at once, on the weights and by adapters
+BOUNDS: dict[str, DenseMethod | AdapterMethod] = {
+    "perft": DenseMethod("PerFT", source="the optimizer alone", bound="alone"),
+    "mtl": DenseMethod("MTL", source="the optimizer alone", bound="at once"),
+    "perlora": AdapterMethod("PerLoRA", source="LoRA, arXiv 2106.09685", own=False, bound="alone"),
+    "mtl-lora": AdapterMethod("MTL-LoRA", source="LoRA, arXiv 2106.09685", own=False, bound="at once"),
+}
+TITLES = {name: method.title for name, method in (METHODS | BOUNDS).items()}
+
+
+def titles(bound: str) -> set[str]:
+    """Return the titles of the bounds of one kind, or ("") of the methods that are none."""
+    return {method.title for method in (METHODS | BOUNDS).values() if method.bound == bound}
 
 
 def find_method(name: str) -> DenseMethod | AdapterMethod:
     """Return the method of a name, or of one's own class, ``module:Class``; ValueError where there is none."""
-    if name in BOUNDS:
-        return DenseMethod(BOUNDS[name])
-    if name in METHODS:
-        return METHODS[name]
+    if name in TITLES:
+        return (METHODS | BOUNDS)[name]
     if ":" not in name:
         raise ValueError(f"method {name!r} is unknown; there are {', '.join(TITLES)}, and module:Class of your own")
     made = imported(f"method {name}", name)

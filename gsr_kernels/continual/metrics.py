@@ -194,4 +194,5 @@ class Results:
 
     def methods(self) -> dict[str, list[ResultMatrix]]:
         """Return the matrices without the bounds'."""
-        return {title: each for title, each in self.matrices.items() if title not in BOUNDS.values()}
+        bounds = {bound.title for bound in BOUNDS.values()}
+        return {title: each for title, each in self.matrices.items() if title not in bounds}

@@ -24,7 +24,7 @@ from gsr_kernels.continual.choose import check_read, choose, find_baseline
 from gsr_kernels.continual.evaluators import check_metrics, evaluator
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.folder import commit
-from gsr_kernels.continual.methods import BOUNDS, AdapterMethod
+from gsr_kernels.continual.methods import AdapterMethod, titles
 from gsr_kernels.continual.metrics import ResultMatrix, Results
 from gsr_kernels.continual.ranks import first, on_rank0, world
 from gsr_kernels.continual.readers import Read, read, read_retained
@@ -162,7 +162,7 @@ class Run:
                 bar.total += self.settings.demo.pretrain_steps * len(sequences)
             turns = [(sequence, one) for sequence in sequences for one in self.chosen.values()]
             # what was finished before is in the results at once
-            for sequence, one in sorted(turns, key=lambda turn: not turn[0].is_done(turn[1].name)):
+            for sequence, one in sorted(turns, key=lambda turn: not turn[0].is_done(turn[1])):
                 # of every method the same seeds are compared
                 if one.title in results.diverged:
                     continue
@@ -213,6 +213,9 @@ class Run:
         for source in self._all:
             about, what = evaluator(source.scored_by).about, "known before, " if source in self.retained else ""
             lines.append(f"  {source.name:<{width}}  {source.about}; {what}score: {about}, %")
+        beyond = [f"{one.title} keeps {one.method.keeps}" for one in self.chosen.values() if one.method.keeps]
+        if beyond:
+            lines += ["", f"Outside the strict setting, in which nothing is kept: {'; '.join(beyond)}."]
         if self.lacking:
             lines += ["", f"Lacking in this copy of the data, and left out: {', '.join(self.lacking)}."]
         for title, why in results.diverged.items():
@@ -249,5 +252,5 @@ def _light_collections() -> Iterator[None]:
 
 def _unscored(title: str, matrix: ResultMatrix) -> list[str]:
     """Return what is lacking in the rows of a method: of a task that was added, the scores of models that are gone."""
-    rows = matrix.tasks[-1:] if title == BOUNDS["mtl"] else matrix.tasks
+    rows = matrix.tasks[-1:] if title in titles("at once") else matrix.tasks
     return [f"{task} after {row}" for row in rows for task in matrix.lacking(row)]

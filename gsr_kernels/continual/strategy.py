@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,38 @@ class Consolidated(Strategy):
         self._ewc.bind(self.model).finish_task([[row] for row in self._rows], self._loss)
         super().save(folder)
         on_rank0(lambda: save_file(self._ewc.state_dict(), folder / CONSOLIDATED))
+
+
+class Replayed(Strategy):
+    """Experience replay: the rows of the task hold earlier ones, and nothing acts on the steps."""
+
+    def prepare(self, trainer: Trainer, folder: Path) -> None:
+        """See Strategy.prepare."""
+
+
+class Distilled(Strategy):
+    """LwF: a copy of the model as it is before the task answers every batch as well."""
+
+    def prepare(self, trainer: Trainer, folder: Path) -> None:
+        """See Strategy.prepare."""
+        [lwf] = self.chosen.make()
+        before = copy.deepcopy(self.model).eval().requires_grad_(False)
+        own: Any = trainer.compute_loss_func
+        seen: dict[str, Any] = {}
+        self._hook = self.model.register_forward_pre_hook(lambda _, args, inputs: seen.update(inputs), with_kwargs=True)
+
+        def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            with torch.no_grad():
+                told = before(**seen).logits
+            term = lwf.term(self.kind, outputs.logits, told, labels, num_items_in_batch)
+            return own(outputs, labels, num_items_in_batch) + term
+
+        trainer.compute_loss_func = loss
+
+    def save(self, folder: Path) -> None:
+        """See Strategy.save."""
+        self._hook.remove()
+        super().save(folder)
 
 
 def batch_of(trainer: Trainer, model: Any, rows: Any) -> tuple[Any, Tensor]:

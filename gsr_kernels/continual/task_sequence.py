@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from gsr_kernels.continual import strategy as strategies
+from gsr_kernels.continual.baselines import Replay
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.folder import write_json
@@ -27,7 +29,7 @@ from gsr_kernels.continual.run_state import STATE, RunState, keep_whole, read_st
 from gsr_kernels.continual.score import score
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.stop import stop_if_told
-from gsr_kernels.continual.strategy import Consolidated, Strategy
+from gsr_kernels.continual.strategy import Strategy
 from gsr_kernels.continual.trainer import DivergenceError, check_weights
 
 
@@ -46,12 +48,12 @@ class TaskSequence:
 
     def learn(self, chosen: Chosen) -> RunState:
         """Learn all stages of a method or bound: train, keep and score those that the state lacks."""
-        name, chained = chosen.name, chosen.chained
+        method, chained = chosen.method, chosen.chained
         strategy, settings = self._strategy(chosen), self._sized(chosen)
-        state = self._state(name)
+        state = self._state(chosen)
         # of the stage before, where it counts
         before: Path | None = None
-        stages = self._stages(name)
+        stages = self._stages(chosen)
         for index, (stage, rows) in enumerate(stages.items()):
             if stage in state.done:
                 self._tick(steps_of(len(rows), settings), True)
@@ -67,7 +69,9 @@ class TaskSequence:
                 strategy.open(before)
             if chained and not state.done:
                 state.spectra[BEFORE] = on_rank0(partial(spectra, strategy.model))
-            self.bar.set_description(f"seed {self.seed} · {chosen.title} learns {'all' if name == 'mtl' else stage}")
+            self.bar.set_description(
+                f"seed {self.seed} · {chosen.title} learns {'all' if method.bound == 'at once' else stage}"
+            )
             strategy.task, strategy.tasks = index, len(stages)
             strategy.begin()
             log = learn(
@@ -104,41 +108,44 @@ class TaskSequence:
                 self.bar.write(f"seed {self.seed}  {chosen.title:<8} after {stage}: {told}")
         return state
 
-    def is_done(self, name: str) -> bool:
+    def is_done(self, chosen: Chosen) -> bool:
         """Return True where all stages of a method or bound have ended."""
-        state = read_state(self.folder / name / STATE)
-        return state is not None and set(self._stages(name)) <= set(state["done"])
+        state = read_state(self.folder / chosen.name / STATE)
+        return state is not None and set(self._stages(chosen)) <= set(state["done"])
 
     def steps(self, chosen: Chosen) -> int:
         """Return the optimizer steps of a method or bound."""
-        return sum(steps_of(len(rows), self._sized(chosen)) for rows in self._stages(chosen.name).values())
+        return sum(steps_of(len(rows), self._sized(chosen)) for rows in self._stages(chosen).values())
 
-    def _stages(self, name: str) -> dict[str, Sequence[Example]]:
+    def _stages(self, chosen: Chosen) -> dict[str, Sequence[Example]]:
         """Return the stages of a method: the name of the row that each fills, and what is learned in it."""
-        if name == "mtl":
-            return {self.tasks[-1].name: [row for task in self.tasks for row in task.train]}
-        return {task.name: task.train for task in self.tasks}
+        rows = [task.train for task in self.tasks]
+        if chosen.method.bound == "at once":
+            return {self.tasks[-1].name: [*chain(*rows)]}
+        replays = [one for one in chosen.make() if isinstance(one, Replay)]
+        return {
+            task.name: replays[0].rows(task.train, rows[:index], self.seed + index) if replays else task.train
+            for index, task in enumerate(self.tasks)
+        }
 
     def _strategy(self, chosen: Chosen) -> Strategy:
-        method, made = chosen.method, Strategy
+        method = chosen.method
         if isinstance(method, AdapterMethod):
             # with PEFT, which the others do without
             from gsr_kernels.continual.adapter_strategy import Adapted, Balanced
 
-            made = Balanced if method.balanced else Adapted
-        elif method.consolidates:
-            made = Consolidated
-        return made(self.kind, chosen, self.start, self.seed)
+            return (Balanced if method.balanced else Adapted)(self.kind, chosen, self.start, self.seed)
+        return getattr(strategies, method.strategy)(self.kind, chosen, self.start, self.seed)
 
-    def _state(self, name: str) -> RunState:
+    def _state(self, chosen: Chosen) -> RunState:
         """Return the state of a method or bound; what was learned all at once is void when a task is added."""
         matrix = ResultMatrix([task.name for task in self.tasks], known=[task.name for task in self.retained])
         matrix.record(BEFORE, self._before)
-        state = RunState(self.folder / name, matrix, self.settings.keep_models)
-        if set(state.done) <= set(self._stages(name)):
+        state = RunState(self.folder / chosen.name, matrix, self.settings.keep_models)
+        if set(state.done) <= set(self._stages(chosen)):
             return state
         on_rank0(partial(remove, state.folder))
-        return self._state(name)
+        return self._state(chosen)
 
     @cached_property
     def _before(self) -> dict[str, float]:
@@ -170,7 +177,7 @@ class TaskSequence:
     def _sized(self, chosen: Chosen) -> RunSettings:
         """As many steps for all tasks at once as for one after the other."""
         settings = chosen.settings_of_run
-        if chosen.name != "mtl" or settings.steps is None:
+        if chosen.method.bound != "at once" or settings.steps is None:
             return settings
         return replace(settings, steps=settings.steps * len(self.tasks))
 

@@ -1,0 +1,87 @@
+"""Bounds of methods on adapters, and the baselines that keep something of earlier tasks."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gsr_kernels.__main__ import main
+from gsr_kernels.continual.baselines import LwF, Replay
+from gsr_kernels.continual.kinds import IGNORED
+from gsr_kernels.continual.settings import RunSettings
+from python_tests.continual.tiny import save_model, save_tasks, tiny_kind
+
+QUICK = ["--batch", "8", "--steps", "2", "--lr", "1e-2", "--test-rows", "4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("baselines")
+    save_tasks(folder / "data", ("first", "second"))
+    for kind in ("causal", "seq2seq", "classifier"):
+        save_model(kind, folder / kind)
+    return folder
+
+
+def test_replayed_rows_are_a_share_in_turn_from_every_earlier_task():
+    tasks = [[f"{task}{number}" for number in range(30)] for task in "abc"]
+    replay = Replay(share=0.25, buffer=8)
+    assert replay.rows(tasks[0], [], 0) == tasks[0]
+    rows = replay.rows(tasks[2], tasks[:2], 0)
+    assert rows[:30] == tasks[2] and len(rows) == 40
+    again = rows[30:]
+    # eight are kept, and two of them come twice
+    assert len(set(again)) == 8 and sum(row[0] == "a" for row in set(again)) == 4
+    assert replay.rows(tasks[2], tasks[:2], 0) == rows != replay.rows(tasks[2], tasks[:2], 1)
+    for settings, message in (({"share": 1}, "share must be below 1"), ({"buffer": 0}, "buffer must be")):
+        with pytest.raises(ValueError, match=message):
+            Replay(**settings)
+
+
+@pytest.mark.parametrize("name", ["causal", "seq2seq"])
+def test_distillation_is_the_divergence_at_every_token_that_is_learned(name, folder):
+    kind = tiny_kind(RunSettings(model=str(folder / name)))
+    ours, theirs = torch.randn(2, 2, 3, 5, dtype=torch.float64)
+    labels = torch.tensor([[IGNORED, 3, 4], [IGNORED, 1, IGNORED]])
+    at = [(0, 1), (0, 2), (1, 1)]
+    shift = int(name == "causal")
+    pairs = [[(one[row, place - shift] / 3).softmax(-1) for one in (ours, theirs)] for row, place in at]
+    expected = 0.5 * 9 * sum((q * (q / p).log()).sum() for p, q in pairs)
+    term = LwF(0.5, 3.0).term(kind, ours, theirs, labels, 6.0)
+    assert term.item() == pytest.approx(expected.item() / 6, rel=1e-5)
+    assert LwF(0.5, 3.0).term(kind, ours, theirs, labels, None).item() == pytest.approx(expected.item() / 3, rel=1e-5)
+
+
+def test_a_classifier_distils_the_options_of_earlier_tasks():
+    class Labels:
+        name, owner = "classifier", torch.tensor([0, 0, 1, 1, 1, 2])
+
+    ours, theirs = torch.randn(2, 3, 6)
+    # of the tasks 0 and 1, and filling
+    labels = torch.tensor([1, 3, IGNORED])
+    p, q = ((one[1, :2] / 2).log_softmax(-1) for one in (ours, theirs))
+    expected = 4 * F.kl_div(p, q, reduction="sum", log_target=True) / 2
+    assert LwF().term(Labels, ours, theirs, labels, None).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert LwF().term(Labels, ours, theirs, torch.tensor([0, 1, 0]), None) == 0
+
+
+@pytest.mark.usefixtures("blank_pictures")
+@pytest.mark.parametrize(
+    ("kind", "methods"), [("causal", "o-lora,lwf"), ("classifier", "lwf,replay,ewc"), ("seq2seq", "osf,osf-schedule")]
+)
+def test_run_with_its_bounds(kind, methods, folder, tmp_path):
+    arguments = ["--model", str(folder / kind), "--data", str(folder / "data"), "--out", str(tmp_path / "out")]
+    sets = ["--set", "lwf.lam=3"] if "lwf" in methods else ["--set", "osf.trr=0.7"]
+    assert main(["continual", *arguments, *QUICK, "--method", methods, "--bounds", *sets]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    table = (tmp_path / "out" / "table.txt").read_text()
+    if kind == "causal":
+        assert list(results["matrices"]) == ["O-LoRA", "LwF", "PerFT", "MTL", "PerLoRA", "MTL-LoRA"]
+        assert results["scratch"] == {"O-LoRA": "PerLoRA", "LwF": "PerFT"}
+        assert "MTL-LoRA all at once" in " ".join(table.split()) and "PerLoRA first only" in " ".join(table.split())
+    else:
+        assert list(results["matrices"])[-2:] == ["PerFT", "MTL"]
+    kept = "Outside the strict setting, in which nothing is kept: LwF keeps the model before the task"
+    assert (kept in table) == ("lwf" in methods)
+    assert ("Replay keeps rows of earlier tasks" in table) == ("replay" in methods)
