@@ -50,6 +50,8 @@ INSTRUCTIONS = {
 Reader = Callable[[str, Path], Source]
 # what save_to_disk writes of a dataset, and of one in splits
 SAVED = ("state.json", "dataset_dict.json")
+# what MNLI has for a row on which its annotators did not agree
+NO_LABEL = "-"
 # of a held-out text at most, in characters
 WINDOW = 1000
 
@@ -218,11 +220,17 @@ def _benchmark(instructed: bool) -> Reader:
         before, behind, space = (asked, "\nAnswer:", " ") if instructed else ("", "", "")
         options = tuple(space + label for label in labels)
 
-        def example(row: Any) -> Example:
+        unlabelled: list[str] = []
+
+        def example(row: Any) -> Example | None:
             sentence, label = texts(row, "sentence", "label")
+            if label == NO_LABEL and label not in labels:
+                unlabelled.append(sentence)
+                return None
             return Example(f"{before}{sentence}{behind}", space + label, options)
 
         train, test = (read_rows(path / f"{half}.json", example) for half in ("train", "test"))
-        return replace(_checked(name, path, train, test), about=f"{category}: {', '.join(labels)}")
+        left = f"; left out for want of a gold label: {len(unlabelled)} rows" if unlabelled else ""
+        return replace(_checked(name, path, train, test), about=f"{category}: {', '.join(labels)}{left}")
 
     return read_task

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 TOLD, LENGTH = 5, 300
 
 
-def read_rows(file: Path, example: Callable[[Any], Example]) -> tuple[Example, ...]:
-    """Return the rows of a file; FileNotFoundError, or ValueError with the number of each bad row."""
+def read_rows(file: Path, example: Callable[[Any], Example | None]) -> tuple[Example, ...]:
+    """Return the rows of a file; FileNotFoundError, or ValueError with the number of each bad row.
+
+    ``example`` returns None for a row that is to be left out.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing")
     located, parse = READERS[file.suffix]
@@ -29,13 +32,14 @@ def read_rows(file: Path, example: Callable[[Any], Example]) -> tuple[Example, .
 
 
 def made(
-    located: Iterable[tuple[str, Any]], parse: Callable[[Any], Any], example: Callable[[Any], Example], name: str
+    located: Iterable[tuple[str, Any]], parse: Callable[[Any], Any], example: Callable[[Any], Example | None], name: str
 ) -> tuple[Example, ...]:
-    """Make an example of each row that stands at a place. Raises ValueError for bad rows, all of them, and for none."""
+    """Make an example of each row at a place; see ``read_rows``. Raises ValueError for bad rows, all, and for none."""
     rows, bad = [], []
     for where, row in located:
         try:
-            rows.append(example(parse(row)))
+            one = example(parse(row))
+            rows += [] if one is None else [one]
         except ValueError as error:  # noqa: PERF203
             bad.append(f"{where}: {error}")
     if len(bad) == 1:

@@ -185,6 +185,15 @@ def test_what_is_no_utf8_is_named(tmp_path):
         read(tmp_path)
 
 
+def test_rows_without_a_gold_label_are_left_out_and_counted(tmp_path):
+    cl_benchmark(tmp_path, "NLI/MNLI")
+    rows = [{"sentence": "a row", "label": "-"}, {"sentence": "another", "label": "Good"}]
+    write(tmp_path / "NLI" / "MNLI" / "test.json", rows)
+    [task] = read(tmp_path).sources
+    assert [row.completion for row in task.test] == [" Good"]
+    assert task.about == "NLI: Good, Bad; left out for want of a gold label: 1 rows"
+
+
 def test_cl_benchmark_asks_as_its_paper_does(tmp_path):
     cl_benchmark(tmp_path, "SC/amazon", "COPA/COPA")
     copa, amazon = read(tmp_path).sources
