@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
+import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -29,13 +31,18 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            file.seek(0)
             raise BlockingIOError(
-                f"--out {folder}: another run writes into it: wait for its end, or give another"
+                f"--out {folder}: another run writes into it ({file.read().strip() or 'of an unknown process'}): wait "
+                f"for its end, or give another. If that process is gone, and a network file system holds its lock, "
+                f"remove {folder / LOCK}"
             ) from error
         except OSError as error:
             raise OSError(
                 f"--out {folder}: its file system takes no locks ({error.strerror}): give a folder on another"
             ) from error
+        file.truncate(0)
+        print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
         yield
 
 

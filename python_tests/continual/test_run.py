@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from transformers import AutoTokenizer, Qwen2TokenizerFast
 
 from gsr_kernels.__main__ import main
 from gsr_kernels.continual.adapter_strategy import PROTECTED
+from gsr_kernels.continual.choose import choose
+from gsr_kernels.continual.disk import disk_needed
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.continual.folder import claimed
 from gsr_kernels.continual.learn import arguments, learn
 from gsr_kernels.continual.metrics import BEFORE
 from gsr_kernels.continual.models import load
+from gsr_kernels.continual.run_state import RunState
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.task_sequence import TaskSequence
 from gsr_kernels.continual.trainer import TaskTrainer, Watch
@@ -149,7 +153,7 @@ def test_a_run_killed_in_the_third_task_ends_with_the_same_numbers(models, data,
     assert config["arguments"][-2] == str(cut) and [run["arguments"][-1] for run in config["resumed"]] == [str(data)]
     with claimed(cut):
         assert main(["continual", str(cut), "--resume"]) == 2
-    assert "another run writes into it" in capsys.readouterr().err
+    assert f"another run writes into it (process {os.getpid()} on" in capsys.readouterr().err
     # a folder of before these were settings
     for name in ("max_grad_norm", "fsdp", "processes"):
         del config["settings"][name]
@@ -211,6 +215,42 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_how_to_go_on(models, data, tm
     monkeypatch.setattr(TaskSequence, "_scores", scores)
     assert main(["continual", str(cut), "--resume"]) == 0
     assert measured(cut) == measured(whole)
+
+
+@pytest.mark.usefixtures("blank_pictures")
+@pytest.mark.parametrize("method", ["gsr", "ewc", "ps-lora"])
+def test_the_disk_that_is_told_is_taken(method, models, data, tmp_path, monkeypatch):
+    out, taken = tmp_path / "out", []
+    arguments = ["continual", "--model", models["causal"], "--data", data, "--steps", "2", "--test-rows", "2"]
+    finish = RunState.finish
+
+    def measures(self, *given):
+        sizes = Counter()
+        for file in out.rglob("*"):
+            if file.suffix == ".safetensors" or file.name == "optimizer.pt":
+                sizes[file.name] += file.stat().st_size
+        taken.append(sizes)
+        finish(self, *given)
+
+    monkeypatch.setattr(RunState, "finish", measures)
+    assert main([*arguments, "--order", "first,second", "--method", method, "--out", str(out)]) == 0
+    weights = Path(models["causal"], "model.safetensors").stat().st_size
+    trained = taken[0]["adapter_model.safetensors"] or weights
+    moments, bases = taken[-1]["optimizer.pt"], taken[-1]["bases.safetensors"]
+    [chosen] = choose([method], [], [], RunSettings(methods=(method,))).values()
+    beside = taken[0]["ewc.safetensors"]
+    kept, more = disk_needed(chosen, weights, trained, moments, bases, beside, 2, 2)
+    assert kept + more == pytest.approx(taken[-1].total(), rel=0.02)
+    left = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+    assert kept == pytest.approx(left, rel=0.02)
+
+
+def test_a_full_disk_is_told_in_one_sentence(models, data, tmp_path, monkeypatch, capsys):
+    arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out"), *QUICK]
+    full = lambda self, folder: torch.save(torch.zeros(9), "/dev/full")  # noqa: E731
+    monkeypatch.setattr(TaskTrainer, "_save_optimizer_and_scheduler", full)
+    assert main([*arguments, "--method", "seqft"]) == 2
+    assert "out: the disk is full (" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("blank_pictures")
