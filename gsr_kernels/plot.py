@@ -8,33 +8,44 @@ import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.io.atomic import replacing
 
+# of lines before and after a task
+STYLES: dict[str, Any] = {"before": "--", "after": "-"}
 Path_ = str | os.PathLike[str] | None
 Bases = Mapping[str, SpectralBasis]
 
 
 def spectra(before: Bases, after: Bases | None = None, path: Path_ = None) -> tuple[Figure, Axes]:
     """Draw singular values by index before a task (dashed) and after, means of a batch; a line ends truncated bases."""
-    figure, axis = new_figure("direction, from the largest", "σ")
+    names = list(dict.fromkeys([*before, *(after or {})]))
+    figure, axis = new_figure("direction, from the largest", "σ", (8, max(4, 0.8 + 0.22 * len(names))))
+    some = 10 if len(names) <= 10 else 20
+    colours = dict(zip(names, colormaps[f"tab{some}"](np.arange(len(names)) % some)))
     rows = []
-    for when, bases, style in (("before", before, "--"), ("after", after or {}, "-")):
-        for index, (name, basis) in enumerate(bases.items()):
+    for (when, style), bases in zip(STYLES.items(), (before, after or {})):
+        for name, basis in bases.items():
             sigma = _mean(basis.S)
-            axis.plot(range(1, len(sigma) + 1), sigma, style, color=f"C{index % 10}", label=f"{name} {when}")
+            axis.plot(range(1, len(sigma) + 1), sigma, style, color=colours[name])
             if not basis.full_rank:
                 axis.axvline(basis.rank, color="grey", linewidth=0.8, linestyle=":")
             rows += [(name, when, direction + 1, value) for direction, value in enumerate(sigma)]
     axis.set_yscale("log")
-    axis.legend(fontsize="small")
+    handles = [Line2D([], [], color=colours[name], label=name) for name in names]
+    if after:
+        handles += [Line2D([], [], color="grey", linestyle=style, label=when) for when, style in STYLES.items()]
+    figure.legend(handles=handles, loc="outside right upper", fontsize="small")
     return _finish(figure, axis, path, ("weight", "when", "direction", "sigma"), rows)
 
 
@@ -102,9 +113,12 @@ def forgetting(scores: Sequence[Sequence[float]], tasks: Sequence[str], path: Pa
     for i in range(len(tasks)):
         for j in range(i, len(tasks)):
             lost[j, i] = table[i : j + 1, i].max() - table[j, i]
-    figure, axis = new_figure("task", "after learning")
+    names = 0.08 * max(map(len, tasks))
+    figure, axis = new_figure(
+        "task", "after learning", (max(5, 0.55 * len(tasks)) + names + 2, max(3, 0.35 * len(tasks)) + names + 1)
+    )
     image = heatmap(axis, lost, max(1e-9, np.nanmax(lost)), ".2f")
-    axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
+    axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(tasks)), tasks)
     figure.colorbar(image, label="points lost since the best score")
     rows = [(tasks[j], tasks[i], table[j, i], value) for (j, i), value in np.ndenumerate(lost) if not np.isnan(value)]
@@ -117,7 +131,7 @@ def heatmap(axis: Axes, lost: np.ndarray, largest: float, digits: str) -> AxesIm
     for (row, column), loss in np.ndenumerate(lost):
         if not np.isnan(loss):
             colour = "white" if abs(loss) > 0.6 * largest else "black"
-            axis.text(column, row, f"{loss:{digits}}", ha="center", va="center", color=colour)
+            axis.text(column, row, f"{loss:{digits}}", ha="center", va="center", color=colour, fontsize="small")
     return image
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gsr_kernels import attach, plot
+from gsr_kernels import SpectralBasis, attach, plot
 from gsr_kernels.methods import GSR, SR
 from gsr_kernels.reference import project, rescale, skew
 from python_tests.optim.toy import loss_of, make_model, take_steps
@@ -101,3 +101,17 @@ def test_bad_input_is_named():
         plot.energy({"w": {"skipped_nonfinite": 0}})
     with pytest.raises(ValueError, match="each of 2 tasks"):
         plot.forgetting([[1.0]], ["a", "b"])
+
+
+def test_many_weights_and_long_names_hide_nothing(tmp_path):
+    bases = {f"model.layers.{i}.self_attn.q_proj.weight": SpectralBasis.of(torch.randn(4, 4)) for i in range(14)}
+    figure, axis = plot.spectra(bases, bases, tmp_path / "spectra.png")
+    [legend] = figure.legends
+    assert len(legend.get_texts()) == 16 and legend.get_window_extent().x0 >= axis.get_window_extent().x1
+    assert len({str(line.get_color()) for line in axis.lines}) == 14
+    names = [f"a-task-with-a-long-name-{i}" for i in range(15)]
+    figure, axis = plot.forgetting([[50.0] * 15] * 15, names, tmp_path / "forgetting.png")
+    # the widest number fits into its cell
+    cell = axis.get_window_extent().width / 15
+    assert all(text.get_window_extent().width < cell for text in axis.texts)
+    assert axis.get_tightbbox().x0 >= 0 and axis.get_tightbbox().y0 >= 0

@@ -11,8 +11,8 @@ from gsr_kernels.continual.differences import over
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 from gsr_kernels.plot import heatmap
 
-# panels beside each other
-ACROSS = 3
+# of the panels of a picture beside each other, in inches
+WIDTH = 14.0
 
 
 def lost(matrix: ResultMatrix) -> np.ndarray:
@@ -35,17 +35,24 @@ def draw_forgetting(results: Results, path: str | os.PathLike[str]) -> None:
     largest = max(1.0, *(np.nanmax(np.abs(each)) for each in losses.values()))
     first = next(iter(methods.values()))[0]
 
-    across = min(ACROSS, len(losses))
+    # a cell holds its number, and a panel its names
+    rows, columns = len(first.tasks), len(first.columns) - 1
+    wide, high = max(4.0, 0.5 * columns), max(3.4, 0.32 * rows)
+    across = min(len(losses), max(1, round(WIDTH / wide)))
     down = -(-len(losses) // across)
-    figure = Figure(figsize=(1.5 + 4.6 * across, 0.6 + 4.0 * down), layout="constrained", dpi=150)
+    names = 0.075 * max(map(len, first.columns))
+    size = (1.8 + names + wide * across, 0.9 + (high + names) * down)
+    figure = Figure(figsize=size, layout="constrained", dpi=150)
     axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for axis in axes.flat[len(losses) :]:
         axis.set_visible(False)
     for axis, (title, each) in zip(axes.flat, losses.items()):
         image = heatmap(axis, each, largest, ".1f")
         axis.set_title(f"{title}, F.Ra {over([matrix.fra() for matrix in methods[title]])}")
-        axis.set_xticks(range(each.shape[1]), first.columns[:-1])
-        axis.set_yticks(range(each.shape[0]), [f"after {task}" for task in first.tasks])
+        long = 0.09 * max(map(len, first.columns)) > wide / columns
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        axis.set_xticks(range(columns), first.columns[:-1], **slanted)
+        axis.set_yticks(range(rows), [f"after {task}" for task in first.tasks])
         axis.tick_params(length=0, labelbottom=True)
         axis.spines[:].set_visible(False)
     # colours are even about zero; the bar shows the part that occurs
@@ -59,20 +66,29 @@ def draw_spectra(results: Results, path: str | os.PathLike[str]) -> None:
     # every method sets out from the same weights
     start = next(iter(results.spectra.values()))[BEFORE]
     ends = {title: list(seen.values())[-1] for title, seen in results.spectra.items()}
-    figure = Figure(figsize=(3.6 * len(start), 6), layout="constrained", dpi=150)
-    axes = figure.subplots(2, len(start), sharex="col", height_ratios=[3, 2], squeeze=False)
-    for (above, below), name in zip(axes.T, start):
+    across = min(len(start), round(WIDTH / 3.5))
+    down = -(-len(start) // across)
+    figure = Figure(figsize=(3.5 * across, 0.8 + 4.6 * down), layout="constrained", dpi=150)
+    axes = figure.subplots(2 * down, across, height_ratios=[3, 2] * down, squeeze=False)
+    for axis in axes.reshape(down, 2, across).transpose(0, 2, 1).reshape(-1, 2)[len(start) :].flat:
+        axis.set_visible(False)
+    for place, name in enumerate(start):
+        above, below = axes[2 * (place // across) :, place % across][:2]
         first = np.array(start[name])
         index = np.arange(1, len(first) + 1)
         for title, weights in {"start": start, **ends}.items():
             style = {"color": "black", "linestyle": "--", "zorder": 3} if title == "start" else {"alpha": 0.8}
             above.plot(index, weights[name], label=title, **style)
             below.plot(index, np.array(weights[name]) - first, **style)
-        above.set_title(name.removesuffix(".weight"), fontsize="small")
+        layer, _, weight = name.removesuffix(".weight").rpartition(".")
+        above.set_title(f"{layer}\n{weight}", fontsize="small")
         above.set_ylim(bottom=0)
-        below.set_xlabel("singular value, from the largest")
-    axes[0, 0].set_ylabel("σ")
-    axes[1, 0].set_ylabel("change of σ since the start")
-    axes[0, -1].legend()
-    figure.suptitle("Singular values before the first task and after the last (first seed)")
+        above.tick_params(labelbottom=False)
+        below.set_xlabel("singular value, from the largest", fontsize="small")
+        if place % across == 0:
+            above.set_ylabel("σ")
+            below.set_ylabel("change of σ")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize="small")
+    figure.suptitle("Singular values before the first task and after the last, and their change (first seed)")
     figure.savefig(path)
