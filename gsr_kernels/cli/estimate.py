@@ -22,6 +22,9 @@ from gsr_kernels.options import resolve_rank
 
 BASIS_BYTES = {"fp32": 4, "fp16": 2}
 
+# the intervals of DeepSpeed's stages, of all weights of a group or of each weight
+ZERO = "ZeRO 1, 2", "ZeRO 3"
+
 # truncated options that are shown where the model's weights have as many directions
 RANKS = (64, 256)
 
@@ -84,23 +87,30 @@ def share(
     """Return the share of one of ``shards`` ranks: of those with most experts, which are distributed whole.
 
     ``placement`` is "rows", fully_shard's own, or "short side", that of ``shard_placement_fn``: rows as well where
-    ``shards`` does not divide the columns. The rest is as in ``cost``.
+    ``shards`` does not divide the columns; or one of ``ZERO``, DeepSpeed's intervals, without experts. The rest is as
+    in ``cost``.
     """
     held, summed, gathered, kept = 0.0, 0, 0, 0.0
     for count, d1, d2, experts in kinds:
         k = min(d1, d2, rank or d1)
+        flat = placement in ZERO
+        if experts > 1 and flat:
+            continue
         if experts > 1:
             held += count * math.ceil(experts / shards) * (k * (d1 + d2) * basis_bytes + 4 * k)
             continue
-        rows = placement == "rows" or d1 <= d2 or d2 % shards > 0
+        rows = flat or placement == "rows" or d1 <= d2 or d2 % shards > 0
         part, other = (d1, d2) if rows else (d2, d1)
-        held += count * (k * (part / shards + other / (shards if shard_bases else 1)) * basis_bytes + 4 * k)
+        # of stages 1 and 2 a rank has whole weights, but for the two at the ends of its interval
+        apart = shard_bases or placement == ZERO[0]
+        held += count * (k * (part / shards + other / (shards if apart else 1)) * basis_bytes + 4 * k)
         # a truncated basis sums its core; a whole one nothing but the diagonal where its short side is sharded
         whole = k == min(d1, d2)
         long = whole and part > other and out_of_span == "drop"
-        free = out_of_span == "keep" or k == d1 == d2 or (whole and not long)
+        long = long and not flat
+        free = out_of_span == "keep" or k == d1 == d2 or (whole and not long and not flat)
         summed += count * (k if free else k * k)
-        if out_of_span == "drop" and whole and part < other:
+        if out_of_span == "drop" and whole and part < other and not flat:
             kept += 4 * count * k * part / shards
         # before the sum and after it, but where the sum comes before all that is gathered
         gathered += count * shard_bases * (1 if long else 2) * k * other * basis_bytes
@@ -131,6 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, action="append", metavar="K", help="a truncated option (default: 64, 256)")
     parser.add_argument("--gradient", choices=["fp32", "bf16"], default="fp32", help="dtype (default: %(default)s)")
     parser.add_argument("--shards", type=int, metavar="P", help="also what a rank holds where P share each weight")
+    parser.add_argument("--zero", type=int, choices=[1, 2, 3], help="where DeepSpeed's ZeRO of this stage shards them")
     parser.add_argument("--tflops", type=float, metavar="R", help="your device's products, in TFLOP/s, for the ms")
     parser.add_argument("--bandwidth", type=float, metavar="B", help="your device's memory, in GB/s, for the ms")
 
@@ -144,6 +155,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--tflops and --bandwidth must be positive, got {args.tflops} and {args.bandwidth}")
     if args.shards is not None and args.shards < 1:
         raise ValueError(f"--shards must be at least 1, got {args.shards}")
+    if args.zero and args.shards is None:
+        raise ValueError("--zero needs --shards, the number of processes that share the weights")
     kinds, parameters = model_kinds(args.folder)
     largest = max(min(kind.d1, kind.d2) for kind in kinds)
     ranks = args.rank or [rank for rank in RANKS if rank < largest]
@@ -163,25 +176,32 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(aligned(rows)))
     print("one optimizer step; a lower bound, of which ms is the larger of the products' and the memory's time")
     if args.shards is not None:
-        _print_shares(kinds, options, args.shards)
+        placements = (ZERO[args.zero == 3],) if args.zero else ("rows", "short side")
+        _print_shares(kinds, options, args.shards, placements)
 
 
-def _print_shares(kinds: Sequence[Kind], options: Sequence[tuple[int | None, str]], shards: int) -> None:
+def _print_shares(
+    kinds: Sequence[Kind], options: Sequence[tuple[int | None, str]], shards: int, placements: tuple[str, ...]
+) -> None:
     print(f"\nof {shards} ranks that share each weight, one:")
     columns = "rank", "outside", "bases in", "placement", "holds GB", "sums MB a step", "keeps GB"
     rows = [(*columns, "or with shard_bases holds GB", "gathers MB a step")]
-    placements = "rows", "short side"
     for (rank, out_of_span), (name, size), placement in product(options, BASIS_BYTES.items(), placements):
         whole, shared = (share(kinds, rank, out_of_span, placement, shards, size, each) for each in (False, True))
         held, summed, kept = f"{whole.held / 1e9:.2f}", f"{4 * whole.summed / 1e6:.2f}", f"{whole.kept / 1e9:.2f}"
         with_sharded_bases = f"{shared.held / 1e9:.2f}", f"{shared.gathered / 1e6:.2f}"
         rows.append((str(rank or "all"), out_of_span, name, placement, held, summed, kept, *with_sharded_bases))
     print("\n".join(aligned(rows)))
-    print("rows is fully_shard's own choice, short side that of shard_placement_fn=gsr_kernels.shard_placement_fn")
-    print(
-        "keeps is what the products before the sum leave to those after it, in float32, until the step has passed them"
+    experts = (
+        "experts in one parameter are distributed whole: nothing is summed or gathered, a rank with most is counted"
     )
-    if any(kind.experts > 1 for kind in kinds):
+    if placements[0] in ZERO:
+        print("of weights that two ranks share both hold Vh, which is not counted under stages 1 and 2")
+        experts = "are not counted: they are not supported under ZeRO"
+    else:
+        print("rows is fully_shard's own choice, short side that of shard_placement_fn=gsr_kernels.shard_placement_fn")
         print(
-            "experts in one parameter are distributed whole: nothing is summed or gathered, a rank with most is counted"
+            "keeps is what products before the sum leave to those after it, in float32, until the step has passed them"
         )
+    if any(kind.experts > 1 for kind in kinds):
+        print(f"experts in one parameter {experts}")

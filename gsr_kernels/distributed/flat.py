@@ -81,13 +81,19 @@ class FlatLayout(ListedLayout):
         return matrix.reshape(-1)[before : before + stop - start]
 
     def factor(self, shape: Sequence[int], rows: bool, columns: bool, rest: int | None = None) -> Layout:
-        """Return the layout of a factor: of U the rows that a rank touches, of others all, or shards of ``rest``."""
+        """Return the layout of a factor: of U the rows that a rank touches, and all of Vh where there are any.
+
+        Vectors are on every rank. Shards of ``rest`` are equal.
+        """
         from torch.distributed.tensor import Replicate, Shard
 
         if self.mesh is None:
             return Layout(torch.Size(shape))
-        if rows:
-            blocks = tuple((self._rows(block), (0, shape[-1])) for block in self.blocks)
+        if rows or (columns and rest is None):
+            touched = [self._rows(block) for block in self.blocks]
+            if not rows:
+                touched = [(0, shape[0]) if first < last else (0, 0) for first, last in touched]
+            blocks = tuple((one, (0, shape[-1])) for one in touched)
             return ListedLayout(torch.Size(shape), self.mesh, blocks=blocks)
         return Layout(torch.Size(shape), self.mesh, (Replicate() if rest is None else Shard(rest % len(shape)),))
 
@@ -184,7 +190,7 @@ def _of_fsdp1(model: nn.Module, wrapped: Any, held: Set[Tensor]) -> Iterator[Fla
             "DistributedDataParallel for the one, fully_shard (FSDP2) for the other"
         )
     prefixes = {module: f"{prefix}." if prefix else "" for prefix, module in model.named_modules()}
-    flat, mesh = handle.flat_param, _mesh(handle.process_group, wrapped.compute_device.type)
+    flat, mesh = handle.flat_param, mesh_of(handle.process_group, wrapped.compute_device.type)
     bounds = [index * flat._sharded_size[0] for index in range(handle.world_size + 1)]
     starts = [0, *accumulate(flat._numels_with_padding)]
     firsts = [first for first, padding in zip(starts, flat._is_padding_mask) if not padding]
@@ -198,7 +204,7 @@ def _of_fsdp1(model: nn.Module, wrapped: Any, held: Set[Tensor]) -> Iterator[Fla
 
 
 @cache
-def _mesh(group: ProcessGroup, device: str) -> DeviceMesh | None:
+def mesh_of(group: ProcessGroup, device: str) -> DeviceMesh | None:
     """Return a mesh of the ranks of a group, None for one rank."""
     from torch.distributed.device_mesh import DeviceMesh
 

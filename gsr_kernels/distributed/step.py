@@ -124,7 +124,7 @@ class ShardedStep:
 
     def first(self, index: int, basis: SpectralBasis) -> None:
         scheme, G = self._weights[index].scheme, self._gradients[index]
-        if G is None:
+        if G is None or not G.numel():
             self._sums.add(index, None)
         else:
             part, *self._kept[index] = scheme.partial(scheme.operands(G, basis))
@@ -139,10 +139,12 @@ class ShardedStep:
         operands = scheme.operands(G, basis)
         g = scheme.diagonal(sums, operands)
         finite = g.isfinite().all(-1)
-        rescaled = self._rescale[index](g, basis.S, cast(GSR, weight.method).rho)
-        delta = torch.where(finite.unsqueeze(-1), rescaled - g, 0).to(operands[1].dtype)
-        shard = scheme.shard(sums.to(operands[1].dtype), self._kept.pop(index), operands, delta)
-        G.copy_(torch.where(finite.view(*finite.shape, *[1] * (G.ndim - finite.ndim)), shard, G))
+        # a rank without elements may lack factors, and has nothing to rewrite
+        if G.numel():
+            rescaled = self._rescale[index](g, basis.S, cast(GSR, weight.method).rho)
+            delta = torch.where(finite.unsqueeze(-1), rescaled - g, 0).to(operands[1].dtype)
+            shard = scheme.shard(sums.to(operands[1].dtype), self._kept.pop(index), operands, delta)
+            G.copy_(torch.where(finite.view(*finite.shape, *[1] * (G.ndim - finite.ndim)), shard, G))
         weight.steps += 1
         weight.finite = finite
         weight.skipped += (~finite).sum()

@@ -16,7 +16,9 @@ def innermost(optimizer: object) -> Optimizer:
     """Return the torch optimizer inside any wrapper; TypeError for one whose gradients or steps no method can reach."""
     inner = getattr(optimizer, "optimizer", None)
     kinds = [kind for one in (optimizer, inner) for kind in type(one).__mro__]
-    if any("deepspeed" in (kind.__module__ + kind.__name__).lower() for kind in kinds):
+    # its own Adam and its like are ordinary optimizers
+    engines = [kind.__module__ + kind.__name__ for kind in kinds if not kind.__module__.startswith("deepspeed.ops")]
+    if any("deepspeed" in one.lower() for one in engines):
         raise TypeError(
             "optimizer: DeepSpeed steps flat partitions inside its engine: use "
             "gsr_kernels.integrations.deepspeed.attach(engine, ...)"

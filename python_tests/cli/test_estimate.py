@@ -54,6 +54,10 @@ def test_the_products_are_counted(rank, out_of_span, flop):
         ("drop", None, "rows", 6 * (12 / 2 + 6) + 6 * (6 / 2 + 12) + 8 * (8 / 2 + 8), 36 + 6 + 8),
         ("drop", None, "short side", 6 * (12 + 6 / 2) + 6 * (6 / 2 + 12) + 8 * (8 / 2 + 8), 6 + 6 + 8),
         ("drop", 3, "short side", 3 * (12 + 6 / 2) + 3 * (6 / 2 + 12) + 3 * (8 / 2 + 8), 3 * 9),
+        # intervals of elements: rows, and the core of what "drop" cuts
+        ("keep", None, "ZeRO 3", 6 * (12 / 2 + 6) + 6 * (6 / 2 + 12) + 8 * (8 / 2 + 8), 6 + 6 + 8),
+        ("drop", None, "ZeRO 3", 6 * (12 / 2 + 6) + 6 * (6 / 2 + 12) + 8 * (8 / 2 + 8), 36 + 36 + 8),
+        ("keep", None, "ZeRO 1, 2", (6 * 18 + 6 * 18 + 8 * 16) / 2, 6 + 6 + 8),
     ],
 )
 def test_a_rank_of_two_holds_and_sums_what_is_said(out_of_span, rank, cut, held, summed):
@@ -123,6 +127,13 @@ def test_the_command_says_what_a_rank_holds(folder, capsys):
     assert lines[0] == "of 8 ranks that share each weight, one:" and len(lines) == 2 + 4 * 2 * 2 + 2
 
 
+def test_the_command_says_what_a_rank_of_zero_holds(folder, capsys):
+    for stage, placement in (("1", "ZeRO 1, 2"), ("3", "ZeRO 3")):
+        assert main(["estimate", str(folder), "--rank", "4", "--shards", "8", "--zero", stage]) == 0
+        lines = capsys.readouterr().out.split("\n\n")[1].splitlines()
+        assert len(lines) == 2 + 4 * 2 + 1 and all(placement in line for line in lines[2:-1])
+
+
 def test_shapes_without_weights(folder):
     kinds, parameters = model_kinds(folder)
     assert sorted(kinds) == [(2, 16, 32, 1), (4, 8, 16, 1), (4, 16, 16, 1), (4, 32, 16, 1)]
@@ -144,6 +155,7 @@ def test_the_command(folder, capsys):
         (["--tflops", "1"], "belong together"),
         (["--tflops", "0", "--bandwidth", "1"], "must be positive"),
         (["--shards", "0"], "--shards must be at least 1"),
+        (["--zero", "2"], "--zero needs --shards"),
     ],
     ids=str,
 )

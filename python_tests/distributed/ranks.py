@@ -92,10 +92,10 @@ def _leave():
         dist.destroy_process_group()
 
 
-def launch(world, script, *arguments):
-    """Runs a script as torchrun would on ``world`` ranks of this machine; what each printed."""
+def launch(world, script, *arguments, before=()):
+    """Runs a script as torchrun would on ``world`` ranks of this machine, after other checks; what each printed."""
     with tempfile.TemporaryDirectory() as folder:
-        return run(world, (_script, folder, str(script), list(map(str, arguments))))["_script"]
+        return run(world, *before, (_script, folder, str(script), list(map(str, arguments))))["_script"]
 
 
 def _script(folder, script, arguments):

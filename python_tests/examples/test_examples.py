@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gsr_kernels.__main__ import main
 from python_tests.distributed.ranks import launch
+from python_tests.integrations import zero
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -34,7 +35,7 @@ def run(monkeypatch, tmp_path, capsys):
 def torchrun(monkeypatch, tmp_path):
     """Runs an example on some ranks of this machine and returns what each printed."""
     monkeypatch.chdir(tmp_path)
-    return lambda name, world, *arguments: launch(world, EXAMPLES / name, *arguments)
+    return lambda name, world, *arguments, **more: launch(world, EXAMPLES / name, *arguments, **more)
 
 
 def test_every_example_is_short_and_run_here():
@@ -137,3 +138,10 @@ def test_own_method_and_metric(run, monkeypatch, capsys):
     assert all(title in table for title in ("Damped strength=0", "Damped strength=1", "Noisy+GSR"))
     assert main(["continual", *flags[:-1], "bad", "--method", "own_method:Damped", "--set", "strength=2"]) == 2
     assert "--method own_method:Damped: strength must be in [0, 1], got 2.0" in capsys.readouterr().err
+
+
+def test_deepspeed_zero(torchrun):
+    prepared = {"before": [(zero.prepare,)]}
+    torchrun("deepspeed_zero.py", 2, "--folder", "zero", "--steps", "2", **prepared)
+    printed, _ = torchrun("deepspeed_zero.py", 2, "--folder", "zero", "--steps", "3", **prepared)
+    assert printed.startswith("step 2 loss") and Path("zero", "latest").read_text() == "global_step3"

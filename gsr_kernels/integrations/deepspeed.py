@@ -1,0 +1,125 @@
+"""DeepSpeed's engine with ZeRO 1, 2 or 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Any
+
+from deepspeed import DeepSpeedEngine
+from deepspeed.pipe import PipelineModule
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+
+from gsr_kernels.distributed.flat import FlatLayout, FlatModel, flat_layout, flat_shard, held_parameters, mesh_of
+from gsr_kernels.optim import Handle
+from gsr_kernels.optim import attach as attach_flat
+from gsr_kernels.optim.model_handle import model_methods
+
+# a parameter, the buffer that its shard is in, and how
+Lying = tuple[nn.Parameter, Tensor, FlatLayout]
+
+
+def attach(engine: DeepSpeedEngine, method: Any = None, **settings: Any) -> Handle:
+    """Put GSR between a DeepSpeed engine's gradients and its optimizer, from the next ``engine.step()`` on.
+
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        handle = attach(engine, rho=0.5, bases="bases/task-1")
+
+    Every rank must call, right after ``deepspeed.initialize()`` and before ``engine.load_checkpoint()``, which brings
+    back what ``engine.save_checkpoint()`` kept of the method. Gradients are rescaled in the float32 partitions, after
+    accumulation and clipping; a step that DeepSpeed skips for an overflow does not count. With one process any method
+    on single weights is supported.
+
+    Args:
+        engine: with ZeRO 1, 2 or 3; the optimizer is the user's.
+        method: as for ``gsr_kernels.attach``.
+        settings: as for ``gsr_kernels.attach``.
+
+    Raises TypeError and ValueError for what is not supported, by its name in DeepSpeed's configuration.
+    """
+    if not isinstance(engine, DeepSpeedEngine):
+        raise TypeError(f"engine must be what deepspeed.initialize() returns first, got {type(engine).__name__}")
+    if engine.global_steps:
+        raise ValueError(
+            f"engine has taken {engine.global_steps} steps: call attach() right after deepspeed.initialize(), before "
+            "load_checkpoint(); handle.refresh() begins a later task"
+        )
+    return attach_engine(engine, method, **settings)
+
+
+def attach_engine(engine: DeepSpeedEngine, method: Any = None, **settings: Any) -> Handle:
+    """``attach`` to an engine that may have loaded a checkpoint."""
+    if model_methods(method):
+        raise ValueError(
+            "method: methods on a whole model need whole gradients, which no rank of DeepSpeed has; use DDP"
+        )
+    if settings.get("nonfinite") == "error":
+        raise ValueError(
+            "nonfinite: DeepSpeed steps one group of parameters after another, so that an error would come when some "
+            "have moved; leave it at 'skip'"
+        )
+    _check(engine)
+    zero = engine.optimizer
+    names = {parameter: (name, module) for name, module, parameter in reversed([*held_parameters(engine.module)])}
+    shards, replaced = [], set()
+    for parameter, buffer, layout in STAGES[type(zero)](zero):
+        replaced.add(parameter)
+        shards.append(flat_shard(*names[parameter], parameter, buffer, layout))
+    return attach_flat(FlatModel(engine.module, shards, replaced), zero.optimizer, method, **settings)
+
+
+def _check(engine: Any) -> None:
+    """Raise for a configuration that is not supported."""
+    zero, config = engine.optimizer, engine._config.zero_config
+    inner = getattr(zero, "optimizer", None)
+    offload = [one for one in (config.offload_optimizer, config.offload_param) if one is not None]
+    moved = any(one.device != "none" for one in offload)
+    moe = engine.has_moe_layers or getattr(zero, "has_moe_layers", False)
+    problems = [
+        (isinstance(engine.module, PipelineModule), "pipeline parallelism: use fully_shard (FSDP2)"),
+        (engine.mpu is not None or engine.autotp_size() > 1, "tensor parallelism: use fully_shard (FSDP2) over it"),
+        (moe, "DeepSpeed's own layers of experts: use fully_shard (FSDP2)"),
+        (moved, "offload_optimizer and offload_param: leave them out; basis_device='cpu' keeps the bases on the CPU"),
+        (not config.stage, "zero_optimization.stage 0: set it to 1, 2 or 3"),
+        (
+            type(zero) not in STAGES,
+            f"{type(zero).__name__}: in bf16 with ZeRO 1 leave out data_types.grad_accum_dtype",
+        ),
+        # 1-bit Adam and its like, Muon
+        (type(inner).__module__.startswith("deepspeed.runtime"), f"{type(inner).__name__}: use torch.optim.AdamW"),
+        (config.elastic_checkpoint, "elastic_checkpoint, which drops what a method keeps: leave it out"),
+    ]
+    for found, problem in problems:
+        if found:
+            raise TypeError(f"engine: not supported with a method: {problem}")
+
+
+def _stages_1_and_2(zero: Any) -> Iterator[Lying]:
+    """Yield each trained parameter, the partition of its group on this rank, and how it lies there."""
+    for i, parameters in enumerate(zero.round_robin_bit16_groups):
+        buffer, group = zero.single_partition_of_fp32_groups[i], zero.real_dp_process_group[i]
+        bounds = [0, *accumulate(part.numel() for part in zero.parallel_partitioned_bit16_groups[i])]
+        mesh = mesh_of(group, buffer.device.type)
+        for parameter, first in zip(parameters, zero.round_robin_bit16_offsets[i]):
+            yield parameter, buffer, flat_layout(parameter.shape, mesh, first, bounds, group.rank(), 0)
+
+
+def _stage_3(zero: Any) -> Iterator[Lying]:
+    """Yield the same of ZeRO 3, where each parameter is partitioned by itself."""
+    for i, parameters in enumerate(zero.fp16_groups):
+        buffer, group, begins = zero.fp32_partitioned_groups_flat[i], zero.sub_group_process_groups[i], 0
+        for parameter in parameters:
+            size = parameter.partition_numel()
+            bounds = [index * size for index in range(group.size() + 1)]
+            mesh = mesh_of(group, buffer.device.type)
+            yield parameter, buffer, flat_layout(parameter.ds_shape, mesh, 0, bounds, group.rank(), begins)
+            begins += size
+
+
+# by the class of DeepSpeed's optimizer
+STAGES: dict[type, Callable[[Any], Iterator[Lying]]] = {
+    DeepSpeedZeroOptimizer: _stages_1_and_2,
+    DeepSpeedZeroOptimizer_Stage3: _stage_3,
+}

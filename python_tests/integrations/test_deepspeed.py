@@ -1,0 +1,60 @@
+"""GSR under DeepSpeed's ZeRO, the real one, on two processes of a CPU."""
+
+import pytest
+
+from python_tests.distributed.ranks import run
+from python_tests.integrations import zero
+
+REFUSED = {
+    "model": "TypeError: engine must be what deepspeed.initialize() returns first, got Sequential",
+    "stepped": "ValueError: engine has taken 1 steps",
+    "offload": "TypeError: engine: not supported with a method: offload_optimizer",
+    "elastic": "TypeError: engine: not supported with a method: elastic_checkpoint",
+    "1-bit": "TypeError: engine: not supported with a method: OnebitAdam",
+    "stage": "TypeError: engine: not supported with a method: zero_optimization.stage 0",
+    "pipeline": "TypeError: engine: not supported with a method: pipeline parallelism",
+    "BF16_Optimizer": "TypeError: engine: not supported with a method: BF16_Optimizer: in bf16 with ZeRO 1",
+    "nonfinite": "ValueError: nonfinite: DeepSpeed steps one group",
+    "EWC": "ValueError: method: methods on a whole model",
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("zero"))
+    return run(2, (zero.agreement,), (zero.in_bf16,), (zero.resumed, folder), (zero.refusals,))
+
+
+def test_every_stage_agrees_with_one_process(results):
+    for found in results["agreement"]:
+        assert len(found) == 6
+        for far, _, (steps, of_weights) in found.values():
+            # DeepSpeed's partitions are float32
+            assert far <= 1e-6 and steps == zero.STEPS and of_weights == [zero.STEPS] * 3
+
+
+def test_a_step_sums_a_diagonal_and_gathers_nothing(results):
+    for found in results["agreement"]:
+        for (_, out_of_span), (_, seen, _) in found.items():
+            # 6 directions in the first group, 5 and 2 in the second, in float32
+            elements = (6, 5 + 2) if out_of_span == "keep" else (6 * 6, 5 * 5 + 2 * 2)
+            assert seen == [[("allreduce_", 4 * number)] for number in elements]
+
+
+def test_bfloat16_is_trained_in_float32_partitions_and_skips_overflows(results):
+    for found in results["in_bf16"]:
+        for far, bare, skipped in found.values():
+            assert far <= 0.1 * bare
+            assert skipped == (0, zero.STEPS, 1)
+
+
+def test_a_checkpoint_goes_on_bit_by_bit(results):
+    for found in results["resumed"]:
+        assert list(found.values()) == [(0, 2, True)] * 3
+
+
+def test_what_is_not_supported_is_refused_by_name(results):
+    for found in results["refusals"]:
+        assert found.keys() == REFUSED.keys()
+        for name, message in found.items():
+            assert message.startswith(REFUSED[name]), message

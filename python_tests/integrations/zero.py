@@ -1,0 +1,191 @@
+"""DeepSpeed's engine on a CPU: what the ranks do in the test beside this file."""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import gsr_kernels
+from gsr_kernels.methods import EWC
+from python_tests.distributed.decisions import refused
+from python_tests.distributed.matrices import Wire
+from python_tests.distributed.storage import Decomposed
+from python_tests.distributed.training import BATCH, distance, make_model
+
+# a rate and a norm to clip to that move the weights well beyond bfloat16's rounding
+RATE, CLIP, MICRO, STEPS = 0.6, 0.3, 2, 3
+
+
+def prepare():
+    """Tell DeepSpeed of this rank, and have it compile nothing to speed up messages inside one machine."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    rank, world = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_SIZE": world}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}
+
+
+def groups(model):
+    """Two groups, with a matrix in each; the partitions of the first split a row."""
+    first, *rest = [p for p in model.parameters() if p.ndim > 1]
+    return [{"params": [first]}, {"params": rest + [p for p in model.parameters() if p.ndim < 2]}]
+
+
+def make_engine(stage, optimizer=torch.optim.SGD, bf16=False, **more):
+    prepare()
+    import deepspeed
+
+    model = make_model(dtype=torch.float32)
+    settings = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    config = {
+        "train_micro_batch_size_per_gpu": BATCH // dist.get_world_size(),
+        "gradient_accumulation_steps": MICRO,
+        "gradient_clipping": CLIP,
+        "bf16": {"enabled": bf16},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage},
+        **more,
+    }
+    stepped = optimizer(groups(model), RATE if settings else 0.01, **settings)
+    return deepspeed.initialize(model=model, optimizer=stepped, config=config)[0]
+
+
+def attach(engine, **settings):
+    from gsr_kernels.integrations.deepspeed import attach
+
+    return attach(engine, **{"rho": 0.7, **settings})
+
+
+def batch(step, micro):
+    return torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(10 * step + micro))
+
+
+def train(engine, first, last, factor=1.0):
+    rank, rows = dist.get_rank(), BATCH // dist.get_world_size()
+    for step in range(first, last):
+        for micro in range(MICRO):
+            mine = batch(step, micro)[rank * rows : (rank + 1) * rows] * factor
+            engine.backward(engine(mine.to(next(engine.module.parameters()).dtype)).float().square().sum() / rows)
+            engine.step()
+
+
+def alone(out_of_span, begun=torch.float32):
+    """What one process trains in float32, from weights of a dtype."""
+    model = make_model(dtype=torch.float32).to(begun).float()
+    optimizer = torch.optim.SGD(groups(model), RATE, momentum=0.9)
+    gsr_kernels.attach(model, optimizer, rho=0.7, out_of_span=out_of_span)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for micro in range(MICRO):
+            (model(batch(step, micro)).square().sum() / BATCH / MICRO).backward()
+        assert nn.utils.clip_grad_norm_(model.parameters(), CLIP) > CLIP or step
+        optimizer.step()
+    return model
+
+
+def whole(engine):
+    """The weights in float32, in a model of one process."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    found = make_model(dtype=torch.float32)
+    for parameter, mine in zip(found.parameters(), engine.module.parameters()):
+        parameter.data = safe_get_full_fp32_param(mine).clone()
+    return found
+
+
+def sent(engine, step):
+    """What is sent within the steps of the inner optimizer, a list for each group."""
+    inner, seen = engine.optimizer.optimizer, []
+    stepping = inner.step
+
+    def watched():
+        with Wire() as wire:
+            stepping()
+        seen.append(wire.seen)
+
+    inner.step = watched
+    train(engine, step, step + 1)
+    return seen
+
+
+def agreement():
+    """Distances from one process, messages of a step for each group, and steps counted, by stage and option."""
+    found = {}
+    for out_of_span in ("keep", "drop"):
+        reference = alone(out_of_span)
+        for stage in (1, 2, 3):
+            engine = make_engine(stage)
+            handle = attach(engine, out_of_span=out_of_span)
+            train(engine, 0, STEPS)
+            far = distance(whole(engine), reference)
+            steps = handle.state_dict()["steps"], [weight.steps for weight in handle.weights]
+            found[stage, out_of_span] = far, sent(engine, STEPS), steps
+    return found
+
+
+def in_bf16():
+    """Distances of bfloat16 engines, with GSR and without, from one process; then a step that overflows."""
+    reference, found = alone("keep", torch.bfloat16), {}
+    for stage in (1, 2, 3):
+        bare, engine = make_engine(stage, bf16=True), make_engine(stage, bf16=True)
+        handle = attach(engine, out_of_span="keep")
+        for one in (bare, engine):
+            train(one, 0, STEPS)
+        before = whole(engine)
+        train(engine, STEPS, STEPS + 1, float("nan"))
+        skipped = distance(whole(engine), before), handle.state_dict()["steps"], engine.skipped_steps
+        found[stage] = distance(before, reference), distance(whole(bare), reference), skipped
+    return found
+
+
+def resumed(folder):
+    """Weights decomposed when going on from a checkpoint, steps then, and if the weights have the same bits."""
+    found = {}
+    for stage in (1, 2, 3):
+        path = Path(folder, str(stage))
+        path.mkdir(exist_ok=True)
+        engine = make_engine(stage, torch.optim.AdamW)
+        attach(engine, bases=path / "bases")
+        train(engine, 0, 2)
+        engine.save_checkpoint(str(path / "checkpoint"))
+        train(engine, 2, 4)
+        other = make_engine(stage, torch.optim.AdamW)
+        with Decomposed() as decomposed:
+            handle = attach(other, bases=path / "bases")
+            other.load_checkpoint(str(path / "checkpoint"))
+            steps = handle.state_dict()["steps"]
+            train(other, 2, 4)
+        same = all(map(torch.equal, whole(engine).parameters(), whole(other).parameters()))
+        found[stage] = decomposed.count, steps, same
+    return found
+
+
+def refusals():
+    """Errors of attach(), by what is wrong."""
+    stepped = make_engine(2)
+    train(stepped, 0, 1)
+    offloaded, elastic, onebit = make_engine(2), make_engine(2), make_engine(2)
+    offloaded._config.zero_config.offload_optimizer = {"device": "cpu"}
+    elastic._config.zero_config.elastic_checkpoint = True
+    onebit.optimizer.optimizer = type("OnebitAdam", (), {"__module__": "deepspeed.runtime.fp16.onebit.adam"})()
+    fresh, pipeline = make_engine(2), make_engine(2)
+    from deepspeed.pipe import PipelineModule
+
+    pipeline.module = PipelineModule.__new__(PipelineModule)
+    cases = {
+        "model": (fresh.module, {}),
+        "stepped": (stepped, {}),
+        "offload": (offloaded, {}),
+        "elastic": (elastic, {}),
+        "1-bit": (onebit, {}),
+        "stage": (make_engine(0), {}),
+        "pipeline": (pipeline, {}),
+        "BF16_Optimizer": (make_engine(1, bf16=True, data_types={"grad_accum_dtype": "fp32"}), {}),
+        "nonfinite": (fresh, {"nonfinite": "error"}),
+        "EWC": (fresh, {"method": EWC(lam=1.0), "rho": None}),
+    }
+    return {name: refused(attach, engine, **settings) for name, (engine, settings) in cases.items()}
