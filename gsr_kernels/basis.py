@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +15,14 @@ from gsr_kernels.linalg import randomized_svd, svd
 # dtypes that can be decomposed, in float32 or better
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+Precision = Literal["fp16", "bf16", "fp32", "fp64"]
 # how U and Vh are stored, by the name of a precision
-STORAGE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+STORAGE: dict[Precision, torch.dtype] = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
 
 # asked for elsewhere, and why they are not among them
 REFUSED = {
@@ -64,7 +71,7 @@ class SpectralBasis:
         weight: Tensor,
         rank: int | None = None,
         heads: int | tuple[int, int] | None = None,
-        precision: str | None = None,
+        precision: Precision | None = None,
         randomized: bool = False,
     ) -> SpectralBasis:
         """Decompose ``weight [.., d1, d2]`` in float32 or better and keep its ``rank`` largest directions.
@@ -106,6 +113,14 @@ class SpectralBasis:
     def rank(self) -> int:
         """Return k, the number of directions kept of each matrix."""
         return self.S.shape[-1]
+
+    @property
+    def precision(self) -> Precision:
+        """Return the name of the dtype that U and Vh are kept in; ValueError where it has none."""
+        for name, dtype in STORAGE.items():
+            if dtype == self.U.dtype:
+                return name
+        raise ValueError(f"a basis is kept in one of {', '.join(STORAGE)}, not in {self.U.dtype}")
 
     @property
     def shape(self) -> torch.Size:
@@ -200,7 +215,7 @@ def bit_sum(part: Tensor, starts: Sequence[int], whole: Sequence[int]) -> int:
     return total % 2**64
 
 
-def storage_dtype(precision: str | None, wide: torch.dtype, device: torch.device) -> torch.dtype:
+def storage_dtype(precision: Precision | None, wide: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the dtype of U and Vh of a basis decomposed in ``wide``; ValueError for an unknown precision."""
     if precision is None:
         return wide if wide == torch.float64 or device.type == "cpu" else torch.float16

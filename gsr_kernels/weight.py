@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gsr_kernels.basis import SpectralBasis, fingerprint
+from gsr_kernels.basis import Precision, SpectralBasis, fingerprint
 from gsr_kernels.distributed.schemes import Scheme
 from gsr_kernels.distributed.shard import fingerprint_of_shards
 from gsr_kernels.methods import Method
@@ -32,6 +32,8 @@ class Weight:
     offloaded: bool
     # whether a sketch may find it
     randomized: bool = False
+    # of U and Vh, where the setting, a file or a checkpoint says one
+    precision: Precision | None = None
     # the rank that was asked for where the weight has less
     clamped_from: int | None = None
     basis: SpectralBasis = field(init=False)
@@ -73,8 +75,8 @@ def decompose_one(weight: Weight, W: Tensor) -> SpectralBasis:
     """Return the basis of a whole weight; ValueError, by its name, where it has none."""
     W = W.detach()
     try:
-        if weight.randomized:
-            basis = SpectralBasis.of(W, weight.rank, weight.heads, randomized=True)
+        if weight.randomized or weight.precision:
+            basis = SpectralBasis.of(W, weight.rank, weight.heads, weight.precision, weight.randomized)
         else:
             basis = weight.method.decompose(weight.name, W, weight.rank, weight.heads)
     except ValueError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint, split_shape
+from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint, split_shape, storage_dtype
 from gsr_kernels.cli import device_of, rank_of
 from gsr_kernels.io.bases_file import load_bases, writing_bases
 from gsr_kernels.io.saved_model import Stored, stored_matrices
@@ -34,7 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--targets", metavar="REGEX", help="names of weights, as attach(targets=) takes them; default all-linear"
     )
-    parser.add_argument("--precision", choices=sorted(STORAGE), default="fp32", help="of U and Vh (default fp32)")
+    parser.add_argument("--precision", choices=sorted(STORAGE), help="of U and Vh; default: that of --for")
+    parser.add_argument(
+        "--for",
+        dest="trains_on",
+        choices=("cuda", "cpu"),
+        help="where the model will train: float16 is the default of a GPU, float32 of a CPU; default: --device",
+    )
     parser.add_argument("--randomized", action="store_true", help="sketch instead of decomposing exactly; needs --rank")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=device_of, default=default, help="default %(default)s")
@@ -86,7 +92,7 @@ def _write(
 def _job(stored: Stored, basis: SpectralBasis, args: argparse.Namespace) -> Job:
     def decompose(W: Tensor) -> SpectralBasis:
         try:
-            return SpectralBasis.of(W, basis.rank, stored.heads, args.precision, args.randomized)
+            return SpectralBasis.of(W, basis.rank, stored.heads, basis.precision, args.randomized)
         except ValueError as error:
             raise ValueError(f"{stored.name}: {error}") from error
 
@@ -105,8 +111,10 @@ def _planned(weights: list[Stored], args: argparse.Namespace) -> dict[str, Spect
         (*batch, d1, d2), head_dim = shapes[one.name]
         k = min(ranks[one.name] or d1, d1, d2)
         empty = partial(torch.empty, device="meta")
-        U, Vh = (empty(*batch, *shape, dtype=STORAGE[args.precision]) for shape in ((d1, k), (k, d2)))
-        S = empty(*batch, k, dtype=torch.float64 if one.dtype == torch.float64 else torch.float32)
+        wide = torch.float64 if one.dtype == torch.float64 else torch.float32
+        storage = storage_dtype(args.precision, wide, torch.device(args.trains_on or args.device))
+        U, Vh = (empty(*batch, *shape, dtype=storage) for shape in ((d1, k), (k, d2)))
+        S = empty(*batch, k, dtype=wide)
         planned[one.name] = SpectralBasis(U, S, Vh, None, head_dim, args.randomized)
     return planned
 

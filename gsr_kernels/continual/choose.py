@@ -134,7 +134,7 @@ def check_read(given: Sequence[str], chosen: Sequence[Chosen]) -> None:
 def _fields(method: DenseMethod | AdapterMethod) -> set[str]:
     # those that the demo's recipe leaves alone
     own = {"rho"} if any("rho" in arguments(make) for make in method.makes) else set()
-    return own | {"rank", "adapter_lr", "adapter_rank"}.intersection(method.fields.values())
+    return own | {"rank", "precision", "adapter_lr", "adapter_rank"}.intersection(method.fields.values())
 
 
 def compose(name: str, run: RunSettings) -> Chosen:

@@ -49,7 +49,7 @@ class DenseMethod:
     @property
     def fields(self) -> dict[str, str]:
         """Return the fields of the run's settings that it reads, by their names among the method's own settings."""
-        of_bases = ("rank", "heads") if self.makes and self.strategy == "Strategy" else ()
+        of_bases = ("rank", "heads", "precision") if self.makes and self.strategy == "Strategy" else ()
         return {name: name for name in (*SHARED, *of_bases)}
 
     def joined(self, other: DenseMethod) -> DenseMethod:

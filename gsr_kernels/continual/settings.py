@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from gsr_kernels.basis import STORAGE
 from gsr_kernels.cli import rank_of
 from gsr_kernels.options import RANK
 
@@ -89,6 +90,9 @@ class RunSettings:
     heads: Mapping[str, int | tuple[int, int]] | None = None
     rho: float = option(0.5, "of GSR, in [0, 1]", float, "a finite number in [0, 1]")
     rank: int | float | None = option(None, "directions of a weight, or a share; default: all", rank_of, RANK)
+    precision: str | None = option(
+        None, "of the singular bases; default: fp16 on a GPU, fp32 on a CPU", str, choices=tuple(STORAGE)
+    )
     # of 3e-3, 1e-2 and 3e-2 the one where SeqLoRA learned most on the demo's tasks, width 64, 2 layers
     adapter_lr: float = positive(1e-2, "of AdamW on adapters")
     adapter_rank: int = count(8, "of adapters")

@@ -74,7 +74,8 @@ class Strategy:
         elif acts:
             folder.mkdir(parents=True, exist_ok=True)
             bases = folder / (SHARDS if self.settings.fsdp else BASES)
-            attach_to(trainer, method=acts, rank=self.settings.rank, heads=self.settings.heads, bases=bases)
+            settings = {name: getattr(self.settings, name) for name in ("rank", "heads", "precision")}
+            attach_to(trainer, method=acts, bases=bases, **settings)
 
     def _of_task(self, trainer: Trainer, acts: Any) -> Any:
         """Return what acts in this task: some measure the model first, on single rows, without padding."""

@@ -56,7 +56,7 @@ def basis_from_shards(weight: Weight) -> SpectralBasis:
             S = unscaled(S, exponent)
     except (ValueError, torch.linalg.LinAlgError) as error:
         raise ValueError(f"{weight.name}: {error}") from error
-    storage = storage_dtype(None, wide, shard.device)
+    storage = storage_dtype(weight.precision, wide, shard.device)
     # the shards of factors that are whole here
     layouts = weight.scheme.factors(factor_shapes(layout.shape, S.shape[-1]))
     U, Vh = U[..., slice(*layouts["U"].block()[-1])], Vh[..., slice(*layouts["Vh"].block()[-2]), :]

@@ -60,6 +60,11 @@ class Method:
         return type(self).__name__ if self.own_basis or not self.uses_basis else ""
 
     @property
+    def own_decompose(self) -> bool:
+        """True where decompose() is overridden: the basis is then as precise as that makes it."""
+        return type(self).decompose is not Method.decompose
+
+    @property
     def constrains(self) -> bool:
         """True where constrain() does anything: only then is it called after every step."""
         return type(self).constrain is not Method.constrain

@@ -41,6 +41,10 @@ class Chain(Method):
         return self._leading.basis_kind
 
     @property
+    def own_decompose(self) -> bool:
+        return self._leading.own_decompose
+
+    @property
     def lasting(self) -> tuple[str, ...]:  # type: ignore[override]
         """Keys of each, its index before the key."""
         return tuple(f"{index}.{key}" for index, method in enumerate(self.methods) for key in method.lasting)

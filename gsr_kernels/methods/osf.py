@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from gsr_kernels.basis import SpectralBasis, split_heads
+from gsr_kernels.basis import Precision, SpectralBasis, split_heads
 from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads, Method, State, TaskMethod
@@ -77,7 +77,7 @@ class OSF(Method):
                 f"protect has no share for it, but for {some(self.protect)}: add it, or leave it out by targets"
             )
         protected = r if self._holds(name) else max(1, min(protected, r - 1))
-        precision = "fp64" if W.dtype == torch.float64 else "fp32"
+        precision: Precision = "fp64" if W.dtype == torch.float64 else "fp32"
         return SpectralBasis.of(W, protected, heads, precision)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gsr_kernels.basis import split_shape
+from gsr_kernels.basis import Precision, split_shape, storage_dtype
 from gsr_kernels.checks import OutOfSpan
 from gsr_kernels.distributed.agreement import (
     all_ranks_agree,
@@ -63,6 +63,7 @@ def attach(
     nonfinite: Literal["skip", "error"] = "skip",
     record_every: int = 0,
     randomized: bool = False,
+    precision: Precision | None = None,
     shard_bases: bool = False,
 ) -> Handle: ...
 def attach(
@@ -80,6 +81,7 @@ def attach(
     nonfinite: Literal["skip", "error"] = "skip",
     record_every: int = 0,
     randomized: bool = False,
+    precision: Precision | None = None,
     shard_bases: bool = False,
 ) -> Handle | ModelHandle:
     """Put a method between a model's gradients and any torch optimizer, from the next ``optimizer.step()`` on.
@@ -108,6 +110,8 @@ def attach(
             the device; "error" raises FloatingPointError before any weight is changed.
         record_every: measure every n-th step for ``handle.metrics()``; 0: never.
         randomized: find the bases of truncated ``rank`` by ``randomized_svd``: faster, and slightly less than the best.
+        precision: of U and Vh, "fp32", "fp16" or "bf16", also at ``refresh()``. None: as ``bases`` or a checkpoint has
+            them, and without these float32 on a CPU and float16 on a GPU.
         shard_bases: of a weight that is sharded over ranks, also shard the factors that each would hold whole, and
             gather them twice a step, one weight at a time: less memory, more traffic.
 
@@ -177,6 +181,10 @@ def attach(
     own = [one for one in methods.values() if one.basis_kind]
     if randomized and own:
         raise ValueError(f"randomized: {own[0]!r} has bases of its own, which no sketch finds; leave it out")
+    chosen = [one for one in methods.values() if one.own_decompose]
+    if precision is not None and chosen:
+        raise ValueError(f"precision: {chosen[0]!r} decomposes by itself, as precisely as it does; leave it out")
+    storage_dtype(precision, torch.float32, torch.device("cpu"))
     weights = []
     for name, W in matched.items():
         asked, most, one = ranks[name], min(sides[name]), methods[name]
@@ -186,7 +194,9 @@ def attach(
         stepped = shards[W].buffer if W in shards else W
         # an engine puts its buffers into the optimizer when it steps them
         place, offloaded = places.get(stepped, (0, 0)), basis_device is not None
-        weights.append(Weight(name, stepped, place, one, k, split[name], scheme, offloaded, sketched, clamped))
+        weights.append(
+            Weight(name, stepped, place, one, k, split[name], scheme, offloaded, sketched, precision, clamped)
+        )
     cut = [weight for weight in weights if not weight.whole]
     if record_every and cut:
         raise ValueError(f"record_every measures whole gradients: {cut[0].name} is sharded over ranks; leave it at 0")
@@ -242,6 +252,8 @@ def _fill(weights: list[Weight], path: str | None, there: bool) -> tuple[list[We
     bases = [next(fresh) if basis is None else basis for basis in kept]
     for weight, basis, state in zip(weights, bases, prepare(weights, bases)):
         weight.keep(basis)
+        if not weight.method.own_decompose:
+            weight.precision = weight.precision or (basis.precision if weight not in missing else None)
         weight.state = state
         weight.skipped = torch.zeros((), dtype=torch.int64, device=weight.held.device)
     stale = [weight for weight in weights if weight not in missing and weight.basis.fingerprint != origin(weight)]

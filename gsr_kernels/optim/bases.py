@@ -15,7 +15,6 @@ from gsr_kernels.backends.torch.products import without_autocast
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.io.bases_file import before, load_bases
 from gsr_kernels.linalg.side_by_side import Job, decompose_all, progress, svd_cost
-from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import State
 from gsr_kernels.methods.contract import check_state
 from gsr_kernels.weight import Weight, decompose_one
@@ -47,7 +46,7 @@ def _job(weight: Weight) -> Job:
     W = weight.held
     shape = split_heads(W, weight.heads)[0].shape
     # a basis that the weight and the rank alone decide; what a method does instead is no other thread's
-    plain = weight.randomized or type(weight.method).decompose is Method.decompose
+    plain = weight.randomized or not weight.method.own_decompose
     wide = torch.promote_types(W.dtype, torch.float32)
     sketch = weight.rank if weight.randomized else None
     key = (shape, W.dtype, weight.rank) if plain and len(shape) == 2 else None
@@ -76,7 +75,7 @@ def stored_bases(path: str | os.PathLike[str], weights: Sequence[Weight]) -> Map
 
 
 def stored_basis(weight: Weight, stored: SpectralBasis | None) -> SpectralBasis | None:
-    """Return a basis from a file, on the weight's device, if it has its shape, split and rank; no sketch unasked."""
+    """Return a basis from a file, on the weight's device, if it is as asked for: shape, split, rank, precision."""
     if stored is None or stored.randomized > weight.randomized:
         return None
     W = weight.held
@@ -86,4 +85,5 @@ def stored_basis(weight: Weight, stored: SpectralBasis | None) -> SpectralBasis 
         return None
     # a method with bases of its own chose their rank
     fits = weight.method.basis_kind or stored.rank == (weight.rank or min(shape[-2:]))
+    fits = fits and weight.precision in (None, stored.precision)
     return stored.to(W.device) if fits else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
+from gsr_kernels.basis import Precision
 from gsr_kernels.checks import OutOfSpan
 from gsr_kernels.distributed.layout import local
 from gsr_kernels.methods import Method
@@ -41,7 +42,7 @@ class GSRAdamW(OwnStep, AdamW):
         params: a model, its ``named_parameters()``, or groups of them,
             ``[{"params": [(name, parameter), ..], "lr": ..}, ..]``.
         lr, betas, eps, weight_decay, maximize, capturable: torch.optim.AdamW's; a tensor lr is read on the device.
-        method, rho, rank, targets, out_of_span, bases, randomized, shard_bases: attach()'s.
+        method, rho, rank, targets, out_of_span, bases, randomized, precision, shard_bases: attach()'s.
         state_dtype: of the moments of 16-bit parameters; None: the parameter's own.
         master_weights: keep a float32 copy of every 16-bit parameter, which AdamW moves, with moments in float32.
         amsgrad: not supported.
@@ -65,6 +66,7 @@ class GSRAdamW(OwnStep, AdamW):
         out_of_span: OutOfSpan | None = None,
         bases: str | os.PathLike[str] | None = None,
         randomized: bool = False,
+        precision: Precision | None = None,
         shard_bases: bool = False,
         state_dtype: torch.dtype | None = None,
         master_weights: bool = False,
@@ -84,7 +86,7 @@ class GSRAdamW(OwnStep, AdamW):
         self._start()
         super().__init__(groups, lr, betas, eps, weight_decay, maximize=maximize, capturable=capturable, fused=True)
         settings: dict[str, Any] = {"targets": targets, "out_of_span": out_of_span, "bases": bases}
-        settings |= {"randomized": randomized, "shard_bases": shard_bases}
+        settings |= {"randomized": randomized, "precision": precision, "shard_bases": shard_bases}
         attach(model, self, method, rho=rho, rank=rank, **settings)
         self._built = True
 

@@ -32,6 +32,7 @@ def weight_states(weights: Sequence[Weight]) -> dict[str, dict[str, Any]]:
             "fingerprint": weight.basis.fingerprint,
             "rank": weight.basis.rank,
             "randomized": weight.basis.randomized,
+            "precision": weight.basis.precision,
             "steps": weight.steps,
             # each rank counts its own experts
             "skipped": 0 if weight.scheme.layout.shards_batch else int(weight.skipped),
@@ -67,6 +68,8 @@ def load_weight_states(
         if weight.name in found:
             weight.keep(found[weight.name].to(weight.held.device))
         weight.state = state
+        if not weight.method.own_decompose:
+            weight.precision = weight.basis.precision
         weight.steps = entry["steps"]
         if not weight.scheme.layout.shards_batch:
             weight.skipped = torch.full_like(weight.skipped, entry["skipped"])
@@ -105,4 +108,5 @@ def _state(weight: Weight, saved: Mapping[str, Tensor], basis: SpectralBasis | N
 
 def _same(basis: SpectralBasis, entry: Mapping[str, Any]) -> bool:
     same = basis.fingerprint == entry["fingerprint"] and basis.rank == entry["rank"]
+    same = same and basis.precision == entry.get("precision", basis.precision)
     return same and basis.randomized == entry.get("randomized", False)

@@ -85,7 +85,10 @@ def test_a_dry_run_writes_nothing(model, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "MiB" in printed and " s to decompose 3" in printed and not out.exists()
     assert main(["bases", str(model), "--out", str(out), "--rank", "0.25", "--randomized", "--precision", "bf16"]) == 0
-    assert {basis.rank for basis in load_bases(out).values()} == {4, 3}
+    assert {(basis.rank, basis.precision) for basis in load_bases(out).values()} == {(4, "bf16"), (3, "bf16")}
+    # a GPU's default, decomposed on a CPU
+    assert main(["bases", str(model), "--out", str(out), "--for", "cuda"]) == 0
+    assert {basis.precision for basis in load_bases(out).values()} == {"fp16"}
 
 
 def refused(capsys, *arguments):

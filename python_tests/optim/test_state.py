@@ -60,6 +60,40 @@ def test_bases_are_written_once_and_then_read(tmp_path, decomposed, monkeypatch)
     assert torch.equal(handle.weights[0].basis.U, load_bases(path)["1.weight"].U)
 
 
+def test_a_precision_is_kept_in_the_file_at_refresh_and_in_the_checkpoint(tmp_path, decomposed):
+    def kept(handle):
+        return {basis.precision for basis in handle.bases.values()}
+
+    path = tmp_path / "bases.safetensors"
+    first, optimizer, handle = begin(path, rho=0.7, precision="bf16")
+    saved = copy.deepcopy(optimizer.state_dict())
+    # nobody says it again
+    model, optimizer, again = begin(path)
+    assert kept(handle) == kept(again) == {"bf16"} and len(decomposed) == 3
+    again.refresh()
+    assert kept(again) == {"bf16"} and len(decomposed) == 6
+    for each in (handle, again):
+        take_steps((each is handle and first) or model, each._optimizer, range(2))
+    assert_same_weights(first, model)
+    # what is asked for counts more than the file, and a checkpoint more than both
+    _, optimizer, other = begin(path, rho=0.7, precision="fp32")
+    assert kept(other) == {"fp32"} and len(decomposed) == 9
+    optimizer.load_state_dict(saved)
+    other.refresh()
+    assert kept(other) == {"bf16"}
+    _, optimizer, other = begin()
+    with pytest.raises(ValueError, match="bases: the checkpoint needs those of 3 weights"):
+        optimizer.load_state_dict(saved)
+    assert kept(other) == {"fp32"}
+
+
+def test_a_precision_that_a_method_does_not_take_is_refused():
+    with pytest.raises(ValueError, match=r"precision: OSF\(.* decomposes by itself"):
+        begin(method=OSF(), precision="fp16")
+    with pytest.raises(ValueError, match=r"precision='tf32' is not supported: .* take fp16"):
+        begin(rho=0.7, precision="tf32")
+
+
 def test_the_bases_of_another_model_are_refused_and_left(tmp_path, decomposed):
     path = tmp_path / "bases.safetensors"
     save_bases(path, {"other.weight": SpectralBasis.of(torch.randn(24, 12))})
