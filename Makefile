@@ -4,7 +4,7 @@ BIN := .venv/bin
 # one thread a worker: two workers share two cores
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test check oldest bench aot docs gpu gpu-rehearsal wheels
+.PHONY: demo test check oldest oldest-torch bench aot docs gpu gpu-rehearsal wheels
 
 demo: .venv/demo
 	$(BIN)/python -m gsr_kernels continual --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -19,6 +19,14 @@ oldest: .venv/all
 	  test -d .venv/triton-$$version || $(BIN)/pip install --quiet --no-deps --target .venv/triton-$$version triton==$$version || exit 1; \
 	  PYTHONPATH=.venv/triton-$$version $(BIN)/python -W ignore -m bench.gpu aot --sm 90 --only "$(SAMPLE)" || exit 1; \
 	done
+
+# a sample of the suite under the oldest torch that is claimed, some GB with its CUDA
+OLDEST := .venv/torch-2.10.0
+oldest-torch:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet torch==2.10.0 --editable ".[test]"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 \
+	  $(addprefix python_tests/, optim methods linalg io integrations) python_tests/test_*.py
 
 check: .venv/all
 	$(BIN)/ruff check .

@@ -246,11 +246,13 @@ def test_one_broken_element_anywhere_leaves_its_gradient_and_is_counted(settings
 
 
 COMPILED = {
-    # fused: traced, torch's other AdamW rounds otherwise by itself
+    # fused: traced, torch's others round otherwise by themselves (AdamW, and SGD of torch 2.10)
     "attach, AdamW": lambda model: (
         attach(model, torch.optim.AdamW(model.parameters(), 1e-2, fused=True), rho=0.5)._optimizer
     ),
-    "attach, SGD": lambda model: attach(model, torch.optim.SGD(model.parameters(), 1e-1), rho=0.5)._optimizer,
+    "attach, SGD": lambda model: (
+        attach(model, torch.optim.SGD(model.parameters(), 1e-1, fused=True), rho=0.5)._optimizer
+    ),
     "GSRAdamW": lambda model: GSRAdamW(model, 1e-2, rho=0.5),
     "GSRAdamW, masters": lambda model: GSRAdamW(model.bfloat16(), 1e-2, rho=0.5, master_weights=True),
 }
