@@ -84,6 +84,11 @@ def keep_whole(folder: Path, save: Callable[[Path], object]) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
 
     def take_its_place() -> None:
+        # as the umask has it: safetensors writes for the owner alone
+        mode = partial.stat().st_mode & 0o666
+        for path in partial.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 

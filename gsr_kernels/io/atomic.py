@@ -3,6 +3,7 @@
 import glob
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial, lock = _new_partial(path.with_name(ours))
     try:
         yield partial
+        # safetensors puts a file of its own there, for the owner's eyes alone
+        partial.chmod(stat.S_IMODE(os.fstat(lock).st_mode))
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)

@@ -4,10 +4,13 @@ import argparse
 import json
 
 import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 from gsr_kernels.__main__ import main
 from gsr_kernels.cli.continual import add_arguments
 from gsr_kernels.continual.recipe import SHIPPED, expand
+from gsr_kernels.optim.targets import find_targets
 from python_tests.continual.tiny import WORDS, save_model
 
 RECIPES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
@@ -79,6 +82,19 @@ def test_a_shipped_recipe_says_what_flags_say(name):
     add_arguments(parser)
     args = parser.parse_args([*expand(["--recipe", name]), "--out", "out"])
     assert (args.model or name == "demo") and args.method
+
+
+def test_the_encoder_recipe_acts_on_all_but_the_new_head():
+    with torch.device("meta"):
+        # all-MiniLM-L6-v2's
+        size = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+        model = BertForSequenceClassification(BertConfig(**size))
+    found = find_targets(model, "all-linear", set(model.parameters()))
+    assert sum(target.reason is None for target in found) == 36
+    assert [target.name for target in found if target.reason == "head"] == [
+        "bert.pooler.dense.weight",
+        "classifier.weight",
+    ]
 
 
 def write_paper(folder):

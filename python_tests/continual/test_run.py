@@ -84,6 +84,9 @@ def test_a_kind_of_model_from_the_flags_to_the_folder(kind, models, data, tmp_pa
         assert all(first != other for other in others) and len(first) >= 4
     kept = sorted(path.name for path in (out / "work" / "seed-0" / "gsr" / "models").iterdir())
     assert kept == (["first", "second", "third"] if kind == "classifier" else [matrices["GSR"]["tasks"][-1]])
+    modes = {path.stat().st_mode for path in (out / "work" / "seed-0" / "gsr" / "models").glob("*/*")}
+    # whoever may read the table may read the model
+    assert modes == {(out / "table.txt").stat().st_mode}
     answers = (out / "work" / "seed-0" / "gsr" / "answers" / "first" / "first.jsonl").read_text().splitlines()
     assert len(answers) == 4 and {"prompt", "completion", "answer"} == json.loads(answers[0]).keys()
     config = json.loads((out / "config.json").read_text())

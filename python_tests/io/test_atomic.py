@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gsr_kernels.io.atomic import replacing
 
@@ -24,6 +26,13 @@ def test_it_appears_at_the_end(tmp_path):
         partial.write_text("broken")
         raise KeyError
     assert path.read_text() == "new" and names(tmp_path) == ["file"]
+
+
+def test_others_may_read_what_safetensors_writes(tmp_path):
+    (tmp_path / "plain").touch()
+    with replacing(tmp_path / "file") as partial:
+        save_file({"a": torch.ones(2)}, partial)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_what_dead_processes_left_goes(tmp_path):
