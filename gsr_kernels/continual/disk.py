@@ -13,7 +13,12 @@ from gsr_kernels.continual.methods import AdapterMethod
 
 # of a full disk, or a quota; safetensors' texts of them, and what torch's writer says of any write that failed
 FULL = (errno.ENOSPC, errno.EDQUOT)
-TOLD = (*(f"(os error {number})" for number in FULL), "inline_container.cc", "PytorchStreamWriter failed writing")
+TOLD = (
+    *(f"(os error {number})" for number in FULL),
+    "inline_container.cc",
+    "PytorchStreamWriter failed",
+    "iostream error",
+)
 
 
 def disk_needed(

@@ -128,7 +128,9 @@ class Run:
         if self.settings.model is None:
             return {}
         # a hub names what it holds
-        return model_digests(self.settings.model) if Path(self.settings.model).is_dir() else {"commit": self._commit}
+        if Path(self.settings.model).is_dir():
+            return model_digests(self.settings.model)
+        return {"name": self.settings.model, "commit": self._commit}
 
     def run(self, keep: Callable[[Results], object]) -> Results:
         """Train and score what the folder does not hold yet; ``keep`` is called after every method of a seed."""
