@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> None:
     rows = [("rank", "outside", "bases in", "bases GB", "TFLOP", "moved GB", *(["ms"] if args.tflops else []))]
     for (rank, out_of_span), (name, size) in product(options, BASIS_BYTES.items()):
         one = cost(kinds, rank, out_of_span, size, 4 if args.gradient == "fp32" else 2)
-        figures: tuple[str, ...] = f"{one.bases / 1e9:.2f}", f"{one.flop / 1e12:.2f}", f"{one.moved / 1e9:.1f}"
+        figures: tuple[str, ...] = tuple(map(_figure, (one.bases / 1e9, one.flop / 1e12, one.moved / 1e9)))
         if args.tflops is not None:
             figures += (f"{max(one.flop / args.tflops / 1e9, one.moved / args.bandwidth / 1e6):.2f}",)
         rows.append((str(rank or "all"), out_of_span, name, *figures))
@@ -178,6 +178,11 @@ def run(args: argparse.Namespace) -> None:
     if args.shards is not None:
         placements = (ZERO[args.zero == 3],) if args.zero else ("rows", "short side")
         _print_shares(kinds, options, args.shards, placements)
+
+
+def _figure(number: float) -> str:
+    """Return a number with two decimals, a small one with two digits."""
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def _print_shares(

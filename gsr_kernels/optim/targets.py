@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from gsr_kernels.distributed.flat import FlatModel, FlatShard, held_parameters
 from gsr_kernels.messages import some
@@ -73,7 +74,7 @@ def find_targets(
             expression that matches a whole module or parameter name, or a list of endings of such names.
         trained: the parameters that the optimizer holds.
 
-    Raises ValueError where nothing is matched, listing what there is.
+    Raises ValueError where nothing is matched, listing what there is, and for a convolution that targets names.
     """
     if not isinstance(targets, str):
         targets = list(targets) if isinstance(targets, Iterable) else [targets]
@@ -93,6 +94,11 @@ def find_targets(
             )
         else:
             rule = None if _matches(name, targets) else "not in targets"
+            if rule is None and (parameter.ndim > 3 or isinstance(module, _ConvNd)):
+                raise ValueError(
+                    f"targets names {name} {tuple(parameter.shape)}, the kernel of a convolution, which is no matrix: "
+                    "leave it out"
+                )
         reason = f"tied to {seen[parameter]}" if parameter in seen else _unusable(parameter, trained) or rule
         seen.setdefault(parameter, name)
         found.append(Target(name, parameter, heads, reason, rule is None))

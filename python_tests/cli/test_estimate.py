@@ -225,3 +225,13 @@ def test_without_transformers_there_is_a_way(folder, capsys, monkeypatch):
 def test_no_model(tmp_path, capsys):
     assert main(["estimate", str(tmp_path)]) == 2
     assert "no config.json" in capsys.readouterr().err
+
+
+def test_small_models_of_any_kind_have_figures(tmp_path, capsys):
+    sizes = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2, "vocab_size": 50}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    for kind, config in {"t5": sizes, "vit": vision | {"image_size": 8, "patch_size": 4}}.items():
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **config}))
+        assert main(["estimate", str(tmp_path), "--rank", "4"]) == 0
+        table = capsys.readouterr().out.splitlines()[2:-1]
+        assert len(table) == 8 and all(float(figure) > 0 for line in table for figure in line.split()[3:])

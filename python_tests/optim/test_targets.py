@@ -227,3 +227,11 @@ def test_a_weight_of_less_rank_than_asked_keeps_what_was_asked():
 def test_rank_out_of_range(rank):
     with pytest.raises(ValueError, match="rank"):
         resolve_rank(rank, SHAPES)
+
+
+@pytest.mark.parametrize("targets", [["0"], r".*"])
+def test_a_convolution_that_is_named_is_refused(targets):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 8))
+    for given in (model, dict(model.named_parameters())):
+        with pytest.raises(ValueError, match=r"targets names 0.weight \(8, 3, 3, 3\), the kernel of a convolution"):
+            find_targets(given, targets, set(model.parameters()))
