@@ -15,6 +15,7 @@ COMMANDS = {
     "bases": "the singular bases of a model, from its safetensors, ahead of training",
     "inspect": "spectra, effective ranks and condition numbers of a model's weights",
     "continual": "learn tasks one after another and see what is forgotten",
+    "continual analyse": "pictures of what the tasks of such a run did to the weights",
     "continual compare": "figures of several such runs, and their differences",
     "continual methods": "the methods of such a run, their settings, defaults and sources",
     "estimate": "what the method costs on a model, from its config.json",

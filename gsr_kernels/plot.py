@@ -46,7 +46,7 @@ def spectra(before: Bases, after: Bases | None = None, path: Path_ = None) -> tu
     if after:
         handles += [Line2D([], [], color="grey", linestyle=style, label=when) for when, style in STYLES.items()]
     figure.legend(handles=handles, loc="outside right upper", fontsize="small")
-    return _finish(figure, axis, path, ("weight", "when", "direction", "sigma"), rows)
+    return finish(figure, axis, path, ("weight", "when", "direction", "sigma"), rows)
 
 
 def rescaling(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figure, Axes]:
@@ -62,7 +62,7 @@ def rescaling(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Fig
     axis.axhline(1, color="grey", linewidth=0.8)
     axis.legend()
     rows = zip(sigma[kept], g[kept], rescaled[kept], factor)
-    return _finish(figure, axis, path, ("sigma", "g", "rescaled", "factor"), rows)
+    return finish(figure, axis, path, ("sigma", "g", "rescaled", "factor"), rows)
 
 
 def energy(metrics: Mapping[str, Mapping[str, float]], path: Path_ = None) -> tuple[Figure, Axes]:
@@ -82,7 +82,7 @@ def energy(metrics: Mapping[str, Mapping[str, float]], path: Path_ = None) -> tu
     axis.set_xlim(0, 1)
     figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     rows = zip(names, diagonal, span, outside)
-    return _finish(figure, axis, path, ("weight", "on_diagonal", "rest_of_span", "outside_span"), rows)
+    return finish(figure, axis, path, ("weight", "on_diagonal", "rest_of_span", "outside_span"), rows)
 
 
 def rotation(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figure, Axes]:
@@ -94,7 +94,7 @@ def rotation(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Figu
     axis.plot(index, right, "--", label="K: right vectors")
     axis.set_yscale("log")
     axis.legend()
-    return _finish(figure, axis, path, ("direction", "turn_left", "turn_right"), zip(index, left, right))
+    return finish(figure, axis, path, ("direction", "turn_left", "turn_right"), zip(index, left, right))
 
 
 def forgetting(scores: Sequence[Sequence[float]], tasks: Sequence[str], path: Path_ = None) -> tuple[Figure, Axes]:
@@ -122,7 +122,7 @@ def forgetting(scores: Sequence[Sequence[float]], tasks: Sequence[str], path: Pa
     axis.set_yticks(range(len(tasks)), tasks)
     figure.colorbar(image, label="points lost since the best score")
     rows = [(tasks[j], tasks[i], table[j, i], value) for (j, i), value in np.ndenumerate(lost) if not np.isnan(value)]
-    return _finish(figure, axis, path, ("after", "task", "score", "lost"), rows)
+    return finish(figure, axis, path, ("after", "task", "score", "lost"), rows)
 
 
 def heatmap(axis: Axes, lost: np.ndarray, largest: float, digits: str) -> AxesImage:
@@ -144,9 +144,10 @@ def new_figure(x: str, y: str, size: tuple[float, float] = (7, 4)) -> tuple[Figu
     return figure, axis
 
 
-def _finish(
+def finish(
     figure: Figure, axis: Axes, path: Path_, header: Sequence[str], rows: Iterable[Sequence[object]]
 ) -> tuple[Figure, Axes]:
+    """Write a picture and its numbers where a path is given; return the picture."""
     if path is not None:
         figure.savefig(path)
         with replacing(Path(path).with_suffix(".csv")) as partial, partial.open("w", newline="") as file:

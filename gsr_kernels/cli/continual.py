@@ -38,7 +38,7 @@ GROUPS = {
 }
 USAGE = """gsr-kernels continual [--model MODEL --data DIR] --out DIR [flags]
        gsr-kernels continual RUN --resume [flags]
-       gsr-kernels continual methods | compare RUN RUN"""
+       gsr-kernels continual methods | compare RUN RUN | analyse RUN"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def _told(name: str, folder: Path) -> str:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    args, before, job = ranks.run_on_all_ranks(lambda: _prepared(arguments))
+    args, before, job = ranks.run_on_all_ranks(lambda: prepared(arguments))
     typed = {"arguments": list(arguments), "directory": str(Path.cwd())}
     config = ranks.on_rank0(lambda: _open(args, before, {**typed, **job.config}))
 
@@ -116,7 +116,7 @@ def _tell(folder: Path, job: Run, results: Results) -> None:
     print(f"{results.seconds:.0f} s; see {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
 
 
-def _prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any], Run]:
+def prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any], Run]:
     """Return all flags, the configuration of the run that is gone on with, and the one that is asked for."""
     parser = argparse.ArgumentParser(prog="continual", allow_abbrev=False)
     add_arguments(parser)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -31,6 +31,9 @@ from gsr_kernels.continual.readers import Read, read, read_retained
 from gsr_kernels.continual.settings import DemoSettings, RunSettings, given
 from gsr_kernels.io.digests import model_digests
 from gsr_kernels.messages import need
+
+if TYPE_CHECKING:
+    from gsr_kernels.continual.task_sequence import TaskSequence
 
 
 class Run:
@@ -132,10 +135,21 @@ class Run:
             return model_digests(self.settings.model)
         return {"name": self.settings.model, "commit": self._commit}
 
+    def sequences(self, bar: tqdm) -> list[TaskSequence]:
+        """Return the tasks of each seed."""
+        from gsr_kernels.continual.task_sequence import TaskSequence
+
+        folders = [self.out / "work" / f"seed-{seed}" for seed in self.settings.numbers]
+        return [
+            TaskSequence(
+                self.settings, self.kind, self.settings.model or folder / "pretrained", *draw, seed, folder, bar
+            )
+            for folder, draw, seed in zip(folders, self._draws, self.settings.numbers)
+        ]
+
     def run(self, keep: Callable[[Results], object]) -> Results:
         """Train and score what the folder does not hold yet; ``keep`` is called after every method of a seed."""
         from gsr_kernels.continual.models import quiet
-        from gsr_kernels.continual.task_sequence import TaskSequence
         from gsr_kernels.continual.trainer import DivergenceError
 
         started = time.perf_counter()
@@ -152,13 +166,7 @@ class Run:
         interval = 0.2 if sys.stderr.isatty() else 20.0
         shown = {"mininterval": interval, "smoothing": 0, "dynamic_ncols": True, "disable": not first()}
         with quiet(), _light_collections(), tqdm(unit="step", **shown) as bar:
-            folders = [self.out / "work" / f"seed-{seed}" for seed in self.settings.numbers]
-            sequences = [
-                TaskSequence(
-                    self.settings, self.kind, self.settings.model or folder / "pretrained", *draw, seed, folder, bar
-                )
-                for folder, draw, seed in zip(folders, self._draws, self.settings.numbers)
-            ]
+            sequences = self.sequences(bar)
             bar.total = sum(sequence.steps(one) for sequence in sequences for one in self.chosen.values())
             if self.settings.demo is not None:
                 bar.total += self.settings.demo.pretrain_steps * len(sequences)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -61,7 +61,7 @@ class TaskSequence:
                 # of tasks that were added since; the model after another stage may be gone
                 if (lacking := state.matrix.lacking(stage)) and state.model(stage).is_dir():
                     strategy.open(state.model(stage))
-                    state.add(stage, self._scores(strategy.whole(), state.folder / "answers" / stage, lacking))
+                    state.add(stage, self.scores(strategy.whole(), state.folder / "answers" / stage, lacking))
                     strategy.model = None
                 continue
             stop_if_told()
@@ -93,7 +93,7 @@ class TaskSequence:
             learned = strategy.whole()
             # adapters may be finite where what they add up to is not
             check_weights(learned, strategy.lr)
-            scores = self._scores(learned, state.folder / "answers" / stage)
+            scores = self.scores(learned, state.folder / "answers" / stage)
             sigma = on_rank0(partial(spectra, learned))
             if not all(map(math.isfinite, chain(scores.values(), *sigma.values()))):
                 raise DivergenceError(
@@ -107,6 +107,18 @@ class TaskSequence:
                 told = "  ".join(f"{task} {value:.1f}" for task, value in scores.items())
                 self.bar.write(f"seed {self.seed}  {chosen.title:<8} after {stage}: {told}")
         return state
+
+    def models(self, chosen: Chosen) -> Iterator[tuple[str, Any]]:
+        """Yield the model before any training and after each task that has ended; ValueError where one was not kept."""
+        state = self._state(chosen)
+        lacking = [stage for stage in state.done if not state.model(stage).is_dir()]
+        if lacking or not state.done:
+            gone = ", ".join(lacking) or "any task"
+            raise ValueError(f"the model of {chosen.name} after {gone} was not kept: begin a run with --keep-models")
+        for stage in (None, *state.done):
+            strategy = self._strategy(chosen)
+            strategy.open(None if stage is None else state.model(stage))
+            yield stage or BEFORE, strategy.model if stage is None else strategy.whole()
 
     def is_done(self, chosen: Chosen) -> bool:
         """Return True where all stages of a method or bound have ended."""
@@ -161,11 +173,12 @@ class TaskSequence:
         if lacking := [task.name for task in (*self.retained, *self.tasks) if task.name not in scores]:
             self.bar.set_description(f"seed {self.seed} · before any training")
             model = load(self.kind, self.start, self.settings.dtype, self.seed)
-            scores |= self._scores(model, self.folder / "answers", lacking)
+            scores |= self.scores(model, self.folder / "answers", lacking)
             on_rank0(lambda: write_json(file, scores))
         return scores
 
-    def _scores(self, model: Any, folder: Path, only: Sequence[str] | None = None) -> dict[str, float]:
+    def scores(self, model: Any, folder: Path, only: Sequence[str] | None = None) -> dict[str, float]:
+        """Return the model's scores on all tasks, or on some; the answers go to a folder."""
         # as autocast trains; FSDP2's layers are wholly in bfloat16
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self.settings.bf16):
             return {

@@ -192,7 +192,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_how_to_go_on(models, data, tm
     arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--order", "first"]
     arguments += ["--method", "gsr", "--out"]
     assert main([*arguments, str(whole)]) == 0
-    on_step_end, scores, keeps = Watch.on_step_end, TaskSequence._scores, signal.getsignal(signal.SIGINT)
+    on_step_end, scores, keeps = Watch.on_step_end, TaskSequence.scores, signal.getsignal(signal.SIGINT)
 
     def ends(self, args, state, control, **kwargs):
         if state.global_step == 3:
@@ -214,8 +214,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_how_to_go_on(models, data, tm
         left = [path.name for path in (cut / "work/seed-0/gsr/training/first").glob("checkpoint-*")]
         assert left == (["checkpoint-3"] if name == "SIGINT" else ["checkpoint-6"])
         monkeypatch.setattr(Watch, "on_step_end", on_step_end)
-        monkeypatch.setattr(TaskSequence, "_scores", stops)
-    monkeypatch.setattr(TaskSequence, "_scores", scores)
+        monkeypatch.setattr(TaskSequence, "scores", stops)
+    monkeypatch.setattr(TaskSequence, "scores", scores)
     assert main(["continual", str(cut), "--resume"]) == 0
     assert measured(cut) == measured(whole)
 
@@ -262,7 +262,7 @@ def test_a_run_stopped_while_it_scores_ends_with_the_same_numbers(models, data, 
     arguments = ["continual", "--model", models["causal"], "--data", data, *QUICK, "--schedule", "constant_with_warmup"]
     arguments += ["--method", "gsr,ps-lora,eblora,ewc", "--adapter-lr", "3e-3", "--order", "first,second"]
     assert main([*arguments, "--out", str(whole)]) == 0
-    scores = TaskSequence._scores
+    scores = TaskSequence.scores
     stopped = []
 
     def stops(self, model, folder, only=None):
@@ -273,7 +273,7 @@ def test_a_run_stopped_while_it_scores_ends_with_the_same_numbers(models, data, 
             raise KeyboardInterrupt
         return scores(self, model, folder, only)
 
-    monkeypatch.setattr(TaskSequence, "_scores", stops)
+    monkeypatch.setattr(TaskSequence, "scores", stops)
     for more in ([], ["--resume"], ["--resume"], ["--resume"]):
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--out", str(cut), *more])
