@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gsr_kernels.distributed.agreement import equal_on_all_ranks
 from gsr_kernels.distributed.flat import FlatShard
 from gsr_kernels.distributed.layout import Layout, local, sharded_dim, split_factor
-from gsr_kernels.distributed.schemes import LongSide
+from gsr_kernels.distributed.schemes import Core, LongSide
 from gsr_kernels.messages import some
 
 if TYPE_CHECKING:
@@ -106,12 +106,19 @@ def shard_placement_fn(parameter: nn.Parameter, mesh: DeviceMesh | None = None) 
 
 def advise(weights: Sequence[Weight]) -> None:
     """Warn where "drop" sums more than a diagonal and sharding the other side would not: what it saves and costs."""
+    flat = [weight for weight in weights if weight.scheme.layout.flat and isinstance(weight.scheme, Core)]
+    if flat:
+        now, free = _summed(flat)
+        warnings.warn(
+            f"gsr_kernels: {len(flat)} weights ({some([weight.name for weight in flat])}) are in flat shards, where "
+            f'"drop" sums {now:,} bytes a step; out_of_span="keep" sums {free:,}',
+            stacklevel=3,
+        )
     # with shard_bases the other side would gather the long factor, twice
     costly = [weight for weight in weights if isinstance(weight.scheme, LongSide) and not weight.scheme.gathers]
     if not costly:
         return
-    now = sum(prod(weight.scheme.sums_shape(weight.basis.rank)) * weight.basis.S.element_size() for weight in costly)
-    free = sum(weight.basis.S.nbytes for weight in costly)
+    now, free = _summed(costly)
     more = kept = 0.0
     for weight in costly:
         layout, basis = weight.scheme.layout, weight.basis
@@ -130,3 +137,10 @@ def advise(weights: Sequence[Weight]) -> None:
         'out_of_span="keep" is free on either side',
         stacklevel=3,
     )
+
+
+def _summed(weights: Sequence[Weight]) -> tuple[int, int]:
+    """Return the bytes that a step sums, and those of the diagonals alone."""
+    elements = [prod(weight.scheme.sums_shape(weight.basis.rank)) for weight in weights]
+    now = sum(count * weight.basis.S.element_size() for count, weight in zip(elements, weights))
+    return now, sum(weight.basis.S.nbytes for weight in weights)

@@ -33,24 +33,26 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
     Args:
         trainer: before ``train()``, and without ``optimizers=`` where the method is on single weights.
         method: as for ``attach``.
-        settings: as for ``attach``; ``record_every`` is ``logging_steps`` by default, under FSDP2 0: the log then has
-            gsr/skipped_nonfinite alone.
+        settings: as for ``attach``; ``record_every`` is ``logging_steps`` by default, under FSDP2 and DeepSpeed 0:
+            the log then has gsr/skipped_nonfinite alone.
 
     Returns the callback, whose ``handle`` is there once training has begun.
 
-    Raises ValueError where the trainer has its optimizer already, TypeError where it trains by DeepSpeed or FSDP1.
+    Raises ValueError where the trainer has its optimizer already, or DeepSpeed is to make one; TypeError where it
+    trains by FSDP1. What is not supported under DeepSpeed is refused when training begins.
     """
-    if trainer.is_deepspeed_enabled:
-        raise TypeError(
-            "trainer: DeepSpeed steps inside accelerator.backward() on flat partitions, out of a method's reach. Train "
-            "with FSDP2 (fsdp_version: 2) or DDP instead"
+    if trainer.is_deepspeed_enabled and "optimizer" in trainer.accelerator.state.deepspeed_plugin.deepspeed_config:
+        raise ValueError(
+            "trainer: DeepSpeed's configuration has an optimizer, whose state would be loaded before the method is "
+            "there: leave that entry out, and the Trainer's own (optim=) is used"
         )
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise TypeError(
             "trainer: FSDP1 keeps nothing of a method in its checkpoints, so that no training could go on from one. "
             "Set fsdp_version: 2, or call attach() in a loop of your own"
         )
-    load_converted(trainer)
+    if not trainer.is_deepspeed_enabled:
+        load_converted(trainer)
     callback = MethodCallback(trainer, method, settings)
     if not model_methods(method):
         if trainer.optimizer is not None:
@@ -61,7 +63,7 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
         model: Any = trainer.model
         # where weights are sharded no gradient is whole
         sharded = trainer.is_fsdp_enabled or any(hasattr(parameter, "placements") for parameter in model.parameters())
-        every = 0 if sharded else int(steps) if steps >= 1 else 1
+        every = 0 if sharded or trainer.is_deepspeed_enabled else int(steps) if steps >= 1 else 1
         kind = ShardedMethodCallback if sharded else MethodCallback
         callback = kind(trainer, method, {"record_every": every, **settings})
         create = trainer.create_optimizer
@@ -140,14 +142,22 @@ class MethodCallback(TrainerCallback):
         """Attach to an optimizer that has no handle yet; another training from the start is another task."""
         # a training that failed has not ended
         self.on_train_end(args, state, control)
-        optimizer = kwargs["optimizer"]
-        model: Any = self.trainer.model
-        if model_methods(self._method):
+        wrapped: Any = self.trainer.model_wrapped
+        engine = self.trainer.is_deepspeed_enabled
+        optimizer = wrapped.optimizer.optimizer if engine else kwargs["optimizer"]
+        if model_methods(self._method) and not engine:
+            model: Any = self.trainer.model
             self.handle = attach(model, optimizer, self._method, **self._settings)
             return
         handle, saved = Handle.of(optimizer), self.resumed(state)
         if handle is None:
-            handle = self.handle = attach(self.trainer.model_wrapped, optimizer, self._method, **self._settings)
+            if engine:
+                from gsr_kernels.integrations.deepspeed import attach_engine
+
+                handle = attach_engine(wrapped, self._method, **self._settings)
+            else:
+                handle = attach(wrapped, optimizer, self._method, **self._settings)
+            self.handle = handle
         elif handle is not self.handle:
             # attached by hand
             return

@@ -70,6 +70,15 @@ def agreement():
     return found
 
 
+def advice():
+    """The warnings that attach() gives on this rank."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for out_of_span in ("drop", "keep"):
+            trained(0, flattened(), out_of_span=out_of_span)
+    return [str(one.message) for one in caught if "flat shards" in str(one.message)]
+
+
 def found_again(folder):
     """Bases in a directory, of as many ranks or others: weights decomposed, and the distance from one process."""
     reference, model = make_model(), flattened()

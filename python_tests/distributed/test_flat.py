@@ -85,7 +85,14 @@ def test_the_fingerprint_is_that_of_the_whole_weight(case):
 def results(tmp_path_factory):
     """Of two ranks, then of three, which find the bases of the two."""
     folder = str(tmp_path_factory.mktemp("fsdp1"))
-    two = run(2, (fsdp1.agreement,), (fsdp1.refusals,), (fsdp1.found_again, folder), (fsdp1.found_again, folder))
+    two = run(
+        2,
+        (fsdp1.agreement,),
+        (fsdp1.refusals,),
+        (fsdp1.advice,),
+        (fsdp1.found_again, folder),
+        (fsdp1.found_again, folder),
+    )
     return two, run(3, (fsdp1.agreement,), (fsdp1.found_again, folder))
 
 
@@ -108,6 +115,12 @@ def test_bases_of_flat_shards_are_found_by_any_ranks(results):
     for ranks in results:
         for count, far, resuming in ranks["found_again"]:
             assert count == 0 and far <= 1e-12 and not resuming
+
+
+def test_what_drop_costs_is_said_once(results):
+    first, second = results[0]["advice"]
+    assert not second and len(first) == 1
+    assert first[0].endswith('"drop" sums 520 bytes a step; out_of_span="keep" sums 104')
 
 
 def test_what_fsdp1_does_not_support_is_refused(results):

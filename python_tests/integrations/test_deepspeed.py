@@ -22,7 +22,9 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("zero"))
-    return run(2, (zero.agreement,), (zero.in_bf16,), (zero.resumed, folder), (zero.refusals,))
+    return run(
+        2, (zero.agreement,), (zero.in_bf16,), (zero.resumed, folder), (zero.refusals,), (zero.by_trainer, folder)
+    )
 
 
 def test_every_stage_agrees_with_one_process(results):
@@ -51,6 +53,15 @@ def test_bfloat16_is_trained_in_float32_partitions_and_skips_overflows(results):
 def test_a_checkpoint_goes_on_bit_by_bit(results):
     for found in results["resumed"]:
         assert list(found.values()) == [(0, 2, True)] * 3
+
+
+def test_a_trainer_goes_on_bit_by_bit(results):
+    again, other = zip(*(found for found, _, _ in results["by_trainer"]))
+    # of seven weights each rank decomposed some, once
+    assert sum(count for count, *_ in again) == 7 and not any(count for count, *_ in other)
+    assert all(steps == 4 and logged == 0 for _, steps, logged in again + other)
+    assert all(same for _, same, _ in results["by_trainer"])
+    assert all("DeepSpeed's configuration has an optimizer" in message for *_, message in results["by_trainer"])
 
 
 def test_what_is_not_supported_is_refused_by_name(results):

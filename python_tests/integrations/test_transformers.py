@@ -165,18 +165,9 @@ def test_bad_settings_are_named_before_training(tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"is_deepspeed_enabled": True}, "DeepSpeed steps inside"),
-        ({"is_fsdp_enabled": True}, "FSDP1 keeps nothing"),
-    ],
-    ids=["deepspeed", "fsdp1"],
-)
-def test_what_cannot_be_served_is_refused(tmp_path, flags, message):
+def test_fsdp1_is_refused(tmp_path):
     trainer = make_trainer(tmp_path)
-    for name, value in flags.items():
-        setattr(trainer, name, value)
-    with pytest.raises(TypeError, match=message):
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(TypeError, match="FSDP1 keeps nothing"):
         attach_to(trainer, rho=0.7)
     assert "create_optimizer" not in vars(trainer)

@@ -164,6 +164,46 @@ def resumed(folder):
     return found
 
 
+def by_trainer(folder):
+    """Hugging Face's Trainer, then another from its checkpoint: weights decomposed, steps, gsr in the log, same bits.
+
+    And what attach_to() says where DeepSpeed is to make the optimizer.
+    """
+    prepare()
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    from gsr_kernels.integrations.transformers import attach_to
+
+    zero = {"stage": 2}
+    config = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+    }
+    sizes = {"vocab_size": 30, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
+    rows = [{"input_ids": [i, i + 1, i + 2], "labels": [i, i + 1, i + 2]} for i in range(16)]
+
+    def trainer(**more):
+        settings = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2}
+        quiet = {"report_to": [], "disable_tqdm": True, "seed": 1}
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2))
+        arguments = TrainingArguments(folder, deepspeed={**config, **more}, learning_rate=1e-2, **settings, **quiet)
+        return Trainer(model, arguments, train_dataset=rows)
+
+    found = []
+    for resume in (None, f"{folder}/checkpoint-2"):
+        one = trainer()
+        with Decomposed() as decomposed:
+            callback = attach_to(one, rho=0.7, out_of_span="keep", bases=Path(folder, "bases"))
+            one.train(resume_from_checkpoint=resume)
+        logged = one.state.log_history[-2]["gsr/skipped_nonfinite"]
+        found.append((decomposed.count, callback.handle.state_dict()["steps"], logged, list(one.model.parameters())))
+    same = all(map(torch.equal, found[0][-1], found[1][-1]))
+    own = trainer(optimizer={"type": "AdamW", "params": {"lr": 0.01}})
+    return [one[:-1] for one in found], same, refused(attach_to, own, rho=0.7)
+
+
 def refusals():
     """Errors of attach(), by what is wrong."""
     stepped = make_engine(2)
