@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bench.run import DTYPES, RHO, Run, Setting
-from bench.transforms import Drawn, error, orthonormal, truth
-from gsr_kernels import GSRAdamW, attach
+from bench.transforms import Drawn, draw_bases, error, orthonormal, truth
+from gsr_kernels import EWC, PSP, SR, GSRAdamW, GSRFull, Method, SpectralBasis, attach, methods
 from gsr_kernels.cli.floors import STATES, Work, adamw
+from gsr_kernels.methods.base import Heads
 from gsr_kernels.optim import Handle
 from gsr_kernels.optim.targets import find_targets
 
@@ -20,6 +23,38 @@ ADAMW, OURS, ATTACHED, MUON, OSF = "AdamW", "GSRAdamW", "attach + AdamW", "Muon"
 MASTER = "GSRAdamW, fp32 master"
 # what operands and moments of 16 bits leave of float64
 TOLERANCE = 3e-2
+
+
+def on_drawn(method: Method, run: Run) -> Method:
+    """Return a method on the random bases of a setting, without a decomposition; OSF's are of half the directions."""
+
+    def decompose(name: str, W: Tensor, rank: int | None, heads: Heads) -> SpectralBasis:
+        basis = draw_bases(run.setting, [(W.shape[0], W.shape[1])], W.device)[0]
+        k = basis.rank // 2 if method.own_basis else basis.rank
+        return SpectralBasis(basis.U[:, :k].contiguous(), basis.S[:k].contiguous(), basis.Vh[:k].contiguous())
+
+    object.__setattr__(method, "decompose", decompose)
+    return method
+
+
+def ewc(run: Run, model: nn.Module) -> EWC:
+    """Return EWC after a task in which every parameter counted alike."""
+    method = EWC(1.0)
+    for name, W in model.named_parameters():
+        method.fisher[name], method.anchors[name] = torch.ones_like(W), W.detach().clone()
+    return method
+
+
+# what attach() puts in front of AdamW, besides GSR
+METHODS: dict[str, Callable[[Run, nn.Module], Any]] = {
+    "GSR-full + AdamW": lambda run, model: on_drawn(GSRFull(), run),
+    "PSP + AdamW": lambda run, model: on_drawn(PSP(), run),
+    "PSP middle + AdamW": lambda run, model: on_drawn(PSP(variant="middle"), run),
+    "OSF + AdamW": lambda run, model: on_drawn(methods.OSF(), run),
+    "OSF complement + AdamW": lambda run, model: on_drawn(methods.OSF(variant="complement"), run),
+    "SR + AdamW": lambda run, model: SR(),
+    "EWC + AdamW": ewc,
+}
 
 
 class Linears(nn.Module):
@@ -76,7 +111,13 @@ def makers(run: Run, model: nn.Module) -> dict[str, Callable[[], list[Optimizer]
         rest = [W for W in model.parameters() if W not in set(matrices)]
         return [torch.optim.Muon(matrices, 1e-4), *([plain(rest)] if rest else [])]
 
+    def by_method(name: str) -> list[Optimizer]:
+        optimizer = plain(model.parameters())
+        attach(model, optimizer, METHODS[name](run, model))
+        return [optimizer]
+
     return {
+        **{name: partial(by_method, name) for name in METHODS},
         ADAMW: lambda: [plain(model.parameters())],
         OURS: ours,
         MASTER: lambda: ours(True),

@@ -12,6 +12,12 @@ from bench.gpu.stand_in import quicken_interpreter
 quicken_interpreter()
 
 
+def pytest_configure(config):
+    """Among the tests microbenchmarks run once, unless a flag asks for their times."""
+    asked = any(config.getoption(f"benchmark_{name}", False) for name in ("only", "enable"))
+    config.option.benchmark_disable = not asked
+
+
 @pytest.fixture(autouse=True)
 def seeded_and_poisoned():
     """Every test draws the same numbers; memory that nothing wrote holds NaN and cannot pass for a result."""
