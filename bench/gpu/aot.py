@@ -1,9 +1,8 @@
 """``python -m bench.gpu aot``: compile every kernel without a GPU, and report what came of it.
 
 One row a kernel, configuration and architecture: registers and stack bytes of a thread, shared bytes of a block, the
-matrix instruction, the narrowest load of a matrix in bytes, and how tiles travel. By default what sm_90 runs on
-aligned operands, of AdamW's kernels every other one, and a sample of its other products, of sm_80 and of sm_100; with
-``--all`` everything.
+matrix instruction, the narrowest load of a matrix in bytes, and how tiles travel. By default a kernel of each kind for
+sm_90, of the products those that ``attach()`` runs, and a few for sm_80 and sm_100; with ``--all`` everything.
 
 Exits with 1 where an sm_90 kernel spills more than 64 bytes, shared memory exceeds the architecture's, a 16-bit product
 for sm_90 has no wgmma, or a kernel for aligned operands loads a matrix by less than 16 bytes.
@@ -27,22 +26,25 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench.docs.pages import DOCS, fill
+from bench.docs import pages
 from bench.gpu import nvcc
-from bench.gpu.kernels import UNALIGNED, Case, cases
+from bench.gpu.kernels import SHIPPED, UNALIGNED, Case, cases
 from gsr_kernels.backends.triton import product, step_kernels, tiles
+from gsr_kernels.backends.triton.cublas_kernels import convert, scale_factor
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], (0x[0-9a-f]+|\d+)")
 # with a mask: of scalars there is none
 LOAD = re.compile(r"@%p\d+ ld\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bsuf](\d+) ")
-# where matrices are loaded: lines of the source, file by file
+# where matrices are loaded: lines of the source, file by file; δ is a vector
+LOADING = tiles, product, *(kernel.fn for kernel in (step_kernels.largest, convert, scale_factor))
 MATRIX_LOADS = {
-    (Path(inspect.getsourcefile(source) or "").name, first + i)
-    for source in (tiles, product, step_kernels.largest.fn)
+    (Path(inspect.getsourcefile(source) or "").name, max(first, 1) + i)
+    for source in LOADING
     for lines, first in [inspect.getsourcelines(source)]
-    for i in range(len(lines) + 1)
+    for i, line in enumerate(lines)
+    if "p_delta" not in line
 }
 SOURCE_LINE = re.compile(r"// (\w+\.py):(\d+)")
 COLUMNS = {
@@ -121,11 +123,10 @@ def failures(case: Case, row: dict[str, Any]) -> Iterator[str]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the products for sm_90 on aligned operands, for docs/kernels.md."""
-    shown = [row for row in rows if row["sm"] == 90 and "_product " in row["kernel"] and UNALIGNED not in row["kernel"]]
+    """Return the rows of kernels, for docs/kernels.md."""
     columns = ("kernel", "configuration", "registers", "stack", "shared")
-    lines = ["| kernel, gradient x basis, form | configuration | registers | stack | shared |", "|---|---|---|---|---|"]
-    return "\n".join([*lines, *("| " + " | ".join(str(row[column]) for column in columns) + " |" for row in shown)])
+    lines = [[row[column] for column in columns] for row in rows]
+    return pages.table(["kernel, gradient x basis, form", *columns[1:]], lines)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -136,10 +137,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--all", action="store_true", help="every configuration of every architecture")
     parser.add_argument("--only", default="", help="kernels in whose name this regular expression is found")
     parser.add_argument("--sm", type=int, nargs="+", help="these architectures alone")
-    parser.add_argument("--docs", action="store_true", help="with --all: write the table of docs/kernels.md anew")
+    parser.add_argument("--docs", action="store_true", help="alone: write the table of docs/kernels.md anew")
     arguments = parser.parse_args(argv)
-    if arguments.docs and not arguments.all:
-        parser.error("--docs writes every product's row: give it --all, and --sm 90 to compile no more than it needs")
+    if arguments.docs:
+        arguments.sm, arguments.only = [90], f"{SHIPPED} (?!.*{UNALIGNED})"
     chosen = [case for case in cases(arguments.all) if re.search(arguments.only, case.name)]
     chosen = [case for case in chosen if arguments.sm is None or case.architecture in arguments.sm]
     if not chosen:
@@ -152,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
             rows.append(report(case))
             tqdm.write(nvcc.line(COLUMNS, rows[-1]))
     if arguments.docs:
-        fill(DOCS / "kernels.md", {"aot": table(rows)})
+        pages.fill(pages.DOCS / "kernels.md", {"aot": table(rows)})
     failed = sum(bool(row["fails"]) for row in rows)
     print(f"{len(rows)} kernels, {failed} fail; torch {torch.__version__}, triton {triton.__version__}")
     return 1 if failed else 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +29,21 @@ from gsr_kernels.backends.triton.forms import UPDATES, Form, Update
 from gsr_kernels.backends.triton.product import TYPES
 
 UNALIGNED = ", unaligned"
+# bases as attach() makes them, and the gradients of training
+SHIPPED = "_product (bf16|fp32) x fp16"
+# kinds of kernels, and which of each a sample has: every first, every second .. A kernel is of the first kind that fits
+SHARES = {
+    "convert|scale_factor": 3,
+    "by cuBLAS": 7,
+    # a gradient off 16 bytes is rare
+    f"_product .*{UNALIGNED}": 14,
+    SHIPPED: 1,
+    "_product .*AdamW": 10,
+    "_product": 3,
+    "stability bf16,": 2,
+    "stability fp32, .*transposed": 2,
+    f"fold bf16 .*{UNALIGNED}": 2,
+}
 # (transposed, stored): square and kept wide, kept tall, dropped wide, dropped tall
 FORMS = {"inside": (False, False), "inside tall": (True, False), "wide": (False, True), "tall": (True, True)}
 POINTERS = {
@@ -180,18 +197,14 @@ def sketch_cases(architecture: int) -> Iterator[Case]:
                    sketch.OPTIONS, product=True)  # fmt: skip
 
 
-def sample(found: list[Case]) -> list[Case]:
-    """Return what sm_90 runs, without half of AdamW's kernels, most unaligned products and most around cuBLAS."""
-    products = [case for case in found if "_product" in case.name]
-    # a gradient off 16 bytes is rare, and its kernels differ by their loads alone
-    rare = [case for case in products if case.name.endswith(UNALIGNED)]
-    # every other one: each form meets each way a weight is kept, and each pair of 16-bit dtypes
-    updates = [case for case in products if "AdamW" in case.name and case not in rare]
-    # these differ by the dtypes of what they load and store
-    around = [case for case in found if "by cuBLAS" in case.name]
-    left_out = [case for case in rare if case not in rare[::7]] + updates[1::2]
-    left_out += [case for case in around if case not in around[::6]]
-    return [case for case in found if case not in left_out]
+def sample(found: list[Case]) -> Iterator[Case]:
+    """Yield what sm_90 runs with bases in fp16 and gradients in bf16 or fp32; of what differs by types alone a part."""
+    met: Counter[str] = Counter()
+    for case in found:
+        kind, every = next(((kind, every) for kind, every in SHARES.items() if re.search(kind, case.name)), ("", 1))
+        if met[kind] % every == 0:
+            yield case
+        met[kind] += 1
 
 
 def cases(everything: bool) -> Iterator[Case]:
@@ -200,11 +213,9 @@ def cases(everything: bool) -> Iterator[Case]:
     With ``everything`` every kernel of every architecture.
     """
     for architecture in (90, 80, 100):
-        makers = step_cases, cublas_cases, row_cases, adapter_cases
+        makers = step_cases, cublas_cases, row_cases, adapter_cases, sketch_cases
         found = [case for make in makers for case in make(architecture)]
-        sketches = [*sketch_cases(architecture)]
-        if not everything:
-            found = sample(found) if architecture == 90 else found[::38]
-            sketches = sketches if architecture == 90 else sketches[:1]
-        yield from found
-        yield from sketches
+        if everything:
+            yield from found
+        else:
+            yield from sample(found) if architecture == 90 else found[::90]

@@ -1,46 +1,56 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import triton
 import triton.language as tl
 
 from bench.cases.products import LAYOUTS, grouped
 from bench.gpu.aot import failures, narrowest_load
+from bench.gpu.kernels import SHIPPED, cases
 from bench.gpu.sass import counts
 from gsr_kernels.backends.triton.tables import tile_table
 from python_tests.oracle import error
 
 ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs" / "kernels.md"
 
 
-def run(*arguments, command="aot"):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs a command; no kernel is compiled twice, by whichever worker."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "triton"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "bench.gpu", command, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    environment["TRITON_CACHE_DIR"] = str(cache)
+
+    def run(command, *arguments):
+        command = [sys.executable, "-W", "ignore", "-m", "bench.gpu", command, *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    return run
 
 
-# the sample of every change, in parts that run side by side; the kernels of the step that multiply have
+# the sample of every change, in halves that run side by side; the kernels of the step that multiply have
 # "gradient x basis" in their names
-@pytest.mark.parametrize(
-    "only, architectures, products",
-    # of two pairs of dtypes, or four: all that is aligned but half of AdamW's, and a few unaligned ones
-    [("bf16 x", [90], 29), ("fp(16|32) x", [90], 46), ("^(?!.* x )", [90], 0), ("", [80, 100], 0)],
-    ids=["bf16", "fp16 and fp32", "others", "sample"],
-)
-def test_what_ships_compiles_as_it_must(only, architectures, products):
-    done = run("--only", only, "--sm", *map(str, architectures))
+@pytest.mark.parametrize("only, products", [(SHIPPED, 28), (f"^(?!.*{SHIPPED})", 17)], ids=["as shipped", "others"])
+def test_what_ships_compiles_as_it_must(run, only, products):
+    done = run("aot", "--only", only)
     assert done.returncode == 0, done.stdout + done.stderr
-    # products alone are chosen by these names
     assert " kernels, 0 fail" in done.stdout
-    if products:
-        # these names choose nothing else
-        assert f"\n{products} kernels, " in done.stdout
-        rows = [row for row in done.stdout.splitlines() if "_product" in row]
-        assert len(rows) == products and all("wgmma" in row for row in rows)
-        assert all("cp.async" in row for row in rows if "unaligned" not in row)
+    rows = [row for row in done.stdout.splitlines() if re.search("_product .* x .* 90 ", row)]
+    assert len(rows) == products and all("wgmma" in row for row in rows)
+    assert all("cp.async" in row for row in rows if "unaligned" not in row)
+    if only == SHIPPED and f"triton {triton.__version__} " in PAGE.read_text():
+        told = re.findall(
+            r"^\| (\w+_product .*?) \| (.*?) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE.read_text(), re.MULTILINE
+        )
+        found = [re.findall(r"^(\w+_product .*?)  +(\S+ \S+ \S+) +90 +(\d+) +(\d+) +(\d+) ", row)[0] for row in rows]
+        assert len(told) == 26 and set(told) <= set(found)
 
 
 def test_the_narrowest_load_of_a_matrix():
@@ -80,10 +90,8 @@ def test_what_must_not_ship(change, reason):
     assert [reason in found for found in failures(Case, row)] == ([] if reason is None else [True])
 
 
-def test_the_machine_code_of_the_products():
-    done = run(
-        "--only", "^(first_product bf16 x fp16 wide|second_product bf16 x fp16 wide, AdamW bf16 fp32)$", command="sass"
-    )
+def test_the_machine_code_of_the_products(run):
+    done = run("sass", "--only", "^(first_product bf16 x fp16 wide|second_product bf16 x fp16 wide, AdamW bf16 fp32)$")
     assert done.returncode == 0, done.stderr
     first, second = (list(map(int, line.split()[-4:])) for line in done.stdout.splitlines()[1:])
     # instructions, matrix instructions and stores to shared memory of a step along the depth, waits of a tile after it
@@ -121,3 +129,12 @@ def test_the_bare_product_that_cublas_is_measured_against(layout, first):
         BM=32, BN=32, BK=16,
     )  # fmt: skip
     assert error(out, left.half().double() @ right.double()) < 1e-6
+
+
+def test_the_sample_has_a_kernel_of_each_kind():
+    whole = [case for case in cases(True) if case.architecture == 90]
+    chosen = [case for case in cases(False) if case.architecture == 90]
+    assert {case.kernel.__name__ for case in chosen} == {case.kernel.__name__ for case in whole}
+    shipped = [case.name for case in whole if re.search(SHIPPED, case.name)]
+    assert {name for name in shipped if "unaligned" not in name} <= {case.name for case in chosen}
+    assert {case.architecture for case in cases(False)} == {80, 90, 100}
