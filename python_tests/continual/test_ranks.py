@@ -20,6 +20,7 @@ from gsr_kernels.continual.evaluators import EVALUATORS
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.ranks import FailedElsewhere
 from gsr_kernels.continual.score import score
+from gsr_kernels.continual.stop import listening, stop_if_told
 from gsr_kernels.continual.trainer import Watch
 from python_tests.continual.tiny import save_model, save_tasks
 from python_tests.distributed.ranks import run, start
@@ -81,6 +82,17 @@ def scored(folder):
     seen, programs = [], EVALUATORS["pass@1"]
     EVALUATORS["pass@1"] = programs._replace(total=lambda *given: seen.append(len(given[0])) or programs.total(*given))
     return score(kind, None, Source("code", "", (), rows, "pass@1"), 4, Path(folder) / "code.jsonl"), seen
+
+
+def told():
+    """How this process ends where the second alone hears a signal: all at the next question."""
+    with listening():
+        if dist.get_rank():
+            os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            stop_if_told()
+        except SystemExit as stopped:
+            return stopped.code
 
 
 def killed(arguments):
@@ -168,6 +180,10 @@ def test_each_process_runs_the_programs_of_its_own_rows(tmp_path):
     for (value, seen), count in zip(run(2, (scored, tmp_path))["scored"], (2, 1)):
         assert value == pytest.approx(200 / 3) and seen == [count]
     assert len((tmp_path / "code.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_signal_that_one_process_hears_ends_all():
+    assert run(2, (told,))["told"] == [143, 143]
 
 
 def test_an_error_on_one_rank_or_on_all_is_said_once(arguments, tmp_path):
