@@ -31,7 +31,7 @@ def known(text: str) -> NoReturn:
 
 
 GROUPS = {
-    "run": "RUN --out --resume --recipe --seeds --keep-models --help-all",
+    "run": "RUN --out --resume --dry-run --recipe --seeds --keep-models --help-all",
     "model and tasks": "--model --data --order --retain --metric --chat --max-tokens --new-tokens --test-rows",
     "methods": "--method --set --sweep --bounds --baseline --rho --rank --adapter-lr --adapter-rank",
     "training": "--lr --epochs --steps --batch --micro-batch --bf16 --gradient-checkpointing --fsdp",
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("folder", nargs="?", type=Path, metavar="RUN", help="--out, named first; goes on by --resume")
     add("--out", type=Path, metavar="DIR", help="for the results; new or empty without --resume")
     add("--resume", action="store_true", help="start, or go on to the same numbers")
+    add("--dry-run", action="store_true", help="print the plan alone; nothing is written")
     add("--recipe", metavar="NAME", help="flags in a YAML file; flags by hand win")
     add("--data", type=Path, metavar="DIR", help="a file of rows a task; default: the demo's")
     add("--order", metavar="NAMES", help="of the tasks, with commas; order1, long1, trace")
@@ -85,6 +86,11 @@ def _told(name: str, folder: Path) -> str:
 def _run(arguments: Sequence[str]) -> None:
     args, before, job = ranks.run_on_all_ranks(lambda: prepared(arguments))
     typed = {"arguments": list(arguments), "directory": str(Path.cwd())}
+    plan = ranks.on_rank0(job.plan)
+    if args.dry_run:
+        if ranks.first():
+            print(plan)
+        return
     config = ranks.on_rank0(lambda: _open(args, before, {**typed, **job.config}))
 
     def keep(done: Results) -> None:
@@ -99,6 +105,8 @@ def _run(arguments: Sequence[str]) -> None:
             write_json(args.out / "config.json", config, indent=1)
 
         ranks.on_rank0(claim)
+        if ranks.first():
+            print(f"{plan}\n", flush=True)
         results = job.run(keep)
     if not ranks.first():
         if results.diverged:

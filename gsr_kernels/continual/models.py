@@ -93,8 +93,8 @@ def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:
     return kind(**common, chat=settings.chat)  # type: ignore[call-arg]
 
 
-def check_weights(config: Any, kind: Kind, run: Iterable[Chosen]) -> None:
-    """Raise ValueError, before any weight is read, for a rank or for adapters that the model cannot have."""
+def check_weights(config: Any, kind: Kind, run: Iterable[Chosen]) -> Any:
+    """Return the model on the meta device; ValueError for a rank or for adapters that it cannot have."""
     import transformers
 
     with torch.device("meta"):
@@ -113,6 +113,7 @@ def check_weights(config: Any, kind: Kind, run: Iterable[Chosen]) -> None:
             method.prepare("a weight", W, basis)
         if chosen.settings_of_run.precision and methods and Chain(tuple(methods)).own_decompose:
             raise ValueError(f"precision is no setting of {chosen.name}, which decomposes by itself")
+    return model
 
 
 def lora_config(settings: RunSettings) -> LoraConfig:

@@ -1,59 +1,134 @@
-"""Plan of a run: its rows as the model will see them, before any weight is read."""
+"""Plan of a run: its rows as the model will see them, its steps, memory and disk, before any weight is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from gsr_kernels.cli import aligned
+from gsr_kernels.continual.choose import Chosen
+from gsr_kernels.continual.disk import disk_needed
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.kinds import Kind
+from gsr_kernels.continual.memory import device, needed
 from gsr_kernels.continual.ranks import first
 
 WAY_OUT = "see that --model's folder holds the tokenizer of its weights (tokenizer.json)"
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Rows of a task, of all seeds, and of these the ones whose prompt or completion does not fit."""
+class Rows:
+    """Rows of a task, of all seeds: how many there are, whose prompt or completion is cut, and the tokens of one."""
 
     task: str
-    rows: int
+    count: int
     prompts: int
     completions: int
+    longest: int
 
     def __str__(self) -> str:
         counts = {"prompts": self.prompts, "completions": self.completions}
         some = " and ".join(f"{count} {what}" for what, count in counts.items() if count)
-        return f"{self.task}: {some} of {self.rows} rows are cut"
+        return f"{self.task}: {some} of {self.count} rows are cut"
 
 
-def survey(kind: Kind, drawn: Iterable[Source]) -> list[Cut]:
-    """Make tokens of all rows and return what is cut of each task.
+def survey(kind: Kind, drawn: Iterable[Source]) -> list[Rows]:
+    """Make tokens of all rows and return what they come to, by task.
 
     Raises ValueError for rows of which the tokenizer makes nothing, or tokens that the model does not know.
     """
     tasks: dict[str, dict[Example, None]] = {}
     for source in drawn:
         tasks.setdefault(source.name, {}).update(dict.fromkeys((*source.train, *source.test)))
-    bar = tqdm(
-        desc="rows into tokens",
-        total=sum(map(len, tasks.values())),
-        unit="row",
-        leave=False,
-        disable=not first() or None,
-    )
-    cuts = []
-    with bar:
+    total = sum(map(len, tasks.values()))
+    found = []
+    with tqdm(desc="rows into tokens", total=total, unit="row", leave=False, disable=not first() or None) as bar:
         for name, rows in tasks.items():
             _check_text(kind, name, [*rows])
+            longest = 0
             for row in rows:
-                _check_vocabulary(kind, name, row)
+                longest = max(longest, _tokens(kind, name, row))
                 bar.update()
-            counts = (sum(row in cut for row in rows) for cut in (kind.truncated, kind.truncated_completions))
-            cuts.append(Cut(name, len(rows), *counts))
-    return cuts
+            prompts, completions = (
+                sum(row in cut for row in rows) for cut in (kind.truncated, kind.truncated_completions)
+            )
+            found.append(Rows(name, len(rows), prompts, completions, longest))
+    return found
+
+
+def told(
+    model: Any,
+    kind: Kind,
+    chosen: Mapping[str, Chosen],
+    draw: Sequence[Source],
+    rows: Sequence[Rows],
+    steps: Mapping[str, Sequence[Sequence[int]]],
+    folder: Path,
+) -> str:
+    """Return the plan as text: the tasks of a seed, the steps and the memory of each method, and the disk.
+
+    ``model`` is on the meta device; ``steps`` are by the methods' names, of each seed those of each stage.
+    """
+    cuts = {each.task: each for each in rows}
+    lines: list[Sequence[str]] = [("task", "learned", "scored", "prompts cut", "completions cut")]
+    for task in draw:
+        cut = cuts[task.name]
+        counts = len(task.train), len(task.test), cut.prompts, cut.completions
+        lines.append((task.name, *map(str, counts)))
+    longest = max(cuts[task.name].longest for task in draw)
+    columns = ("weights", "gradients", "moments", "bases", "activations", "kept", "copied")
+    table: list[Sequence[str]] = [("method", "steps", *columns, "at most")]
+    room, too_much, stays, passes = _room(), [], 0, [0]
+    for name, one in chosen.items():
+        memory = needed(model, kind, one, longest)
+        sizes = [_size(getattr(memory, column)) for column in columns] + [_size(memory.peak)]
+        if one.settings_of_run.fsdp:
+            sizes = ["sharded"] * len(sizes)
+        elif memory.peak > room:
+            too_much.append(one.title)
+        stages = steps[name][0]
+        saved = memory.weights, memory.gradients, memory.moments, memory.bases, memory.saved
+        left, more = disk_needed(one, *saved, tasks=len(stages), steps=max(stages))
+        stays += left * len(steps[name])
+        passes.append(more)
+        table.append((one.title, str(sum(map(sum, steps[name]))), *sizes))
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
+    parts = [
+        "plan: rows of a task, and those of them that do not fit",
+        *aligned(lines),
+        f"steps of all seeds, and memory on the {device()}, which has {_size(room)}",
+        *aligned(table),
+        f"disk: {_size(stays)} stay, {_size(max(passes))} more while it learns; {_size(free)} are free",
+    ]
+    if too_much:
+        parts.append(
+            f"NOT ENOUGH MEMORY for {', '.join(too_much)}: lower --micro-batch or --rank, or see "
+            "--gradient-checkpointing, --dtype and --fsdp"
+        )
+    if stays + max(passes) > free:
+        parts.append("NOT ENOUGH DISK: free some, give --out on another, or leave --keep-models out")
+    return "\n".join(parts)
+
+
+def _room() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count else "0"
 
 
 def _check_text(kind: Kind, task: str, rows: Sequence[Example]) -> None:
@@ -77,15 +152,17 @@ def _holds(kind: Kind, text: str, tokens: Sequence[int]) -> bool:
     return bool(known) and (bool(kind.tokenizer.decode(known).strip()) or not text.strip())
 
 
-def _check_vocabulary(kind: Kind, task: str, row: Example) -> None:
+def _tokens(kind: Kind, task: str, row: Example) -> int:
+    """Return the number of a row's tokens, its prompt's or its labels'; ValueError for one that the model has not."""
     try:
         features = kind.features(row)
     except ValueError as error:
         raise ValueError(f"{task}: the row {row.prompt[:60]!r}: {error}") from error
-    tokens = [*features["input_ids"], *(features["labels"] if isinstance(features["labels"], list) else ())]
-    if kind.vocabulary is not None and max(tokens, default=0) >= kind.vocabulary:
-        token = max(tokens)
+    labels = features["labels"] if isinstance(features["labels"], list) else []
+    largest = max(*features["input_ids"], *labels, 0, 0)
+    if kind.vocabulary is not None and largest >= kind.vocabulary:
         raise ValueError(
-            f"{task}: the row {row.prompt[:60]!r} has the token {token} ({kind.tokenizer.decode([token])!r}), and the "
-            f"model knows {kind.vocabulary}, from 0 on: {WAY_OUT}"
+            f"{task}: the row {row.prompt[:60]!r} has the token {largest} ({kind.tokenizer.decode([largest])!r}), and "
+            f"the model knows {kind.vocabulary}, from 0 on: {WAY_OUT}"
         )
+    return max(len(features["input_ids"]), len(labels))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ class Run:
             adapted = [one.name for one in self.chosen.values() if isinstance(one.method, AdapterMethod)]
             if classifies and adapted:
                 raise ValueError(f"method {adapted[0]} is for models that write, not for a classifier")
-            check_weights(config, self.kind, self.chosen.values())
+            self._bare = check_weights(config, self.kind, self.chosen.values())
         if not classifies and self.settings.head_lr is not None:
             raise ValueError("head_lr is for a classifier's new head; a model that writes has none")
         if classifies and args.retain:
@@ -101,7 +102,7 @@ class Run:
             check_asked(task, self.kind.asks, self.kind.name)
         if isinstance(self.kind, Classifier):
             self.kind.choose_among((task.name, row.options) for task in drawn for row in (*task.train, *task.test))
-        self._cuts = survey(self.kind, drawn)
+        self._rows = survey(self.kind, drawn)
         if isinstance(self.kind, Writer):
             for task in drawn:
                 check_room(self.kind, task, self.settings.new_tokens)
@@ -135,7 +136,7 @@ class Run:
             return model_digests(self.settings.model)
         return {"name": self.settings.model, "commit": self._commit}
 
-    def sequences(self, bar: tqdm) -> list[TaskSequence]:
+    def sequences(self, bar: tqdm | None) -> list[TaskSequence]:
         """Return the tasks of each seed."""
         from gsr_kernels.continual.task_sequence import TaskSequence
 
@@ -146,6 +147,16 @@ class Run:
             )
             for folder, draw, seed in zip(folders, self._draws, self.settings.numbers)
         ]
+
+    def plan(self) -> str:
+        """Describe what is about to be learned, and what it takes."""
+        from gsr_kernels.continual.models import quiet
+        from gsr_kernels.continual.plan import told
+
+        sequences = self.sequences(None)
+        steps = {name: [each.steps(one) for each in sequences] for name, one in self.chosen.items()}
+        with quiet():
+            return told(self._bare, self.kind, self.chosen, [*chain(*self._draws[0])], self._rows, steps, self.out)
 
     def run(self, keep: Callable[[Results], object]) -> Results:
         """Train and score what the folder does not hold yet; ``keep`` is called after every method of a seed."""
@@ -167,7 +178,7 @@ class Run:
         shown = {"mininterval": interval, "smoothing": 0, "dynamic_ncols": True, "disable": not first()}
         with quiet(), _light_collections(), tqdm(unit="step", **shown) as bar:
             sequences = self.sequences(bar)
-            bar.total = sum(sequence.steps(one) for sequence in sequences for one in self.chosen.values())
+            bar.total = sum(sum(sequence.steps(one)) for sequence in sequences for one in self.chosen.values())
             if self.settings.demo is not None:
                 bar.total += self.settings.demo.pretrain_steps * len(sequences)
             turns = [(sequence, one) for sequence in sequences for one in self.chosen.values()]
@@ -233,7 +244,7 @@ class Run:
         for title, each in results.matrices.items():
             if gone := _unscored(title, each[0]):
                 lines += ["", f"{title} has no score on {', '.join(gone)}: the models were not kept (--keep-models)."]
-        cuts = [str(cut) for cut in self._cuts if cut.prompts or cut.completions]
+        cuts = [str(each) for each in self._rows if each.prompts or each.completions]
         if cuts:
             lines += ["", f"What does not fit into {settings.max_tokens} tokens: {'; '.join(cuts)}."]
         return "\n".join(lines)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gsr_kernels.continual import strategy as strategies
 from gsr_kernels.continual.baselines import Replay
@@ -44,7 +43,8 @@ class TaskSequence:
     tasks: Sequence[Source]
     seed: int
     folder: Path
-    bar: tqdm
+    # None: nothing is learned
+    bar: Any
 
     def learn(self, chosen: Chosen) -> RunState:
         """Learn all stages of a method or bound: train, keep and score those that the state lacks."""
@@ -125,9 +125,9 @@ class TaskSequence:
         state = read_state(self.folder / chosen.name / STATE)
         return state is not None and set(self._stages(chosen)) <= set(state["done"])
 
-    def steps(self, chosen: Chosen) -> int:
-        """Return the optimizer steps of a method or bound."""
-        return sum(steps_of(len(rows), self._sized(chosen)) for rows in self._stages(chosen).values())
+    def steps(self, chosen: Chosen) -> list[int]:
+        """Return the optimizer steps of each stage of a method or bound."""
+        return [steps_of(len(rows), self._sized(chosen)) for rows in self._stages(chosen).values()]
 
     def _stages(self, chosen: Chosen) -> dict[str, Sequence[Example]]:
         """Return the stages of a method: the name of the row that each fills, and what is learned in it."""

@@ -1,0 +1,131 @@
+"""Memory that a method's training will take, from the model's configuration alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from gsr_kernels.basis import storage_dtype
+from gsr_kernels.cli.estimate import cost, kinds_of
+from gsr_kernels.continual.choose import Chosen
+from gsr_kernels.continual.kinds import Classifier, Kind, Seq2Seq
+from gsr_kernels.continual.methods import AdapterMethod
+from gsr_kernels.continual.models import lora_config
+from gsr_kernels.continual.ranks import world
+from gsr_kernels.methods import Method
+from gsr_kernels.optim.targets import linear_matrices
+from gsr_kernels.options import resolve_rank
+
+# a decomposition on a CPU, in float64, takes so many times its weight's float32; 6.4 to 9.3 were seen
+DECOMPOSITION = 9
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on a device; ``activations`` are None where the model does not run without values."""
+
+    weights: int
+    gradients: int
+    moments: int
+    bases: int
+    activations: int | None
+    # of what a method keeps of earlier tasks, of the part that is saved with the model, and of a copy to answer with
+    kept: int
+    saved: int
+    copied: int
+    # for the largest basis to be taken
+    decomposition: int
+    # rows of a step one part after another, whose gradients are added up
+    accumulates: bool
+
+    @property
+    def peak(self) -> int:
+        """Return the most that is there at once: in a step, or beside a copy to answer with."""
+        activations = self.activations or 0
+        # gradients arise as the activations go, unless those of an earlier part are there
+        step = self.gradients + activations if self.accumulates else max(self.gradients, activations)
+        # an allocator keeps what decompositions took
+        held = self.weights + self.bases + self.kept + self.decomposition
+        return held + max(self.moments + step, self.copied)
+
+
+def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
+    """Return what training takes on this machine's device, of rows of at most so many tokens.
+
+    ``model`` is on the meta device. Of several processes it is what each of them takes, by DDP.
+    """
+    settings: Any = chosen.settings_of_run
+    size = getattr(torch, settings.dtype).itemsize
+    weights = size * sum(parameter.numel() for parameter in model.parameters())
+    # the bases' own keys are of the model without adapters
+    kinds, _ = kinds_of(model)
+    shapes = {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)}
+    bases = decomposition = copied = 0
+    if isinstance(chosen.method, AdapterMethod):
+        from peft import get_peft_model
+
+        model = get_peft_model(copy.deepcopy(model), lora_config(settings))
+        # to answer, adapters are put into a copy
+        copied = 0 if chosen.method.balanced else weights
+        size = 4
+    elif any(isinstance(one, Method) and one.uses_basis for one in chosen.make()):
+        element = storage_dtype(settings.precision, torch.float32, torch.device(device())).itemsize
+        ranks = resolve_rank(settings.rank, shapes)
+        # the ranks that a share of each weight's comes to are of its shape
+        by_shape = {tuple(shape): ranks[name] for name, shape in shapes.items()}
+        bases = sum(cost([one], by_shape[one.d1, one.d2], "keep", element, 4).bases for one in kinds)
+        decomposition = DECOMPOSITION * 4 * max(one.d1 * one.d2 for one in kinds)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # importance and values of the weights; the model before the task
+    strategy = getattr(chosen.method, "strategy", "")
+    kept = {"Consolidated": 2 * 4 * trained, "Distilled": weights}.get(strategy, 0)
+    rows = settings.micro_batch or settings.batch // world()
+    return Memory(
+        weights,
+        size * trained,
+        2 * size * trained,
+        bases,
+        _activations(model, kind, rows, longest),
+        kept,
+        kept if strategy == "Consolidated" else 0,
+        copied,
+        decomposition,
+        accumulates=rows * world() < settings.batch,
+    )
+
+
+def device() -> str:
+    """Return the type of the device that a run trains on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _activations(model: Any, kind: Kind, rows: int, length: int) -> int | None:
+    """Return the bytes that a step's rows leave to the backward pass, and its first gradient, of the logits.
+
+    None where the model cannot run without values.
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    tokens = torch.zeros(rows, length, dtype=torch.int64, device="meta")
+    more = {"labels": tokens} if isinstance(kind, Seq2Seq) else {}
+    try:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = model.train()(input_ids=tokens, **more)
+            # a classifier's logits are few
+            if not isinstance(kind, Classifier):
+                kind.loss(model)(outputs, tokens, 1)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None
+    return sum(storage.nbytes() for storage in saved.values()) + outputs.logits.nbytes

@@ -1,0 +1,47 @@
+"""The plan of a run: printed alone it writes nothing, and its memory is what training holds."""
+
+import pytest
+import torch
+
+from gsr_kernels import GSR, attach
+from gsr_kernels.__main__ import main
+from gsr_kernels.continual.choose import choose
+from gsr_kernels.continual.memory import needed
+from gsr_kernels.continual.models import load
+from gsr_kernels.continual.settings import RunSettings
+from python_tests.continual.tiny import save_model, save_tasks, tiny_kind
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq", "classifier"])
+def test_a_dry_run_prints_the_plan_and_writes_nothing(kind, tmp_path, capsys, monkeypatch):
+    model, data, out = save_model(kind, tmp_path / "model"), save_tasks(tmp_path / "data"), tmp_path / "out"
+    methods = "seqft,gsr" if kind == "classifier" else "seqft,gsr,ewc,ps-lora"
+    arguments = ["continual", "--model", model, "--data", data, "--out", str(out), "--batch", "8", "--dry-run"]
+    assert main([*arguments, "--steps", "6", "--test-rows", "4", "--seeds", "2", "--method", methods]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["first"] == ["32", "4", "0", "0"] and not out.exists()
+    assert all(rows[title][0] == "36" and rows[title][-1] == "MB" for title in ("SeqFT", "GSR"))
+    assert "unknown" not in " ".join(map(" ".join, rows.values()))
+    monkeypatch.setattr("gsr_kernels.continual.plan._room", lambda: 1000)
+    assert main(arguments) == 0
+    assert "NOT ENOUGH MEMORY for SeqFT, GSR: lower --micro-batch or --rank" in capsys.readouterr().out
+
+
+def test_the_plans_memory_is_what_training_holds(tmp_path):
+    settings = RunSettings(model=save_model("causal", tmp_path), batch=8, micro_batch=4, adapter_rank=2)
+    kind = tiny_kind(settings)
+    model = load(kind, settings.model, "float32", 0)
+    with torch.device("meta"):
+        bare = type(model)(model.config)
+    methods = choose(("seqft", "gsr", "ewc", "ps-lora", "eblora"), [], [], settings)
+    found = {name: needed(bare, kind, one, 20) for name, one in methods.items()}
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    handle = attach(model, torch.optim.AdamW(model.parameters()), GSR(0.5))
+    bases = sum(basis.U.nbytes + basis.S.nbytes + basis.Vh.nbytes for basis in handle.bases.values())
+    seqft, gsr = found["seqft"], found["gsr"]
+    assert (seqft.weights, seqft.gradients, seqft.moments, seqft.bases) == (weights, weights, 2 * weights, 0)
+    assert gsr.bases == bases and gsr.activations == seqft.activations > 4 * 20 * 300 * 4
+    assert gsr.peak == 3 * weights + bases + gsr.decomposition + weights + gsr.activations
+    assert found["ewc"].kept == 2 * weights and found["ps-lora"].copied == weights == found["ps-lora"].weights
+    # query and value of two layers
+    assert found["eblora"].gradients == 4 * 2 * 2 * (2 * 32 + 32 + 16) and found["eblora"].copied == 0
