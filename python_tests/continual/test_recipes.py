@@ -101,7 +101,9 @@ def write_paper(folder):
     """A few rows of each of the paper's tasks, and of what was known before."""
     rows = {
         "math": [{"prompt": f"{i} + {i} = ", "completion": str(2 * i)} for i in range(12)],
-        "medicine": [{"prompt": f"头痛 {i} 天怎么办", "completion": "多喝水，多休息。"} for i in range(12)],
+        "medicine": [
+            {"prompt": f"头痛 {i} 天怎么办", "completion": "休息", "options": ["休息", "手术"]} for i in range(12)
+        ],
         "code": [
             {"prompt": f"add {i}", "completion": f"def f(x): return x + {i}", "test": f"assert f(1) == {i + 1}"}
             for i in range(12)
@@ -126,6 +128,14 @@ def test_the_papers_recipe_from_json_lines_to_the_table(tmp_path):
     table = (out / "table.txt").read_text()
     header = next(line for line in table.splitlines() if " after " in line)
     assert header.split() == ["after", "mmlu", "math", "medicine", "code", "reactions", "cuneiform", "F.Ra", "AP"]
+    told = " ".join(table.split())
+    for task, score in {
+        "mmlu": "likeliest option",
+        "math": "final answers",
+        "code": "pass",
+        "reactions": "BLEU",
+    }.items():
+        assert score in told.partition(f" {task} rows of")[2].partition("%")[0]
     for title in ("SeqFT", "PSP", "SR", "GSR", "PerFT", "MTL"):
         assert sum(line.startswith(title) for line in table.splitlines()) >= 1 + (title != "MTL") * 4
     config = json.loads((out / "config.json").read_text())
@@ -134,17 +144,37 @@ def test_the_papers_recipe_from_json_lines_to_the_table(tmp_path):
 
 
 @pytest.mark.usefixtures("blank_pictures")
-@pytest.mark.parametrize(("name", "kind"), [("ps-lora-t5", "seq2seq"), ("ps-lora-llama", "causal")])
-def test_ps_loras_recipes_on_a_partial_copy(name, kind, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind", "more"),
+    [("ps-lora-t5", "seq2seq", []), ("ps-lora-llama", "causal", []), ("osf-t5", "seq2seq", ["--order", "order1"])],
+)
+def test_recipes_on_a_partial_copy(name, kind, more, tmp_path):
     for task in ("TC/dbpedia", "SC/amazon", "TC/agnews"):
         (tmp_path / "data" / task).mkdir(parents=True)
         rows = [{"label": ("Good", "Bad")[i % 2], "sentence": f"{WORDS[i % 10]} {i}"} for i in range(16)]
         for file, content in (("train", rows[:12]), ("test", rows[12:]), ("labels", ["Good", "Bad"])):
             (tmp_path / "data" / task / f"{file}.json").write_text(json.dumps(content))
     out = tmp_path / "out"
-    flags = ["--recipe", name, "--model", save_model(kind, tmp_path / "model"), "--data", str(tmp_path / "data")]
+    flags = ["--recipe", name, "--model", save_model(kind, tmp_path / "model"), "--data", str(tmp_path / "data"), *more]
     assert main(["continual", *flags, "--out", str(out)]) == 2 and not out.exists()
     assert main(["continual", *flags, "--partial", "--seeds", "1", "--out", str(out)]) == 0
     table = (out / "table.txt").read_text()
     assert "Lacking in this copy of the data, and left out: yahoo." in table
-    assert "after              dbpedia     amazon     agnews" in table and "PS-LoRA  agnews" in table
+    last = "OSF agnews" if name == "osf-t5" else "PS-LoRA agnews"
+    told = " ".join(table.split())
+    assert "after dbpedia amazon agnews" in told and last in told and ("O-LoRA agnews" in told) == (name != "osf-t5")
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_osfs_recipe_on_a_part_of_trace(tmp_path):
+    for task in ("C-STANCE", "FOMC"):
+        (tmp_path / "data" / task).mkdir(parents=True)
+        rows = [{"prompt": f"{WORDS[i % 10]} {i}?", "answer": "AB"[i % 2]} for i in range(16)]
+        for half, part in (("train", rows[:12]), ("test", rows[12:])):
+            (tmp_path / "data" / task / f"{half}.json").write_text(json.dumps(part))
+    flags = ["--recipe", "osf-llama", "--model", save_model("causal", tmp_path / "model"), "--partial"]
+    assert main(["continual", *flags, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 0
+    told = " ".join((tmp_path / "out" / "table.txt").read_text().split())
+    assert "OSF FOMC" in told and "left out: MeetingBank, Py150, ScienceQA" in told
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["methods"]["OSF"].items() >= {"mrr": 0.1, "trr": 0.8, "layers": None}.items()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+from gsr_kernels.continual.evaluators.final import final_answer
 from gsr_kernels.continual.evaluators.program import check_programs, passes
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.messages import imported, need
@@ -112,6 +113,9 @@ def predicted(rows: Sequence[Example], losses: Sequence[tuple[float, int, int]])
 EVALUATORS = {
     "accuracy": Evaluator("rows whose likeliest option is the right one", "choice", mean(same)),
     "exact": Evaluator("answers equal to the completion up to case and white space", "text", mean(same)),
+    "final": Evaluator(
+        "final answers, boxed or the last number, equal to the completion's", "text", mean(final_answer)
+    ),
     "letter": Evaluator("answers whose first word is the completion's", "text", mean(letter)),
     "bleu": Evaluator("corpus BLEU", "text", bleu("13a"), "sacrebleu"),
     "bleu-zh": Evaluator("corpus BLEU of Chinese characters", "text", bleu("zh"), "sacrebleu"),
