@@ -6,12 +6,14 @@ import contextlib
 import copy
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gsr_kernels.continual.choose import Chosen
@@ -29,7 +31,7 @@ from gsr_kernels.options import resolve_rank
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-# what transformers says of what is meant here
+# what libraries say of what is meant here
 HIDDEN = (
     # ``load`` says it in a line
     "LOAD REPORT",
@@ -37,6 +39,8 @@ HIDDEN = (
     "sequence length is longer than the specified maximum sequence length",
     # of gradient checkpointing
     "`use_cache=True` is incompatible with",
+    # PEFT's affair
+    "`is_gradient_checkpointing` is deprecated",
 )
 # weights whose spectra are kept, of the middle layer
 SPECTRA = 8
@@ -154,20 +158,23 @@ def load(kind: Kind, path: str | Path, dtype: str, seed: int, whole: bool = Fals
     """
     import transformers
 
-    # a head of other labels gives way to a new one
-    head = {"num_labels": len(kind.owner), "ignore_mismatched_sizes": True} if isinstance(kind, Classifier) else {}
+    classifies = isinstance(kind, Classifier)
+    head = {"num_labels": len(kind.owner)} if isinstance(kind, Classifier) else {}
     torch.manual_seed(seed)
-    auto = getattr(transformers, kind.auto)
-    model, info = _found(auto, str(path), dtype=getattr(torch, dtype), output_loading_info=True, **head)
-    lacking = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    differing = {"lacks": lacking, "holds, and the model does not:": info["unexpected_keys"]}
-    for what, names in differing.items():
-        if head and not whole:
-            names = {name for name in names if name.startswith(f"{model.base_model_prefix}.")}
-        if names and whole:
-            raise ValueError(f"{path} {what} {some(sorted(names))}: it is not what the run saved, or for other tasks")
+    auto, wanted = getattr(transformers, kind.auto), {"dtype": getattr(torch, dtype), **head}
+    model, info = _found(auto, str(path), output_loading_info=True, ignore_mismatched_sizes=True, **wanted)
+    for what, found, wrong in (
+        ("lacks", info["missing_keys"], whole),
+        ("holds, and the model does not:", info["unexpected_keys"], whole),
+        ("holds, in other shapes than the model:", {name for name, *_ in info["mismatched_keys"]}, True),
+    ):
+        # a head of other labels gives way to a new one
+        names = [name for name in sorted(found) if whole or not classifies or name.startswith(model.base_model_prefix)]
+        told = f"{path} {what} {some(names)}"
+        if names and wrong:
+            raise ValueError(told + ": it is not what the run saved, or for other tasks" * whole)
         if names:
-            warnings.warn(f"--model {path} {what} {some(sorted(names))}", stacklevel=1)
+            warnings.warn(f"--model {told}", stacklevel=1)
     if isinstance(kind, Classifier):
         model.config.id2label = dict(enumerate(kind.labels))
         model.config.label2id = {label: index for index, label in enumerate(kind.labels)}
@@ -203,13 +210,26 @@ def quiet() -> Iterator[None]:
     """Hide transformers' own bars, and the messages of ``HIDDEN``; the rest is written above the run's bar."""
     from transformers.utils import logging as library
 
-    def told(record: logging.LogRecord) -> bool:
+    said: set[str] = set()
+    show = warnings.showwarning
+
+    def is_told(text: str) -> bool:
         # every rank says the same
-        return first() and not any(text in record.getMessage() for text in HIDDEN)
+        return first() and not any(part in text for part in HIDDEN)
+
+    def warn(message: Warning | str, *details: Any, **more: Any) -> None:
+        if is_told(str(message)) and str(message) not in said:
+            said.add(str(message))
+            with tqdm.external_write_mode(sys.stderr):
+                show(message, *details, **more)
+
+    def told(record: logging.LogRecord) -> bool:
+        return is_told(record.getMessage())
 
     logger, bars = logging.getLogger("transformers"), library.is_progress_bar_enabled()
     library.disable_progress_bar()
-    with logging_redirect_tqdm([logger]):
+    with logging_redirect_tqdm([logger]), warnings.catch_warnings():
+        warnings.showwarning = warn
         for handler in logger.handlers:
             handler.addFilter(told)
         try:
@@ -225,9 +245,9 @@ def _found(auto: Any, name: str, **settings: Any) -> Any:
     try:
         return auto.from_pretrained(name, **settings)
     except OSError as error:
-        first = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"--model {name} is no folder with a model, and no hub gave one of that name ({first})"
+            f"--model {name} is no folder with a model, and no hub gave one of that name ({reason})"
         ) from error
     except (KeyError, ValueError, ImportError) as error:
         raise ValueError(f"--model {name} cannot be read: {error}") from error

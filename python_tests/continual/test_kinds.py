@@ -233,14 +233,20 @@ def test_what_a_checkpoint_lacks_is_told_or_refused(tmp_path, capsys):
     weights = load_file(path / "model.safetensors")
     weights["strange"] = weights.pop("model.norm.weight")
     save_file(weights, path / "model.safetensors", {"format": "pt"})
-    with quiet(), pytest.warns(UserWarning) as told:
-        load(kind, path, "float32", 0)
+    with pytest.warns(UserWarning) as told, quiet():
+        for _ in range(2):
+            load(kind, path, "float32", 0)
         # transformers tells the same in a table
         logging.getLogger("transformers.trainer").warning("what nobody foresaw")
     lacks, holds = (str(one.message) for one in told)
     assert lacks.endswith("lacks model.norm.weight") and holds.endswith("holds, and the model does not: strange")
     err = capsys.readouterr().err
     assert "what nobody foresaw" in err and "LOAD REPORT" not in err
+    config = (path / "config.json").read_text()
+    (path / "config.json").write_text(config.replace('"intermediate_size": 64', '"intermediate_size": 48'))
+    with pytest.raises(ValueError, match=r"in other shapes than the model: model\.layers\.0\.mlp\.down_proj\.weight"):
+        load(kind, path, "float32", 0)
+    (path / "config.json").write_text(config)
     with pytest.raises(ValueError, match=r"lacks model\.norm\.weight: it is not what the run saved"):
         load(kind, path, "float32", 0, whole=True)
 
@@ -250,7 +256,9 @@ def test_a_head_of_other_tasks_is_no_model_of_the_run(tmp_path):
     kind.choose_among([("task", ("a", "b"))])
     save(kind, load(kind, tmp_path / "start", "float32", 0), tmp_path / "saved")
     kind.choose_among([("task", ("a", "b")), ("other", ("c", "d"))])
-    with pytest.raises(ValueError, match=r"lacks classifier\.bias, classifier\.weight: .* or for other tasks"):
+    with pytest.raises(
+        ValueError, match=r"in other shapes than the model: classifier\.bias, classifier\.weight: .* or for other"
+    ):
         load(kind, tmp_path / "saved", "float32", 0, whole=True)
 
 
