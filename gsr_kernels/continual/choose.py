@@ -52,11 +52,6 @@ class Chosen:
         """Return whether it learns one task after another, as a bound does not."""
         return not self.method.bound
 
-    @property
-    def scratch(self) -> str:
-        """Return the title of the bound that learns each task alone, as this method learns the first."""
-        return BOUNDS["perlora" if isinstance(self.method, AdapterMethod) else "perft"].title
-
     @cached_property
     def settings_of_run(self) -> RunSettings:
         """Return the run's settings with the method's in their place."""
@@ -107,6 +102,18 @@ def choose(names: Sequence[str], sets: Sequence[str], sweeps: Sequence[str], run
         if sum(other.title == one.title for other in chosen) > 1:
             raise ValueError(f"method {one.name}: two of this run are called {one.title}")
     return {one.name: one for one in chosen}
+
+
+def scratch_of(one: Chosen, chosen: Mapping[str, Chosen]) -> str:
+    """Return the title of the bound that learns each task alone as this method would, or empty.
+
+    Of several it is the one of the same settings.
+    """
+    kind = type(one.method)
+    alone = [each for each in chosen.values() if each.method.bound == "alone" and type(each.method) is kind]
+    equal = [each for each in alone if each.settings_of_run == one.settings_of_run]
+    found = equal or (alone if len(alone) == 1 else [])
+    return found[0].title if found else ""
 
 
 def find_baseline(name: str | None, chosen: Mapping[str, Chosen]) -> str:

@@ -127,9 +127,9 @@ BOUNDS: dict[str, DenseMethod | AdapterMethod] = {
 TITLES = {name: method.title for name, method in (METHODS | BOUNDS).items()}
 
 
-def titles(bound: str) -> set[str]:
-    """Return the titles of the bounds of one kind, or ("") of the methods that are none."""
-    return {method.title for method in (METHODS | BOUNDS).values() if method.bound == bound}
+def bound_of(title: str) -> str:
+    """Return the kind of bound of a title, "alone" or "at once", swept or not; empty for a method."""
+    return next((bound.bound for bound in BOUNDS.values() if bound.title == title.partition(" ")[0]), "")
 
 
 def find_method(name: str) -> DenseMethod | AdapterMethod:

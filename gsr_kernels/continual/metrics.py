@@ -10,7 +10,7 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any
 
-from gsr_kernels.continual.methods import BOUNDS
+from gsr_kernels.continual.methods import bound_of
 
 # the name of row 0 wherever a row is named by the task it follows
 BEFORE = "before"
@@ -194,5 +194,4 @@ class Results:
 
     def methods(self) -> dict[str, list[ResultMatrix]]:
         """Return the matrices without the bounds'."""
-        bounds = {bound.title for bound in BOUNDS.values()}
-        return {title: each for title, each in self.matrices.items() if title not in bounds}
+        return {title: each for title, each in self.matrices.items() if not bound_of(title)}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from gsr_kernels.cli import aligned
 from gsr_kernels.continual.differences import interval, judge, over
 from gsr_kernels.continual.figures import FIGURES, JUDGED, gains, measure
-from gsr_kernels.continual.methods import titles
+from gsr_kernels.continual.methods import bound_of
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 
 LEGEND = """\
@@ -47,9 +47,9 @@ def table(matrices: Mapping[str, Sequence[ResultMatrix]]) -> str:
     for title, each in matrices.items():
         tasks = each[0].tasks
         rows.append([])
-        if title in titles("at once"):
+        if bound_of(title) == "at once":
             rows.append(_row(title, "all at once", each, tasks[-1]))
-        elif title in titles("alone"):
+        elif bound_of(title) == "alone":
             rows += [_row(title, f"{task} only", each, task) for task in tasks]
         else:
             rows += [_row(title, task, each, task, _forgotten(each, task)) for task in tasks]

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 import gsr_kernels
 from gsr_kernels.continual.checks import check_asked, check_names, check_processes, metrics_of
-from gsr_kernels.continual.choose import check_read, choose, find_baseline
+from gsr_kernels.continual.choose import check_read, choose, find_baseline, scratch_of
 from gsr_kernels.continual.evaluators import check_metrics, evaluator
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.folder import commit
-from gsr_kernels.continual.methods import AdapterMethod, titles
+from gsr_kernels.continual.methods import AdapterMethod, bound_of
 from gsr_kernels.continual.metrics import ResultMatrix, Results
 from gsr_kernels.continual.ranks import first, on_rank0, world
 from gsr_kernels.continual.readers import Read, read, read_retained
@@ -170,7 +170,7 @@ class Run:
             {},
             rows={source.name: len(source.test) for each in self._draws[0] for source in each},
             seeds=self.settings.numbers,
-            scratch={one.title: one.scratch for one in self.chosen.values() if one.chained},
+            scratch={one.title: scratch_of(one, self.chosen) for one in self.chosen.values() if one.chained},
             baseline=self.baseline,
         )
         # a log file wants few lines
@@ -273,5 +273,5 @@ def _light_collections() -> Iterator[None]:
 
 def _unscored(title: str, matrix: ResultMatrix) -> list[str]:
     """Return what is lacking in the rows of a method: of a task that was added, the scores of models that are gone."""
-    rows = matrix.tasks[-1:] if title in titles("at once") else matrix.tasks
+    rows = matrix.tasks[-1:] if bound_of(title) == "at once" else matrix.tasks
     return [f"{task} after {row}" for row in rows for task in matrix.lacking(row)]

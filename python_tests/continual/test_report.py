@@ -110,6 +110,8 @@ def test_mean_and_deviation():
 
 
 def test_every_row_of_the_table_adds_up():
+    swept = table({"SeqFT": SEQFT, "PerFT lr=0.1": SEQFT, "MTL lr=0.1": SEQFT})
+    assert "a only" in swept and "all at once" in swept
     lines = table({"SeqFT": SEQFT, "PerFT": SEQFT, "MTL": SEQFT}).splitlines()
     rows = {" ".join(line.split()[:2]): line.split() for line in lines if line}
     assert lines[0].split() == ["after", "general", "a", "b", "F.Ra", "AP"]
