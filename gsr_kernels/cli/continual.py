@@ -134,6 +134,8 @@ def prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
         parser.error("one folder is wanted, by --out" + f": got {' and '.join(map(str, folders))}" * bool(folders))
     [out] = folders
     before = read_run(out) if by_hand.resume else {}
+    if by_hand.resume and not before and {text for text in arguments[1:] if text.startswith("-")} == {"--resume"}:
+        raise FileNotFoundError(f"--resume: {out} holds no run to go on with: see its name, or give flags to start one")
     args = all_flags(parser.parse_args, arguments, before)
     args.out, args.resume = out, by_hand.resume
     names = tuple(name.strip() for given in args.method or ["seqft,gsr"] for name in given.split(","))

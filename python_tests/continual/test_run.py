@@ -161,6 +161,8 @@ def test_a_run_killed_in_the_third_task_ends_with_the_same_numbers(models, data,
     for name in ("max_grad_norm", "fsdp", "processes"):
         del config["settings"][name]
     (cut / "config.json").write_text(json.dumps(config))
+    assert main(["continual", str(tmp_path / "other"), "--resume"]) == 2
+    assert "other holds no run to go on with" in capsys.readouterr().err
     # nothing is left to do, and nothing is done
     assert main(["continual", str(cut), "--resume"]) == 0
     assert measured(cut) == measured(whole)
