@@ -150,7 +150,8 @@ def attach(
     if trained.isdisjoint(parameters):
         raise ValueError(
             "optimizer holds none of the model's parameters: build it from model.parameters(), "
-            "after the model was moved, wrapped or loaded"
+            "after the model was moved, wrapped or loaded. Under DeepSpeed use "
+            "gsr_kernels.integrations.deepspeed.attach(engine, ...)"
         )
     found = find_targets(model if flat is None else flat, targets, trained)
     matched = {target.name: target.parameter for target in found if target.reason is None}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gsr_kernels.distributed.step import ShardedStep
+from gsr_kernels.messages import some
 from gsr_kernels.optim.step import Live, MethodStep
 from gsr_kernels.weight import Weight
 
@@ -31,9 +32,14 @@ class FlatStep(MethodStep):
         self._here = {id(p) for group in self.optimizer.param_groups for p in group["params"]} & self._buffers
         if not self._here:
             return None
-        # also after a step that an error ended
-        if not self._here <= self._waiting:
+        if self._here == self._buffers or not self._here <= self._waiting:
+            missed = [weight.name for weight in self.weights if id(weight.parameter) in self._waiting - self._here]
             self._waiting, self._begins = set(self._buffers), True
+            if missed:
+                raise RuntimeError(
+                    f"the optimizer's last step left out {some(missed)}, which it held in attach(): handle.remove(), "
+                    "then attach() again"
+                )
         self._stepped = [weight for weight in self.weights if id(weight.parameter) in self._here]
         live = super().begin()
         self._begins = self._begins and live is None
@@ -56,4 +62,4 @@ class FlatStep(MethodStep):
         return next(group for group in groups if any(p is weight.parameter for p in group["params"]))
 
     def _check_held(self, weights: Sequence[Weight]) -> None:
-        """Check nothing: the engine alone changes what its optimizer holds, and does so within a step."""
+        """Check nothing: an engine changes what its optimizer holds within a step, and ``begin`` finds what is lost."""

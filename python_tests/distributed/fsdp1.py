@@ -70,6 +70,15 @@ def agreement():
     return found
 
 
+def lost():
+    """What a step says after one of an optimizer that lost a parameter."""
+    model = flattened()
+    optimizer, _ = trained(1, model)
+    optimizer.param_groups[0]["params"].pop(2)
+    optimizer.step()
+    return refused(optimizer.step)
+
+
 def advice():
     """The warnings that attach() gives on this rank."""
     with warnings.catch_warnings(record=True) as caught:

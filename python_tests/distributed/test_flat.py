@@ -90,6 +90,7 @@ def results(tmp_path_factory):
         (fsdp1.agreement,),
         (fsdp1.refusals,),
         (fsdp1.advice,),
+        (fsdp1.lost,),
         (fsdp1.found_again, folder),
         (fsdp1.found_again, folder),
     )
@@ -121,6 +122,11 @@ def test_what_drop_costs_is_said_once(results):
     first, second = results[0]["advice"]
     assert not second and len(first) == 1
     assert first[0].endswith('"drop" sums 520 bytes a step; out_of_span="keep" sums 104')
+
+
+def test_a_parameter_that_the_optimizer_lost_is_missed(results):
+    for message in results[0]["lost"]:
+        assert message.startswith("RuntimeError: the optimizer's last step left out"), message
 
 
 def test_what_fsdp1_does_not_support_is_refused(results):

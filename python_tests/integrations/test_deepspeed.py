@@ -22,9 +22,8 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("zero"))
-    return run(
-        2, (zero.agreement,), (zero.in_bf16,), (zero.resumed, folder), (zero.refusals,), (zero.by_trainer, folder)
-    )
+    checks = [(zero.agreement,), (zero.in_bf16,), (zero.resumed, folder), (zero.by_trainer, folder)]
+    return run(2, *checks, (zero.second_task,), (zero.refusals,))
 
 
 def test_every_stage_agrees_with_one_process(results):
@@ -53,6 +52,10 @@ def test_bfloat16_is_trained_in_float32_partitions_and_skips_overflows(results):
 def test_a_checkpoint_goes_on_bit_by_bit(results):
     for found in results["resumed"]:
         assert list(found.values()) == [(0, 2, True)] * 3
+
+
+def test_a_second_task_has_the_bases_of_its_weights(results):
+    assert results["second_task"] == [(0, 4)] * 2
 
 
 def test_a_trainer_goes_on_bit_by_bit(results):

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 import gsr_kernels
+from gsr_kernels import SpectralBasis
 from gsr_kernels.methods import EWC
 from python_tests.distributed.decisions import refused
 from python_tests.distributed.matrices import Wire
@@ -162,6 +163,19 @@ def resumed(folder):
         same = all(map(torch.equal, whole(engine).parameters(), whole(other).parameters()))
         found[stage] = decomposed.count, steps, same
     return found
+
+
+def second_task():
+    """The largest error of the singular values of a second task's bases, and the steps counted."""
+    engine = make_engine(3, torch.optim.AdamW)
+    handle = attach(engine, out_of_span="keep")
+    train(engine, 0, 2)
+    weights = {name: W.detach() for name, W in whole(engine).named_parameters()}
+    handle.refresh(reset_moments=True)
+    errors = [basis.S - SpectralBasis.of(weights[name]).S for name, basis in handle.bases.items()]
+    handle.refresh_every = 2
+    train(engine, 2, 4)
+    return max(one.abs().max().item() for one in errors), handle.state_dict()["steps"]
 
 
 def by_trainer(folder):
