@@ -158,8 +158,7 @@ def execute(study: Study, run: Run, folder: Path) -> dict:
         **({"--retain": folder / f"{study.retained}.txt"} if study.retained else {}),
         **(method.flags if method is not None else {}),
     }
-    resume = ["--resume"] if (out / "config.json").is_file() else []
-    if gsr_kernels(["continual", *(str(text) for flag in flags.items() for text in flag), *resume]):
+    if gsr_kernels(["continual", *(str(text) for flag in flags.items() for text in flag), "--resume"]):
         raise SystemExit(f"{out} did not finish")
     (matrix,) = json.loads((out / "results.json").read_text("utf-8"))["matrices"][TITLES[name]]
     versions = json.loads((out / "config.json").read_text("utf-8"))["versions"]
