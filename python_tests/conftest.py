@@ -30,5 +30,5 @@ def seeded_and_poisoned():
 @pytest.fixture
 def blank_pictures(monkeypatch):
     """Runs whose numbers are looked at leave empty files: pictures would take half of their time."""
-    for name in ("draw_forgetting", "draw_spectra"):
+    for name in ("draw_forgetting", "draw_losses", "draw_spectra"):
         monkeypatch.setattr(f"gsr_kernels.continual.plots.{name}", lambda results, path: path.touch())

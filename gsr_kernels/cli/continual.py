@@ -174,14 +174,15 @@ def _open(args: argparse.Namespace, before: dict[str, Any], config: dict[str, An
 
 
 def _draw(folder: Path, results: Results) -> None:
-    if not results.methods():
-        print("no pictures of bounds alone: they learn no task after another", file=sys.stderr)
-        return
     if find_spec("matplotlib") is None:
         print(f"no pictures without matplotlib: {install('plot')}", file=sys.stderr)
         return
-    from gsr_kernels.continual.plots import draw_forgetting, draw_spectra
+    from gsr_kernels.continual.plots import draw_forgetting, draw_losses, draw_spectra
 
+    draw_losses(results, folder / "loss.png")
+    if not results.methods():
+        print("no other pictures of bounds alone: they learn no task after another", file=sys.stderr)
+        return
     if next(iter(results.methods().values()))[0].forgets:
         draw_forgetting(results, folder / "forgetting.png")
     draw_spectra(results, folder / "spectra.png")

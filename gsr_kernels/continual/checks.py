@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.evaluators import evaluator
@@ -15,11 +16,13 @@ SHARDED = ("seqft", "gsr", "perft", "mtl")
 
 
 def check_processes(settings: RunSettings, run: Sequence[Chosen]) -> None:
-    """Raise ValueError for a batch that the processes cannot share evenly, and for what FSDP2 does not support."""
+    """Raise ValueError for a batch that the processes cannot share, for what FSDP2 lacks, and what is not installed."""
     rows = (settings.micro_batch or 1) * world()
     if settings.batch % rows:
         each = f"--micro-batch {settings.micro_batch} of each of " if settings.micro_batch else ""
         raise ValueError(f"batch {settings.batch} must be a multiple of {rows}, {each}the {world()} processes")
+    if settings.log is not None and find_spec(settings.log) is None:
+        raise ValueError(f"log {settings.log} needs the package {settings.log}: pip install {settings.log}")
     if settings.fsdp:
         if world() == 1:
             raise ValueError("fsdp shards a model over several processes: start them by torchrun, or leave it out")

@@ -93,6 +93,6 @@ def pretrain(
     tokenizer: Any = kind.tokenizer
     model: Any = LlamaForCausalLM(config(size, tokenizer))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    plain = replace(settings, steps=size.pretrain_steps, lr=size.pretrain_lr, fsdp=False)
+    plain = replace(settings, steps=size.pretrain_steps, lr=size.pretrain_lr, fsdp=False, log=None)
     learn(kind, model, rows, plain, lambda trainer, folder: None, folder.with_name("pretraining"), seed, tick)
     keep_whole(folder, lambda partial: save(kind, model, partial))

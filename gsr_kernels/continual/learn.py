@@ -11,12 +11,13 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.continual.fsdp import ShardedTrainer, shard
 from gsr_kernels.continual.kinds import Kind
-from gsr_kernels.continual.ranks import on_rank0, rank, world
+from gsr_kernels.continual.ranks import first, on_rank0, rank, world
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.stop import stop_if_told, until_the_step_ends
 from gsr_kernels.continual.trainer import EpochSampler, TaskTrainer, Watch, check_weights
@@ -37,6 +38,7 @@ def learn(
     folder: Path,
     seed: int,
     tick: Callable[[int, bool], object],
+    show: Callable[[float], object] = lambda loss: None,
 ) -> list[dict[str, Any]]:
     """Train on the rows of a task and return the Trainer's log; all processes share every step.
 
@@ -45,6 +47,7 @@ def learn(
         folder: of checkpoints, from which it goes on to the same weights; the caller removes it.
         seed: of the order of the rows, and of dropout.
         tick: called with the number of steps, and whether they were taken before.
+        show: called with the mean loss since it was called last.
 
     Raises DivergenceError where the loss is no longer finite, or a weight at the end, StoppedError where it is told to.
     """
@@ -61,7 +64,7 @@ def learn(
         train_dataset=EpochSampler([kind.features(row) for row in rows], settings.batch, steps, seed),
         data_collator=kind.collator(model),
         compute_loss_func=kind.loss(model),
-        callbacks=[Watch(tick, settings.lr)],
+        callbacks=[Watch(tick, settings.lr, show), *_reporters(settings, folder)],
     )
     # the run has a bar of its own
     trainer.remove_callback(PrinterCallback)
@@ -88,6 +91,15 @@ def learn(
         setattr(trainer, name, None)
     trainer.accelerator.free_memory()
     return _log(trainer.state)
+
+
+def _reporters(settings: RunSettings, folder: Path) -> list[TrainerCallback]:
+    if settings.log is None or not first():
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+
+    # not beside the checkpoints, which go with the task
+    return [TensorBoardCallback(SummaryWriter(str(folder.parents[1] / "log" / folder.name)))]
 
 
 def steps_of(rows: int, settings: RunSettings) -> int:

@@ -176,12 +176,13 @@ class ResultMatrix:
 @dataclass
 class Results:
     """Measured results: what a score is; matrices of every method and bound, by title, one a seed; of the first seed
-    the spectra of each method, by title, after every task and ``BEFORE``.
+    the spectra of each method, by title, after every task and ``BEFORE``, and steps and losses in every task.
     """
 
     score: str
     matrices: dict[str, list[ResultMatrix]]
     spectra: dict[str, dict[str, Spectra]] = field(default_factory=dict)
+    losses: dict[str, dict[str, list[tuple[int, float]]]] = field(default_factory=dict)
     # methods that ended at a seed, and why, by title
     diverged: dict[str, str] = field(default_factory=dict)
     # test rows of each task, the numbers of the seeds, and of each method the bound that learned every task alone

@@ -1,8 +1,10 @@
-"""The two pictures of a sequential run."""
+"""The pictures of a sequential run."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -92,3 +94,34 @@ def draw_spectra(results: Results, path: str | os.PathLike[str]) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize="small")
     figure.suptitle("Singular values before the first task and after the last, and their change (first seed)")
     figure.savefig(path)
+
+
+def ends_of(stages: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, int]:
+    """Return the step at which each stage ends, of those with a loss, all stages counted on."""
+    lengths = {stage: points[-1][0] for stage, points in stages.items() if points}
+    return dict(zip(lengths, accumulate(lengths.values())))
+
+
+def draw_losses(results: Results, path: str | os.PathLike[str]) -> None:
+    """The training loss of each method, task after task."""
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained", dpi=150)
+    axis = figure.subplots()
+    ends: dict[str, int] = {}
+    for title, stages in results.losses.items():
+        own = ends_of(stages)
+        for stage, end in own.items():
+            steps, losses = zip(*stages[stage])
+            begin = end - steps[-1]
+            label = title if stage == next(iter(own)) else None
+            color = axis.lines[-1].get_color() if label is None else None
+            axis.plot([begin + step for step in steps], losses, ".-", label=label, color=color, alpha=0.8)
+        # a method that takes all tasks at once names none
+        ends = max(ends, own, key=len)
+    for stage, end in ends.items():
+        axis.axvline(end, color="lightgrey", zorder=0)
+        axis.annotate(stage, (end, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize="small")
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel("training loss")
+    figure.legend(loc="outside lower center", ncols=6, fontsize="small")
+    figure.suptitle("Loss of each task while it is learned (first seed)", y=1.06)
+    figure.savefig(path, bbox_inches="tight")

@@ -193,8 +193,10 @@ class Run:
                     results.diverged[one.title] = f"seed {sequence.seed}, {error}"
                 else:
                     results.matrices.setdefault(one.title, []).append(state.matrix)
-                    if sequence is sequences[0] and one.chained:
-                        results.spectra[one.title] = state.spectra
+                    if sequence is sequences[0]:
+                        results.losses[one.title] = state.losses
+                        if one.chained:
+                            results.spectra[one.title] = state.spectra
                 results.seconds = time.perf_counter() - started
                 if results.matrices:
                     keep(results)

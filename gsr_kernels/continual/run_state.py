@@ -35,6 +35,14 @@ class RunState:
             self.matrix.take(ResultMatrix.from_dict(data["matrix"]))
             self.spectra, self.logs, self.done = data["spectra"], data["logs"], data["done"]
 
+    @property
+    def losses(self) -> dict[str, list[tuple[int, float]]]:
+        """Return the steps and losses of each stage that are in its log."""
+        return {
+            stage: [(each["step"], each["loss"]) for each in log if each.get("loss") is not None]
+            for stage, log in self.logs.items()
+        }
+
     def model(self, stage: str) -> Path:
         """Return the folder of the model after a stage."""
         return self.folder / "models" / stage

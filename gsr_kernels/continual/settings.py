@@ -14,6 +14,7 @@ from gsr_kernels.options import RANK
 
 KINDS = ("causal", "seq2seq", "classifier")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
+LOGS = ("tensorboard",)
 DTYPES = ("float32", "bfloat16")
 # of a setting that decides no numbers
 SAME = "the numbers are the same"
@@ -131,6 +132,7 @@ class RunSettings:
     fsdp: bool = option(False, "shard the model by FSDP2, under torchrun")
     save_every: int = count(100, "steps between checkpoints within a task", SAME)
     keep_models: bool = option(False, "keep the model after every task, not the last alone", free=SAME)
+    log: str | None = option(None, "where losses go beside loss.png", str, free=SAME, choices=LOGS)
 
     @property
     def numbers(self) -> tuple[int, ...]:

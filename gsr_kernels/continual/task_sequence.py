@@ -72,6 +72,7 @@ class TaskSequence:
             self.bar.set_description(
                 f"seed {self.seed} · {chosen.title} learns {'all' if method.bound == 'at once' else stage}"
             )
+            self.bar.set_postfix_str("", refresh=False)
             strategy.task, strategy.tasks = index, len(stages)
             strategy.begin()
             log = learn(
@@ -83,6 +84,7 @@ class TaskSequence:
                 state.work(stage),
                 zlib.crc32(f"seed {self.seed}, {stage}".encode()),
                 self._tick,
+                lambda loss: self.bar.set_postfix_str(f"loss {loss:.3g}", refresh=False),
             )
             if chained or settings.keep_models or settings.fsdp:
                 keep_whole(state.model(stage), strategy.save)

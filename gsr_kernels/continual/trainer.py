@@ -92,9 +92,10 @@ class DivergenceError(FloatingPointError):
 class Watch(TrainerCallback):
     """Callback that moves the run's bar, and stops what diverges."""
 
-    def __init__(self, tick: Callable[[int, bool], object], lr: float) -> None:
+    def __init__(self, tick: Callable[[int, bool], object], lr: float, show: Callable[[float], object]) -> None:
         self._tick = tick
         self._lr = lr
+        self._show = show
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Count the steps of a checkpoint, which were taken before."""
@@ -108,9 +109,11 @@ class Watch(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Check the loss since the last record."""
+        """Check and show the loss since the last record."""
         if not math.isfinite(logs.get("loss", 0.0)):
             raise DivergenceError(f"the loss is {logs['loss']} at step {state.global_step}: lr {self._lr} is too high")
+        if "loss" in logs:
+            self._show(logs["loss"])
 
 
 def _return_free_memory() -> None:

@@ -49,7 +49,7 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
     assert main(["continual", "--data", data, "--out", str(out), "--seeds", "2", "--bounds", *TINY]) == 0
     printed = capsys.readouterr().out
     assert {file.name for file in out.iterdir()} == {
-        ".lock", "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt", "work"
+        ".lock", "config.json", "forgetting.png", "loss.png", "results.json", "spectra.png", "table.txt", "work"
     }  # fmt: skip
     assert (out / "table.txt").read_text() in printed
     assert "GSR" in printed and "Seed by seed, + is better" in printed

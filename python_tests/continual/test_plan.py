@@ -27,6 +27,20 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(kind, tmp_path, capsys, mo
     assert "NOT ENOUGH MEMORY for SeqFT, GSR: lower --micro-batch or --rank" in capsys.readouterr().out
 
 
+def test_losses_are_shown_drawn_and_logged(tmp_path, capsys, monkeypatch):
+    model, data, out = save_model("causal", tmp_path / "model"), save_tasks(tmp_path / "data"), tmp_path / "out"
+    arguments = ["continual", "--model", model, "--data", data, "--out", str(out), "--batch", "8", "--steps", "2"]
+    arguments += ["--method", "seqft", "--test-rows", "2", "--log", "tensorboard"]
+    shown = []
+    monkeypatch.setattr("tqdm.tqdm.set_postfix_str", lambda bar, text, refresh: shown.append(text))
+    assert main(arguments) == 0
+    assert sum(text.startswith("loss ") for text in shown) == 6 and (out / "loss.png").stat().st_size > 1000
+    assert len([*out.glob("work/seed-0/seqft/log/*/events*")]) == 3
+    monkeypatch.setattr("gsr_kernels.continual.checks.find_spec", lambda name: None)
+    assert main([*arguments, "--resume"]) == 2
+    assert "--log tensorboard needs the package tensorboard: pip install tensorboard" in capsys.readouterr().err
+
+
 def test_the_plans_memory_is_what_training_holds(tmp_path):
     settings = RunSettings(model=save_model("causal", tmp_path), batch=8, micro_batch=4, adapter_rank=2)
     kind = tiny_kind(settings)

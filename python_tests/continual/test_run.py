@@ -64,7 +64,7 @@ def test_a_kind_of_model_from_the_flags_to_the_folder(kind, models, data, tmp_pa
     arguments = ["continual", "--model", models[kind], "--data", data, "--out", str(out), *QUICK, *map(str, more)]
     assert main(arguments) == 0
     assert {file.name for file in out.iterdir()} == {
-        ".lock", "config.json", "forgetting.png", "results.json", "spectra.png", "table.txt", "work"
+        ".lock", "config.json", "forgetting.png", "loss.png", "results.json", "spectra.png", "table.txt", "work"
     }  # fmt: skip
     assert (out / "table.txt").read_text() in capsys.readouterr().out
 
