@@ -96,7 +96,8 @@ class OSF(Method):
         if "held" in state:
             W.copy_(start)
         else:
-            torch.add(start, PROTECTING[self.variant](*operands(W - start, basis)), out=W)
+            change, U, Vh = operands(W - start, basis)
+            torch.add(start, PROTECTING[self.variant](change, U, Vh, out=change), out=W)
 
     def _holds(self, name: str) -> bool:
         return isinstance(self.protect, Mapping) and self.protect[name] == 1

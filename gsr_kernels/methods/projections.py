@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.torch.products import product
+from gsr_kernels.backends.torch.products import add_product, product
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.methods.base import Method, State
@@ -45,15 +45,26 @@ def keep_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
     return spread(block(G, U, Vh), U, Vh)
 
 
-def remove_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
-    """Return ``G − U Uᵀ G V Vᵀ``: everything but the block of these directions."""
-    return G - keep_block(G, U, Vh)
+def remove_block(G: Tensor, U: Tensor, Vh: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return ``G − U Uᵀ G V Vᵀ``: everything but the block of these directions. ``out`` may be G."""
+    N = block(G, U, Vh).neg_()
+    tall = G.shape[-2] >= G.shape[-1]
+    return _add(G, U, product(N, Vh), out) if tall else _add(G, product(U, N), Vh, out)
 
 
-def complement(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
-    """Return ``(I − U Uᵀ) G (I − V Vᵀ)``, which no column of U and no row of Vh touches."""
-    G = G - product(U, product(U.mT, G))
-    return G - product(product(G, Vh.mT), Vh)
+def complement(G: Tensor, U: Tensor, Vh: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return ``(I − U Uᵀ) G (I − V Vᵀ)``, which no column of U and no row of Vh touches. ``out`` may be G."""
+    left = _add(G, U, product(U.mT, G).neg_(), out)
+    return _add(left, product(left, Vh.mT).neg_(), Vh, left)
+
+
+def _add(G: Tensor, A: Tensor, B: Tensor, out: Tensor | None) -> Tensor:
+    """Return ``G + A B`` without a tensor for the product."""
+    out = torch.empty_like(G) if out is None else out
+    if G.ndim > 3:
+        return torch.add(G, product(A, B), out=out)
+    add_product(G, A, B, out)
+    return out
 
 
 # by the names of variants: what leaves protected directions alone
