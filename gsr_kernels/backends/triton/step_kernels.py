@@ -215,6 +215,10 @@ def second_product(
         p_right = address(table, matrix, FOLDED if STORED and TRANSPOSED else VH, DTYPE, ALIGN)
         p_delta = delta + tl.load(table + matrix * FIELDS + DIAGONAL)
 
+        if STORED:
+            # here a tile waits for it once less than after the product; inside there is no register for it
+            scale = inverse(tl.load(scales + matrix))
+
         accumulator = tl.zeros([BM, BN], tl.float32)
         # no step at all where g was not finite: NaN times 0 would stay NaN
         for step in range(0, tl.where(ok, k, 0), BK):
@@ -229,7 +233,9 @@ def second_product(
                 left = (left.to(tl.float32) * shares[None, :]).to(DTYPE)
             accumulator = dot(left, right, accumulator)
 
-        accumulator *= inverse(tl.load(scales + matrix))
+        if not STORED:
+            scale = inverse(tl.load(scales + matrix))
+        accumulator *= scale
         p_g, g_stride = address(table, matrix, G, G_DTYPE, ALIGN), number(table, matrix, G_STRIDE, ALIGN)
         if WEIGHT is None:
             left, right = halves(accumulator, BM, BN)
