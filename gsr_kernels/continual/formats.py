@@ -31,7 +31,7 @@ def example_of(row: Any) -> Example:
                 return make(row)
         if "prompt" not in row and "completion" not in row:
             wanted = "; ".join(", ".join(keys) for keys in FORMATS)
-            raise ValueError(f"no row has the keys {_keys(row)}: call them as one of these formats does: {wanted}")
+            raise ValueError(f"no format has the keys {_keys(row)}: call them as one does: {wanted}")
     return _plain(row)
 
 

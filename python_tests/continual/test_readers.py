@@ -101,7 +101,7 @@ def test_a_row_is_told_by_its_keys(row, example, tmp_path):
     [
         (
             {"body": "a", "target": "b"},
-            "no row has the keys 'body', 'target': call them as one of these formats does: ",
+            "no format has the keys 'body', 'target': call them as one does: ",
         ),
         ({"messages": "a"}, '\'messages\' must be a list of turns {"role": role, "content": text}'),
         ({"messages": [{"role": "user", "content": "a"}]}, "'messages' has no turn of the assistant"),
