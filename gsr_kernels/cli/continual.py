@@ -91,7 +91,9 @@ def _run(arguments: Sequence[str]) -> None:
         if ranks.first():
             print(plan)
         return
-    config = ranks.on_rank0(lambda: _open(args, before, {**typed, **job.config}))
+    # all ranks make it: in parts they ask each other
+    asked = {**typed, **job.config}
+    config = ranks.on_rank0(lambda: _open(args, before, asked))
 
     def keep(done: Results) -> None:
         if ranks.first():
