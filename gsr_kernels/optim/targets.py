@@ -94,7 +94,9 @@ def find_targets(
             )
         else:
             rule = None if _matches(name, targets) else "not in targets"
-            if rule is None and (parameter.ndim > 3 or isinstance(module, _ConvNd)):
+            # by its name alone, a stack of matrices has one of its own
+            by_name = module is None and parameter.ndim > 3 and name.rpartition(".")[2] == "weight"
+            if rule is None and (by_name or isinstance(module, _ConvNd)):
                 raise ValueError(
                     f"targets names {name} {tuple(parameter.shape)}, the kernel of a convolution, which is no matrix: "
                     "leave it out"
