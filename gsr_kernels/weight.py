@@ -53,12 +53,7 @@ class Weight:
     @property
     def held(self) -> Tensor:
         """Return what this rank has of the weight, of one process all of it, as it is now."""
-        return self.scheme.layout.local(self.parameter)
-
-    @property
-    def gradient(self) -> Tensor | None:
-        """Return what this rank has of the weight's gradient, by reference, None where it has none."""
-        return self.scheme.layout.gradient(self.name, self.parameter)
+        return self.scheme.layout.local(self.parameter).detach()
 
     def keep(self, basis: SpectralBasis) -> None:
         """Take a basis that is on the weight's device."""

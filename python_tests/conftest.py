@@ -6,6 +6,8 @@ import torch
 # whether kernels are interpreted is decided when they are first imported, by whichever test is collected first
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    # where it looks for one, DeepSpeed says on every rank that there is none
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from bench.gpu.stand_in import quicken_interpreter
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +113,6 @@ def merge_files(
         metadata[MERGED] = json.dumps([*_history(metadata), [digest, [one.name for one in sorted(shards)]]])
         with replacing(shard) as partial:
             save_file(tensors, partial, metadata)
-            shutil.copymode(shard, partial)
     return waiting
 
 

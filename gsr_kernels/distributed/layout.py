@@ -20,6 +20,39 @@ if TYPE_CHECKING:
 Block = tuple[tuple[int, int], ...]
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a parameter or gradient, by reference; a plain tensor is returned as it is."""
+    if not hasattr(tensor, "to_local"):
+        return tensor
+    with torch.no_grad():
+        shard = tensor.to_local()
+    # a collective may be under way, as tensor parallelism leaves it
+    return shard.wait() if hasattr(shard, "wait") else shard
+
+
+def local_gradient(name: str, parameter: Tensor) -> Tensor | None:
+    """Return this rank's shard of a parameter's gradient, by reference; None where it has none.
+
+    Partial sums, as a sharded input leaves them to a replicated weight, are first redistributed to the parameter's
+    placement. Expanded ones, of which one element stands for several, are written in full. Raises RuntimeError, by the
+    parameter's name, for any other placement.
+    """
+    gradient = parameter.grad
+    if gradient is None:
+        return None
+    placed, expected = getattr(gradient, "placements", None), getattr(parameter, "placements", None)
+    if placed != expected:
+        if not (placed and expected and all(p.is_partial() or p == e for p, e in zip(placed, expected))):
+            raise RuntimeError(
+                f"the gradient of {name} is placed as {placed} and the parameter as {expected}: redistribute it before "
+                "optimizer.step()"
+            )
+        gradient = parameter.grad = gradient.redistribute(placements=expected)  # type: ignore[attr-defined]
+    elif placed is None and gradient.layout == torch.strided and 0 in gradient.stride():
+        gradient = parameter.grad = gradient.contiguous()
+    return local(gradient)
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """A tensor on a DeviceMesh, placed as a DTensor; without a mesh it is this process's alone, and whole."""
@@ -30,6 +63,10 @@ class Layout:
 
     # True where a rank's shard is an interval of the elements, row by row
     flat: ClassVar[bool] = False
+
+    # this rank's shard of a parameter that has this layout, and of its gradient
+    local = staticmethod(local)
+    gradient = staticmethod(local_gradient)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layout:
         # process groups are not copied with a model
@@ -128,14 +165,6 @@ class Layout:
         """The placement, for a message."""
         return str(self.placements)
 
-    def local(self, tensor: Tensor) -> Tensor:
-        """Return this rank's shard of the parameter that has this layout, by reference, detached."""
-        return local(tensor).detach()
-
-    def gradient(self, name: str, parameter: Tensor) -> Tensor | None:
-        """Return this rank's shard of the parameter's gradient, see ``local_gradient``."""
-        return local_gradient(name, parameter)
-
     def as_matrix(self, shard: Tensor) -> Tensor:
         """Return this rank's shard as matrices ``[.., m, n]``."""
         return shard
@@ -179,36 +208,3 @@ def sharded_dim(placement: Any) -> int | None:
 def split_factor(placement: Any) -> int:
     """Return the number of shards that later mesh dimensions make, first, of what a placement shards."""
     return getattr(placement, "split_factor", 1)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a parameter or gradient, by reference; a plain tensor is returned as it is."""
-    if not hasattr(tensor, "to_local"):
-        return tensor
-    with torch.no_grad():
-        shard = tensor.to_local()
-    # a collective may be under way, as tensor parallelism leaves it
-    return shard.wait() if hasattr(shard, "wait") else shard
-
-
-def local_gradient(name: str, parameter: Tensor) -> Tensor | None:
-    """Return this rank's shard of a parameter's gradient, by reference; None where it has none.
-
-    Partial sums, as a sharded input leaves them to a replicated weight, are first redistributed to the parameter's
-    placement. Expanded ones, of which one element stands for several, are written in full. Raises RuntimeError, by the
-    parameter's name, for any other placement.
-    """
-    gradient = parameter.grad
-    if gradient is None:
-        return None
-    placed, expected = getattr(gradient, "placements", None), getattr(parameter, "placements", None)
-    if placed != expected:
-        if not (placed and expected and all(p.is_partial() or p == e for p, e in zip(placed, expected))):
-            raise RuntimeError(
-                f"the gradient of {name} is placed as {placed} and the parameter as {expected}: redistribute it before "
-                "optimizer.step()"
-            )
-        gradient = parameter.grad = gradient.redistribute(placements=expected)  # type: ignore[attr-defined]
-    elif placed is None and gradient.layout == torch.strided and 0 in gradient.stride():
-        gradient = parameter.grad = gradient.contiguous()
-    return local(gradient)

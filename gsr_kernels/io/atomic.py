@@ -34,7 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield partial
         # safetensors puts a file of its own there, for the owner's eyes alone
-        partial.chmod(stat.S_IMODE(os.fstat(lock).st_mode))
+        partial.chmod(stat.S_IMODE((path.stat() if path.exists() else os.fstat(lock)).st_mode))
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)

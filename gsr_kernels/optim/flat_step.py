@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gsr_kernels.distributed.step import ShardedStep
 from gsr_kernels.messages import some
@@ -29,7 +28,9 @@ class FlatStep(MethodStep):
         self._plans: dict[frozenset[int], ShardedStep | None] = {}
 
     def begin(self) -> Live | None:
-        self._here = {id(p) for group in self.optimizer.param_groups for p in group["params"]} & self._buffers
+        groups = self.optimizer.param_groups
+        places = {id(p): (i, j) for i, group in enumerate(groups) for j, p in enumerate(group["params"])}
+        self._here = places.keys() & self._buffers
         if not self._here:
             return None
         if self._here == self._buffers or not self._here <= self._waiting:
@@ -41,6 +42,8 @@ class FlatStep(MethodStep):
                     "then attach() again"
                 )
         self._stepped = [weight for weight in self.weights if id(weight.parameter) in self._here]
+        for weight in self._stepped:
+            weight.place = places[id(weight.parameter)]
         live = super().begin()
         self._begins = self._begins and live is None
         return live
@@ -56,10 +59,6 @@ class FlatStep(MethodStep):
         self._waiting -= self._here
         if self._here and not self._waiting:
             super().end()
-
-    def _group(self, weight: Weight) -> dict[str, Any]:
-        groups = self.optimizer.param_groups
-        return next(group for group in groups if any(p is weight.parameter for p in group["params"]))
 
     def _check_held(self, weights: Sequence[Weight]) -> None:
         """Check nothing: an engine changes what its optimizer holds within a step, and ``begin`` finds what is lost."""

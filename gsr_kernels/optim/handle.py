@@ -122,7 +122,7 @@ class Handle(Unpickled):
             raise ValueError(f"name must be one of {some(self.bases)}, got {name!r}")
         if not found[0].whole:
             raise ValueError(f"{name} is sharded over ranks: directions() needs a whole gradient on each")
-        G = found[0].gradient
+        G = found[0].scheme.layout.gradient(name, found[0].parameter)
         if G is None:
             raise ValueError(f"{name} has no gradient: call directions() between backward() and optimizer.step()")
         return directions(found[0], G)

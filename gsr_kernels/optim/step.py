@@ -86,17 +86,13 @@ class MethodStep:
     def begin(self) -> Live | None:
         """Return the weights that have a gradient, or None where the step is a rehearsal."""
         self._check_held(self.weights)
-        found = [(weight, weight.gradient) for weight in self._stepped]
+        found = [(weight, weight.scheme.layout.gradient(weight.name, weight.parameter)) for weight in self._stepped]
         live = [(weight, G) for weight, G in found if G is not None]
         self.rehearsed = is_rehearsal(self.optimizer, [G for _, G in live], self.meshes)
         if self.rehearsed:
             return None
-        if self._begins:
-            self._count()
-        return live
-
-    def _count(self) -> None:
-        """Count a step; the first one takes care of the bases before it."""
+        if not self._begins:
+            return live
         self.decompose_stale()
         if self.unconfirmed:
             self.unconfirmed = False
@@ -106,6 +102,7 @@ class MethodStep:
             if changed:
                 warn("changed", [weight.name for weight in changed])
         self.count += 1
+        return live
 
     @torch.no_grad()
     def rewrite(self, live: Live) -> None:
@@ -113,7 +110,8 @@ class MethodStep:
         # a fused optimizer divides by the scale of a GradScaler inside its step
         scale = getattr(self.optimizer, "grad_scale", None)
         # which way a step goes decides which directions are minor: ascent along G is descent along -G
-        rising = [G for weight, G in live if self._group(weight).get("maximize")]
+        groups = self.optimizer.param_groups
+        rising = [G for weight, G in live if groups[weight.place[0]].get("maximize")]
         _negate(rising)
         # under autocast the products would be taken in 16 bits, or refused
         with torch.autocast(self._kind, enabled=False), ExitStack() as after:
@@ -188,10 +186,6 @@ class MethodStep:
                     names.append(late.get(p, f"{'x'.join(map(str, p.shape))} in group {i}"))
         return names
 
-    def _group(self, weight: Weight) -> dict[str, Any]:
-        """Return the optimizer's group that holds a weight."""
-        return self.optimizer.param_groups[weight.place[0]]
-
     def _check_held(self, weights: Sequence[Weight]) -> None:
         """Raise RuntimeError where the optimizer holds another parameter in place of a weight, or it was re-sharded."""
         groups = [group["params"] for group in self.optimizer.param_groups]
@@ -228,7 +222,7 @@ class MethodStep:
         weights = [weight for weight, _ in live]
         gradients = [basis.split(G) for basis, (_, G) in zip(bases, live)]
         before = [measure_before(G, basis) for G, basis in zip(gradients, bases)] if record else []
-        matrices = (basis.split(weight.held) for basis, weight in zip(bases, weights))
+        matrices = (basis.split(weight.scheme.layout.local(weight.parameter)) for basis, weight in zip(bases, weights))
         states = (weight.state for weight in weights)
         finite = method.transform(list(zip(gradients, matrices, bases, states)), scale)
         for weight, flags in zip(weights, finite):

@@ -60,7 +60,9 @@ def test_a_training_that_failed_leaves_no_second_hook():
     model = get_peft_model(Model(), LoraConfig(r=2, target_modules=["linear"]), adapter_name="old")
     model.add_adapter("new", LoraConfig(r=2, target_modules=["linear"]))
     optimizer = torch.optim.SGD(model.parameters())
-    callback = MethodCallback(SimpleNamespace(model=model), OLoRA(), {})
+    callback = MethodCallback(
+        SimpleNamespace(model=model, model_wrapped=model, is_deepspeed_enabled=False), OLoRA(), {}
+    )
     for _ in range(2):
         callback.on_train_begin(None, None, None, optimizer=optimizer)
         assert len(optimizer._optimizer_step_pre_hooks) == 1
