@@ -71,6 +71,11 @@ def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Ro
     return found
 
 
+def last_run(rows: Rows) -> Rows:
+    """Return the rows of the device and the commit of the last one."""
+    return list(grouped(rows, "device", "commit").values())[-1] if rows else []
+
+
 def pivot(
     rows: Iterable[Each],
     line: Callable[[Each], tuple[str, ...]],

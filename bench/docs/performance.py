@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.docs.pages import Rows, grouped, measured, table
+from bench.docs.pages import Rows, grouped, last_run, measured, table
 from bench.models import model
 from bench.optimizers import muon_work
 from bench.results import read
@@ -107,7 +107,8 @@ FORMS: dict[str, Form] = {
 
 def steps_on_cpu() -> str:
     """Return one optimizer step of each, side by side on a CPU."""
-    rows = [row for row in read() if row["case"] == "optimizer_step" and not row["driver"] and row["p50_ms"]]
+    timed = [row for row in read() if row["case"] == "optimizer_step" and not row["driver"] and row["p50_ms"]]
+    rows = last_run(timed)
     if not rows:
         return "Not measured yet: `python -m bench --case optimizer_step` on a quiet machine."
     lines = []

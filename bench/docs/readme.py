@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.docs.pages import DOCS, IMAGES, ROOT, fill, grouped, measured, table
+from bench.docs.pages import DOCS, IMAGES, ROOT, fill, grouped, last_run, measured, table
 from bench.docs.performance import floor_table, gpu_table, steps_on_cpu, target_table
 from bench.results import RESULTS, TESTS, read
 from gsr_kernels.continual.differences import over
@@ -21,7 +21,7 @@ DEMO, COMPARED = RESULTS / "demo", RESULTS / "adapters"
 
 def cpu_table() -> str:
     """Return the transform against two bare products of its shapes and against the literal chain."""
-    rows = [row for row in read() if row["case"] == "rescale_gradient_cpu"]
+    rows = last_run([row for row in read() if row["case"] == "rescale_gradient_cpu"])
     lines = []
     for (shape, threads), of in grouped(rows, "shape", "threads").items():
         cells = {(row["variant"], row["out_of_span"]): row for row in of}
