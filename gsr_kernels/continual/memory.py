@@ -18,6 +18,7 @@ from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.models import lora_config
 from gsr_kernels.continual.ranks import world
 from gsr_kernels.methods import Method
+from gsr_kernels.methods.base import of_any_task
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
 
@@ -34,7 +35,8 @@ class Memory:
     moments: int
     bases: int
     activations: int | None
-    # of what a method keeps of earlier tasks, of the part that is saved with the model, and of a copy to answer with
+    # of what a method keeps of earlier tasks or of the weights before this one, of the part that is saved with the
+    # model, and of a copy to answer with
     kept: int
     saved: int
     copied: int
@@ -65,7 +67,8 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
     # the bases' own keys are of the model without adapters
     kinds, _ = kinds_of(model)
     shapes = {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)}
-    bases = decomposition = copied = 0
+    bases = decomposition = copied = start = 0
+    made = [of_any_task(one) for one in chosen.make()]
     if isinstance(chosen.method, AdapterMethod):
         from peft import get_peft_model
 
@@ -73,13 +76,16 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
         # to answer, adapters are put into a copy
         copied = 0 if chosen.method.balanced else weights
         size = 4
-    elif any(isinstance(one, Method) and one.uses_basis for one in chosen.make()):
+    elif any(isinstance(one, Method) and one.uses_basis for one in made):
         element = storage_dtype(settings.precision, torch.float32, torch.device(device())).itemsize
         ranks = resolve_rank(settings.rank, shapes)
         # the ranks that a share of each weight's comes to are of its shape
         by_shape = {tuple(shape): ranks[name] for name, shape in shapes.items()}
         bases = sum(cost([one], by_shape[one.d1, one.d2], "keep", element, 4).bases for one in kinds)
         decomposition = DECOMPOSITION * 4 * max(one.d1 * one.d2 for one in kinds)
+        # the weights as the task began
+        if any("start" in one.lasting for one in made):
+            start = size * sum(target.parameter.numel() for target in linear_matrices(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # importance and values of the weights; the model before the task
     strategy = getattr(chosen.method, "strategy", "")
@@ -91,7 +97,7 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
         2 * size * trained,
         bases,
         _activations(model, kind, rows, longest),
-        kept,
+        kept + start,
         kept if strategy == "Consolidated" else 0,
         copied,
         decomposition,

@@ -47,7 +47,7 @@ def test_the_plans_memory_is_what_training_holds(tmp_path):
     model = load(kind, settings.model, "float32", 0)
     with torch.device("meta"):
         bare = type(model)(model.config)
-    methods = choose(("seqft", "gsr", "ewc", "ps-lora", "eblora"), [], [], settings)
+    methods = choose(("seqft", "gsr", "ewc", "osf", "ps-lora", "eblora"), [], [], settings)
     found = {name: needed(bare, kind, one, 20) for name, one in methods.items()}
     weights = sum(parameter.nbytes for parameter in model.parameters())
     handle = attach(model, torch.optim.AdamW(model.parameters()), GSR(0.5))
@@ -56,6 +56,9 @@ def test_the_plans_memory_is_what_training_holds(tmp_path):
     assert (seqft.weights, seqft.gradients, seqft.moments, seqft.bases) == (weights, weights, 2 * weights, 0)
     assert gsr.bases == bases and gsr.activations == seqft.activations > 4 * 20 * 300 * 4
     assert gsr.peak == 3 * weights + bases + gsr.decomposition + weights + gsr.activations
+    matrices = sum(weight.parameter.nbytes for weight in handle.weights)
+    # no more than all directions are protected
+    assert (found["osf"].bases, found["osf"].kept) == (bases, matrices)
     assert found["ewc"].kept == 2 * weights and found["ps-lora"].copied == weights == found["ps-lora"].weights
     # query and value of two layers
     assert found["eblora"].gradients == 4 * 2 * 2 * (2 * 32 + 32 + 16) and found["eblora"].copied == 0
