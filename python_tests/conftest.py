@@ -29,6 +29,17 @@ def seeded_and_poisoned():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def no_rank_is_left():
+    """Lightning and Accelerate leave a rank's variables, by which a later test's process would seek others."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
+
+
 @pytest.fixture
 def blank_pictures(monkeypatch):
     """Runs whose numbers are looked at leave empty files: pictures would take half of their time."""

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from gsr_kernels.cli.groups import group_help
 from gsr_kernels.continual import ranks, settings
-from gsr_kernels.continual.disk import full_disk_told
+from gsr_kernels.continual.disk import explain_full_disk
 from gsr_kernels.continual.folder import claimed, write, write_json
 from gsr_kernels.continual.methods import BOUNDS, find_method
 from gsr_kernels.continual.metrics import Results
@@ -99,7 +99,7 @@ def _run(arguments: Sequence[str]) -> None:
         if ranks.first():
             write(args.out, config, done, report(done, job.conditions(done), *job.notes))
 
-    with full_disk_told(args.out), contextlib.ExitStack() as stack:
+    with explain_full_disk(args.out), contextlib.ExitStack() as stack:
 
         def claim() -> None:
             stack.enter_context(claimed(args.out))

@@ -1,4 +1,4 @@
-"""Disk that a run needs, and what a full one is told by."""
+"""Disk space that a run needs, and one error for a full disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gsr_kernels.continual.methods import AdapterMethod
 
 # of a full disk, or a quota; safetensors' texts of them, and what torch's writer says of any write that failed
 FULL = (errno.ENOSPC, errno.EDQUOT)
-TOLD = (
+TEXTS_OF_FULL = (
     *(f"(os error {number})" for number in FULL),
     "inline_container.cc",
     "PytorchStreamWriter failed",
@@ -50,8 +50,8 @@ def disk_needed(
 
 
 @contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
-    """Say in one sentence that a disk is full, which each library has its own error for."""
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Raise OSError, in one sentence, for a full disk, which each library has its own error for."""
     try:
         yield
     except Exception as error:
@@ -67,7 +67,7 @@ def full_disk_told(folder: Path) -> Iterator[None]:
 def _is_full(error: BaseException | None) -> bool:
     while error is not None:
         full = isinstance(error, OSError) and error.errno in FULL
-        if full or any(text in str(error) for text in TOLD):
+        if full or any(text in str(error) for text in TEXTS_OF_FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -47,7 +47,10 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Return the most that is there at once: in a step, or beside a copy to answer with."""
+        """Return the most that is there at once: in a step, or beside a copy to answer with.
+
+        Without known activations it is a lower bound.
+        """
         activations = self.activations or 0
         # gradients arise as the activations go, unless those of an earlier part are there
         step = self.gradients + activations if self.accumulates else max(self.gradients, activations)
@@ -132,6 +135,6 @@ def _activations(model: Any, kind: Kind, rows: int, length: int) -> int | None:
             # a classifier's logits are few
             if not isinstance(kind, Classifier):
                 kind.loss(model)(outputs, tokens, 1)
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, TypeError):
         return None
     return sum(storage.nbytes() for storage in saved.values()) + outputs.logits.nbytes

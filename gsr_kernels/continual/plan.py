@@ -63,7 +63,7 @@ def survey(kind: Kind, drawn: Iterable[Source]) -> list[Rows]:
     return found
 
 
-def told(
+def describe(
     model: Any,
     kind: Kind,
     chosen: Mapping[str, Chosen],
@@ -88,7 +88,8 @@ def told(
     room, too_much, stays, passes = _room(), [], 0, [0]
     for name, one in chosen.items():
         memory = needed(model, kind, one, longest)
-        sizes = [_size(getattr(memory, column)) for column in columns] + [_size(memory.peak)]
+        most = _size(memory.peak) if memory.activations is not None else f"over {_size(memory.peak)}"
+        sizes = [*(_size(getattr(memory, column)) for column in columns), most]
         if one.settings_of_run.fsdp:
             sizes = ["sharded"] * len(sizes)
         elif memory.peak > room:

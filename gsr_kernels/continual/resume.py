@@ -1,4 +1,4 @@
-"""Run that goes on: the flags that it was begun with, what may be added to it, and what must be as it was."""
+"""Resuming a run: the flags that it was begun with, what may be added to it, and what must be as it was."""
 
 from __future__ import annotations
 

@@ -151,12 +151,12 @@ class Run:
     def plan(self) -> str:
         """Describe what is about to be learned, and what it takes."""
         from gsr_kernels.continual.models import quiet
-        from gsr_kernels.continual.plan import told
+        from gsr_kernels.continual.plan import describe
 
         sequences = self.sequences(None)
         steps = {name: [each.steps(one) for each in sequences] for name, one in self.chosen.items()}
         with quiet():
-            return told(self._bare, self.kind, self.chosen, [*chain(*self._draws[0])], self._rows, steps, self.out)
+            return describe(self._bare, self.kind, self.chosen, [*chain(*self._draws[0])], self._rows, steps, self.out)
 
     def run(self, keep: Callable[[Results], object]) -> Results:
         """Train and score what the folder does not hold yet; ``keep`` is called after every method of a seed."""

@@ -16,6 +16,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from gsr_kernels.io.saved_model import load_into
 from gsr_kernels.optim import Handle, ModelHandle, attach
 from gsr_kernels.optim.model_handle import model_methods
+from gsr_kernels.optim.report import warn
 from gsr_kernels.optim.state import KEY
 from gsr_kernels.optim.supported import innermost
 
@@ -85,8 +86,12 @@ def load_converted(trainer: Trainer) -> None:
 
     Its own loading takes the names in the file, where packed experts are saved one by one: it would leave them out.
     """
+    whole: Any = trainer.model
+    # done already, or of shards, which torch.distributed.checkpoint loads
+    if "_load_from_checkpoint" in vars(trainer) or any(hasattr(p, "placements") for p in whole.parameters()):
+        return
     if type(trainer)._load_from_checkpoint is not Trainer._load_from_checkpoint:
-        # it has its own
+        warn("loader", trainer=type(trainer).__name__)
         return
     load, load_best = trainer._load_from_checkpoint, trainer._load_best_model
 

@@ -46,6 +46,10 @@ WARNINGS = {
         "the optimizer's state came from a checkpoint that holds nothing for the method; the bases are those of the "
         "weights in attach(). To resume within a task, load handle.state_dict() as well"
     ),
+    "loader": (
+        "{trainer} loads checkpoints by a function of its own: see that it converts packed experts, which are saved "
+        "one by one; the Trainer's does not, and they would keep their values from before"
+    ),
     "settings": "the checkpoint was made with {method}, this run goes on with attach()'s settings ({count} weights)",
     "pinned": (
         '{names} {what}: "drop" confines them to the directions that they have now. If they are new, leave them out by '

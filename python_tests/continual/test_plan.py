@@ -27,6 +27,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(kind, tmp_path, capsys, mo
     assert "NOT ENOUGH MEMORY for SeqFT, GSR: lower --micro-batch or --rank" in capsys.readouterr().out
 
 
+def test_what_is_unknown_is_no_upper_bound(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gsr_kernels.continual.memory._activations", lambda *given: None)
+    model, data = save_model("causal", tmp_path / "model"), save_tasks(tmp_path / "data")
+    arguments = ["--model", model, "--data", data, "--out", str(tmp_path / "out"), "--method", "seqft"]
+    assert main(["continual", *arguments, "--dry-run"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("SeqFT")]
+    assert "unknown" in line and line.split()[-3] == "over"
+
+
 def test_losses_are_shown_drawn_and_logged(tmp_path, capsys, monkeypatch):
     model, data, out = save_model("causal", tmp_path / "model"), save_tasks(tmp_path / "data"), tmp_path / "out"
     arguments = ["continual", "--model", model, "--data", data, "--out", str(out), "--batch", "8", "--steps", "2"]

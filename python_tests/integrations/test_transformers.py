@@ -114,6 +114,15 @@ def test_resumed_from_a_checkpoint(tmp_path, kind):
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed))
 
 
+def test_a_trainer_that_loads_by_itself_is_left_to_it_with_a_warning(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    own = type("Own", (type(trainer),), {"_load_from_checkpoint": lambda self, folder, model=None: None})
+    monkeypatch.setattr(trainer, "__class__", own)
+    with pytest.warns(UserWarning, match="Own loads checkpoints by a function of its own: see that it converts"):
+        attach_to(trainer, rho=0.7)
+    assert "_load_from_checkpoint" not in vars(trainer)
+
+
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen3", "deepseek"])
 def test_experts_that_are_saved_one_by_one_are_resumed(tmp_path, architecture):
     def train(folder, resume=None):
