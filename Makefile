@@ -41,8 +41,9 @@ bench: .venv/all
 aot: .venv/all
 	$(BIN)/python -m bench.gpu aot --all
 
+# the site, into site/; `mkdocs serve` shows it while it is written
 docs: .venv/all
-	$(BIN)/python -m mkdocs serve
+	$(BIN)/python -m mkdocs build --strict
 
 # on a machine with a GPU, with the Python there that holds CUDA's torch: tests and times; rows and log go to OUT
 OUT ?= runs/gpu

@@ -1,4 +1,4 @@
-"""The site builds without a warning, and what it shows as Python runs."""
+"""The site builds without a warning, fetches nothing, and what it shows as Python runs."""
 
 import re
 from pathlib import Path
@@ -33,10 +33,30 @@ def test_the_python_on_a_page_runs(page, monkeypatch, tmp_path):
     exec(compile(snippets(page), page.name, "exec"), {"torch": torch, "gsr_kernels": gsr_kernels, **given})
 
 
-def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
-    assert "optimizer.step()" in (tmp_path / "trainers" / "plain" / "index.html").read_text()
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages of the site, by path; a warning of mkdocs is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))
+    return {str(page.relative_to(folder).parent): page.read_text() for page in folder.rglob("index.html")}
+
+
+def test_the_site_shows_examples_and_formulas(site):
+    assert "optimizer.step()" in site["trainers/plain"]
+    assert site["methods"].count('<svg role="img"') > 10 and "arithmatex" not in site["methods"]
+
+
+def test_a_page_fetches_nothing_from_elsewhere(site):
+    fetched = r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="?(?:https?:)?//[^">]*"""
+    found = {name: re.findall(fetched, html) for name, html in site.items()}
+    assert {name: links for name, links in found.items() if links} == {}
+
+
+def test_the_reference_has_every_public_name(site):
+    shown = "".join(html for name, html in site.items() if name.startswith("api/"))
+    assert [name for name in gsr_kernels.__all__ if f">{name}</span>" not in shown] == []
 
 
 def test_every_example_has_its_page():
