@@ -30,7 +30,7 @@ Bases = Mapping[str, SpectralBasis]
 def spectra(before: Bases, after: Bases | None = None, path: Path_ = None) -> tuple[Figure, Axes]:
     """Draw singular values by index before a task (dashed) and after, means of a batch; a line ends truncated bases."""
     names = list(dict.fromkeys([*before, *(after or {})]))
-    figure, axis = new_figure("direction, from the largest", "σ", (8, max(4, 0.8 + 0.22 * len(names))))
+    figure, axis = new_figure("direction, from the largest", "singular value", (8, max(4, 0.8 + 0.22 * len(names))))
     some = 10 if len(names) <= 10 else 20
     colours = dict(zip(names, colormaps[f"tab{some}"](np.arange(len(names)) % some)))
     rows = []

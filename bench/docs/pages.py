@@ -20,6 +20,7 @@ WRITERS = {
     "figures": "the README's picture of the last GPU's steps",
     "svd": "the tables and the figure of decompositions in docs/performance.md",
     "evidence": "the tables and figures of docs/evidence.md",
+    "tutorial": "docs/tutorial.md, run anew",
     "prose": "nothing: it prints the words a sentence and the semicolons of each page",
 }
 # of bench/results

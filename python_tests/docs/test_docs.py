@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 
+import jupytext
 import pytest
 import torch
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 import gsr_kernels
+from bench.docs.tutorial import PAGE, SOURCE
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,6 +33,13 @@ def test_the_python_on_a_page_runs(page, monkeypatch, tmp_path):
     given = {"model": tiny_llama(), "batches": [{"input_ids": tokens, "labels": tokens}] * 2}
     # what a page may take as known: the model and the data are the reader's
     exec(compile(snippets(page), page.name, "exec"), {"torch": torch, "gsr_kernels": gsr_kernels, **given})
+
+
+def test_the_tutorial_is_its_notebook():
+    cells = jupytext.read(SOURCE).cells
+    assert re.findall(r"^```python\n(.*?)\n```$", PAGE.read_text(), re.S | re.M) == [
+        cell.source for cell in cells if cell.cell_type == "code"
+    ]
 
 
 @pytest.fixture(scope="module")
