@@ -32,7 +32,7 @@ def known(text: str) -> NoReturn:
 
 GROUPS = {
     "run": "RUN --out --resume --dry-run --recipe --seeds --keep-models --help-all",
-    "model and tasks": "--model --data --order --retain --metric --chat --max-tokens --new-tokens --test-rows",
+    "model and tasks": "--model --data --order --retain --metric --validation --chat --max-tokens --new-tokens",
     "methods": "--method --set --sweep --bounds --baseline --rho --rank --adapter-lr --adapter-rank",
     "training": "--lr --epochs --steps --batch --micro-batch --bf16 --gradient-checkpointing --fsdp",
 }

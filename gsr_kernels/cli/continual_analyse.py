@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -62,6 +63,10 @@ def run(args: argparse.Namespace) -> None:
             if args.ranks is not None:
                 ranks = args.ranks
             if ranks:
-                score = partial(sequences[seed].scores, last, folder / "answers")
-                analyse.rank_sweep(last, start, score, ranks, folder / "rank_sweep.png")
+                scores = partial(sequences[seed].scores, last, folder / "answers")
+                analyse.rank_sweep(last, start, partial(_tested, scores), ranks, folder / "rank_sweep.png")
             print(f"{folder}: {', '.join(sorted(path.stem for path in folder.glob('*.png')))}")
+
+
+def _tested(scores: Callable[[], Mapping[str, Mapping[str, float]]]) -> Mapping[str, float]:
+    return scores()["test"]

@@ -55,6 +55,16 @@ def check_names(tasks: Sequence[Source], retained: Sequence[Source]) -> None:
         raise ValueError(f"--retain and --data both name {', '.join(twice)}: call one file otherwise")
 
 
+def validates(share: float | None, draws: Sequence[tuple[Sequence[Source], Sequence[Source]]], sweeps: bool) -> bool:
+    """Return whether validation rows are scored; ValueError where they are asked for, and a task has none."""
+    without = dict.fromkeys(task.name for _, tasks in draws for task in tasks if not task.validation)
+    if share is not None and without:
+        raise ValueError(
+            f"validation {share} leaves {', '.join(without)} without validation rows: give a share above 0"
+        )
+    return share is not None or (sweeps and not without)
+
+
 def check_asked(task: Source, asks: Sequence[str], kind: str) -> None:
     asked = evaluator(task.scored_by).asks
     if asked not in asks:
@@ -62,11 +72,11 @@ def check_asked(task: Source, asks: Sequence[str], kind: str) -> None:
             f"{task.name}: a {kind} cannot be scored by {task.scored_by}; give its rows 'options' and --metric "
             f"{task.name}=accuracy, or a --model that writes"
         )
-    if asked == "choice" and not all(row.options for row in task.test):
+    if asked == "choice" and not all(row.options for row in (*task.test, *task.validation)):
         raise ValueError(f"{task.name}: --metric {task.scored_by} is for rows with 'options', which some rows lack")
-    if "text" not in asks and len({row.options for row in (*task.train, *task.test)}) > 1:
+    if "text" not in asks and len({row.options for row in task.rows}) > 1:
         raise ValueError(f"{task.name}: a {kind} wants the same 'options' in every row of a task")
-    if task.scored_by == "pass@1" and not all(row.test for row in task.test):
+    if task.scored_by == "pass@1" and not all(row.test for row in (*task.test, *task.validation)):
         raise ValueError(
             f"{task.name}: --metric pass@1 is for rows with a 'test', a program text, which some rows lack"
         )

@@ -52,7 +52,10 @@ class Conversation(Example):
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of a task, as read or as one seed draws them; without ``test`` a seed draws a split of ``train``."""
+    """Rows of a task, as read or as one seed draws them; without ``test`` a seed draws a split of ``train``.
+
+    ``validation`` rows choose among settings, and are neither learned nor in the test's scores.
+    """
 
     name: str
     about: str
@@ -60,26 +63,46 @@ class Source:
     test: tuple[Example, ...] = ()
     # an evaluator; None: accuracy where every row is a choice, else exact match
     metric: str | None = None
+    validation: tuple[Example, ...] = ()
 
-    def draw(self, seed: int, train_rows: int | None = None, test_rows: int | None = None) -> Source:
-        """Draw the rows of one seed, at most so many of each kind."""
-        train, test = self.train, self.test
+    @property
+    def rows(self) -> tuple[Example, ...]:
+        """Return all rows."""
+        return (*self.train, *self.test, *self.validation)
+
+    def draw(
+        self, seed: int, train_rows: int | None = None, test_rows: int | None = None, share: float = 0.0
+    ) -> Source:
+        """Draw the rows of one seed, at most so many to learn and to score by.
+
+        ``share`` of those to learn are held out for validation, where the task has no such rows of its own.
+
+        Raises ValueError where that leaves nothing to learn.
+        """
+        train, test, validation = self.train, self.test, self.validation
         if not test:
             train, test = split(self.train, seed)
-        train, test = _some(train, train_rows, seed), _some(test, test_rows, seed)
-        return replace(self, metric=self.scored_by, train=train, test=test)
+        if share and not validation:
+            train, validation = _hold_out(self.name, train, share, seed)
+        train, test, validation = (
+            _some(rows, most, seed) for rows, most in ((train, train_rows), (test, test_rows), (validation, test_rows))
+        )
+        return replace(self, metric=self.scored_by, train=train, test=test, validation=validation)
 
     @property
     def scored_by(self) -> str:
         """Return the name of the evaluator."""
         if self.metric is not None:
             return self.metric
-        return "accuracy" if all(row.options for row in (*self.train, *self.test)) else "exact"
+        return "accuracy" if all(row.options for row in self.rows) else "exact"
 
     def described(self) -> dict[str, Any]:
         """Describe it for config.json; the digest is equal where two machines learn the same."""
-        digest = hashlib.sha256(repr((self.train, self.test)).encode()).hexdigest()[:16]
-        counts = {"train": len(self.train), "test": len(self.test)}
+        splits = {"train": self.train, "test": self.test}
+        if self.validation:
+            splits["validation"] = self.validation
+        digest = hashlib.sha256(repr((*splits.values(),)).encode()).hexdigest()[:16]
+        counts = {name: len(rows) for name, rows in splits.items()}
         return {"about": self.about, "metric": self.scored_by, "rows": counts, "sha256": digest}
 
 
@@ -90,6 +113,18 @@ def split(rows: Sequence[R], seed: int) -> tuple[tuple[R, ...], tuple[R, ...]]:
     shuffled = random.Random(seed).sample(distinct, len(distinct))
     count = min(TEST_ROWS, max(1, len(shuffled) // 5))
     return tuple(shuffled[count:]), tuple(shuffled[:count])
+
+
+def _hold_out(
+    task: str, rows: Sequence[Example], share: float, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return the rows to learn, as they come, and a share of the distinct ones, which are not among them."""
+    distinct = list(dict.fromkeys(rows))
+    count = max(1, round(share * len(distinct)))
+    if count >= len(distinct):
+        raise ValueError(f"validation {share} leaves no row of {task} to learn, which has {len(distinct)} distinct")
+    held = dict.fromkeys(random.Random(seed).sample(distinct, count))
+    return tuple(row for row in rows if row not in held), tuple(held)
 
 
 def _some(rows: tuple[Example, ...], count: int | None, seed: int) -> tuple[Example, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gsr_kernels.continual.differences import interval, judge
+from gsr_kernels.continual.methods import bound_of
 from gsr_kernels.continual.metrics import ResultMatrix, Results
 
 
@@ -61,6 +62,27 @@ def measure(results: Results) -> tuple[dict[str, list[dict[str, float]]], dict[s
     return found, lacking
 
 
+def select(results: Results) -> dict[str, dict[str, float]]:
+    """Return of each method that is swept, by its title, the validation scores of its values, the best one first.
+
+    A score is AP on the validation rows, of a bound that learns each task alone the mean on that one, and the mean over
+    the seeds. Methods without those of all seeds, and what diverged, are left out.
+    """
+    chosen = {}
+    for method, titles in results.sweeps.items():
+        of = {title: results.validation.get(title, []) for title in titles if title not in results.diverged}
+        if of and all(len(each) == len(results.seeds) for each in of.values()):
+            score = learned if bound_of(method) == "alone" else ResultMatrix.ap
+            means = {title: statistics.fmean(map(score, each)) for title, each in of.items()}
+            chosen[method] = dict(sorted(means.items(), key=lambda pair: -pair[1]))
+    return chosen
+
+
+def baseline_of(results: Results) -> str:
+    """Return the title that the others are compared with: of a baseline that is swept the one that is chosen."""
+    return next(iter(select(results).get(results.baseline, [results.baseline])))
+
+
 def _value(figure: Figure, matrix: ResultMatrix, beside: Beside) -> float | str:
     """Return a figure, or why there is none."""
     try:
@@ -88,10 +110,11 @@ def compared(gained: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 def summary(results: Results) -> dict[str, Any]:
     """Return all figures, what is lacking, and the comparison with the baseline, for JSON."""
     found, lacking = measure(results)
-    data: dict[str, Any] = {"figures": found, "lacking": lacking}
-    if results.baseline in found:
-        against = found[results.baseline]
-        others = {title: each for title, each in found.items() if title != results.baseline}
-        data["baseline"] = results.baseline
+    data: dict[str, Any] = {"figures": found, "lacking": lacking, "chosen": select(results)}
+    baseline = baseline_of(results)
+    if baseline in found:
+        against = found[baseline]
+        others = {title: each for title, each in found.items() if title != baseline}
+        data["baseline"] = baseline
         data["gains"] = {title: compared(gains(each, against)) for title, each in others.items()}
     return data

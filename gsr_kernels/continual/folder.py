@@ -21,6 +21,8 @@ from gsr_kernels.io.atomic import replacing
 CONFIG = "config.json"
 # the file that a run holds
 LOCK = ".lock"
+# results that are matrices
+MATRICES = ("matrices", "validation")
 
 
 @contextlib.contextmanager
@@ -48,8 +50,9 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def write(folder: Path, config: Mapping[str, Any], results: Results, text: str) -> None:
     """Write results.json, config.json and table.txt (``text``), in place of those of fewer seeds."""
-    matrices = {title: [matrix.to_dict() for matrix in each] for title, each in results.matrices.items()}
-    measured: dict[str, Any] = {"score": results.score, "matrices": matrices, "spectra": results.spectra}
+    measured: dict[str, Any] = {"score": results.score, "spectra": results.spectra, "sweeps": results.sweeps}
+    for name in MATRICES:
+        measured[name] = {title: [each.to_dict() for each in of] for title, of in getattr(results, name).items()}
     measured |= {"diverged": results.diverged, "rows": results.rows, "seeds": results.seeds}
     measured |= {"scratch": results.scratch, **summary(results)}
     write_json(folder / "results.json", measured, indent=1)
@@ -61,9 +64,11 @@ def read_results(folder: Path) -> tuple[Results, dict[str, Any]]:
     """Return what a run has measured, and its configuration; ValueError for a folder of no run."""
     try:
         found, config = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("results.json", CONFIG))
-        matrices = {title: [ResultMatrix.from_dict(each) for each in of] for title, of in found.pop("matrices").items()}
+        for name in MATRICES:
+            matrices = found.get(name, {}).items()
+            found[name] = {title: [ResultMatrix.from_dict(each) for each in of] for title, of in matrices}
         known = {each.name for each in fields(Results)}
-        return Results(matrices=matrices, **{name: value for name, value in found.items() if name in known}), config
+        return Results(**{name: value for name, value in found.items() if name in known}), config
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"RUN {folder} holds no results of a run: {error}") from error
 

@@ -191,6 +191,10 @@ class Results:
     scratch: dict[str, str] = field(default_factory=dict)
     # the method that the others are compared with, by title
     baseline: str = "SeqFT"
+    # as ``matrices``, of the validation rows
+    validation: dict[str, list[ResultMatrix]] = field(default_factory=dict)
+    # of each method that is swept, by its title, the titles of its values
+    sweeps: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def methods(self) -> dict[str, list[ResultMatrix]]:

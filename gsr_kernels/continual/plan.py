@@ -46,7 +46,7 @@ def survey(kind: Kind, drawn: Iterable[Source]) -> list[Rows]:
     """
     tasks: dict[str, dict[Example, None]] = {}
     for source in drawn:
-        tasks.setdefault(source.name, {}).update(dict.fromkeys((*source.train, *source.test)))
+        tasks.setdefault(source.name, {}).update(dict.fromkeys(source.rows))
     total = sum(map(len, tasks.values()))
     found = []
     with tqdm(desc="rows into tokens", total=total, unit="row", leave=False, disable=not first() or None) as bar:
@@ -77,10 +77,10 @@ def describe(
     ``model`` is on the meta device; ``steps`` are by the methods' names, of each seed those of each stage.
     """
     cuts = {each.task: each for each in rows}
-    lines: list[Sequence[str]] = [("task", "learned", "scored", "prompts cut", "completions cut")]
+    lines: list[Sequence[str]] = [("task", "learned", "validation", "scored", "prompts cut", "completions cut")]
     for task in draw:
         cut = cuts[task.name]
-        counts = len(task.train), len(task.test), cut.prompts, cut.completions
+        counts = len(task.train), len(task.validation), len(task.test), cut.prompts, cut.completions
         lines.append((task.name, *map(str, counts)))
     longest = max(cuts[task.name].longest for task in draw)
     columns = ("weights", "gradients", "moments", "bases", "activations", "kept", "copied")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ INSTRUCTIONS = {
 }
 # of a task by its name and the file that it is known by
 Reader = Callable[[str, Path], Source]
+# names of a split that chooses among settings
+VALIDATION = ("validation", "valid", "val", "dev", "eval")
 # what save_to_disk writes of a dataset, and of one in splits
 SAVED = ("state.json", "dataset_dict.json")
 # what MNLI has for a row on which its annotators did not agree
@@ -83,7 +85,7 @@ def read(folder: Path, order: str | None = None, partial: bool = False, instruct
     trains = [f"train{suffix}" for suffix in READERS]
     layouts: list[tuple[str, Reader]] = [
         *((f"[!.]*{suffix}", _one_file) for suffix in READERS),
-        *((f"[!.]*/{name}", _halves) for name in trains),
+        *((f"[!.]*/{name}", _files) for name in trains),
         *((f"[!.]*/{name}", _saved) for name in SAVED),
     ]
     files = [(file, read_task) for pattern, read_task in layouts for file in folder.glob(pattern)]
@@ -168,39 +170,50 @@ def _halved(text: str, fits: Callable[[str], bool]) -> list[str]:
 
 
 def _one_file(name: str, file: Path) -> Source:
-    return _checked(name, file, read_rows(file, example_of))
+    return _checked(name, file, {"train": read_rows(file, example_of)})
 
 
-def _halves(name: str, file: Path) -> Source:
-    train, test = (read_rows(file.with_stem(half), example_of) for half in ("train", "test"))
-    return _checked(name, file.parent, train, test, metric=TRACE.get(name) if file.suffix == ".json" else None)
+def _files(name: str, file: Path) -> Source:
+    metric = TRACE.get(name) if file.suffix == ".json" else None
+    return _checked(name, file.parent, _splits(file, example_of), metric)
+
+
+def _splits(file: Path, example: Callable[[Any], Example | None]) -> dict[str, tuple[Example, ...]]:
+    """Return the rows to learn, those of the test beside them, and those of validation where there are any."""
+    there = {other.stem for other in file.parent.glob(f"*{file.suffix}")}
+    names = ["train", "test", *there.intersection(VALIDATION)]
+    return {name: read_rows(file.with_stem(name), example) for name in names}
 
 
 def _saved(name: str, file: Path) -> Source:
     splits = read_saved(file.parent, example_of)
     if "train" not in splits:
         raise ValueError(f"{file.parent} has the splits {', '.join(splits)}: call one of them train, and one test")
-    train, test = splits.pop("train"), splits.pop("test", ())
-    return _checked(name, file.parent, train, test, about=f", without its {', '.join(splits)}" if splits else "")
+    more = [split for split in splits if split not in ("train", "test", *VALIDATION)]
+    return _checked(name, file.parent, splits, about=f", without its {', '.join(more)}" if more else "")
 
 
 def _checked(
-    name: str,
-    path: Path,
-    train: Sequence[Example],
-    test: Sequence[Example] = (),
-    metric: str | None = None,
-    about: str = "",
+    name: str, path: Path, splits: Mapping[str, Sequence[Example]], metric: str | None = None, about: str = ""
 ) -> Source:
     """Return a task of rows that lie at a path; ValueError where there is nothing to score by that is not learned."""
-    train, test = with_labels(path, train, test)
+    chooses = _validation(path, splits)
+    train, test, validation = with_labels(path, *(splits.get(split, ()) for split in ("train", "test", chooses)))
     if not test and len(set(train)) < 2:
         raise ValueError(f"{path}: needs a row to learn and one to score, has 1 distinct")
-    if test and set(test) <= set(train):
-        raise ValueError(
-            f"{path}: every row to score by is a row to learn too: a score would tell what was learned by heart"
-        )
-    return Source(name, f"rows of {path}{about}", train, test, metric)
+    for rows in (test, validation):
+        if rows and set(rows) <= set(train):
+            raise ValueError(
+                f"{path}: every row to score by is a row to learn too: a score would tell what was learned by heart"
+            )
+    return Source(name, f"rows of {path}{about}", train, test, metric, validation)
+
+
+def _validation(path: Path, splits: Collection[str]) -> str:
+    found = [name for name in VALIDATION if name in splits]
+    if len(found) > 1:
+        raise ValueError(f"{path} has the splits {' and '.join(found)}, and one alone is for validation: take one away")
+    return found[0] if found else VALIDATION[0]
 
 
 def _benchmark(instructed: bool) -> Reader:
@@ -229,8 +242,8 @@ def _benchmark(instructed: bool) -> Reader:
                 return None
             return Example(f"{before}{sentence}{behind}", space + label, options)
 
-        train, test = (read_rows(path / f"{half}.json", example) for half in ("train", "test"))
+        splits = _splits(file, example)
         left = f"; left out for want of a gold label: {len(unlabelled)} rows" if unlabelled else ""
-        return replace(_checked(name, path, train, test), about=f"{category}: {', '.join(labels)}{left}")
+        return replace(_checked(name, path, splits), about=f"{category}: {', '.join(labels)}{left}")
 
     return read_task

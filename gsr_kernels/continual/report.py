@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from gsr_kernels.cli import aligned
 from gsr_kernels.continual.differences import interval, judge, over
-from gsr_kernels.continual.figures import FIGURES, JUDGED, gains, measure
+from gsr_kernels.continual.figures import FIGURES, JUDGED, baseline_of, gains, measure, select
 from gsr_kernels.continual.methods import bound_of
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 
@@ -33,10 +33,14 @@ def report(results: Results, conditions: str, *notes: str) -> str:
     named += [f"{known} counts as learned before the first task"] if known and named else []
     without = [f"Without {name}: {why}." for name, why in lacking.items()]
     parts.append("\n".join([*textwrap.wrap("; ".join(named) + ".", 120), *without, LEGEND]))
-    if results.baseline in found:
-        against = found[results.baseline]
-        others = {title: each for title, each in found.items() if title != results.baseline}
-        parts += [verdict(title, each, against, results.baseline) for title, each in others.items()]
+    if results.validation:
+        parts.append(f"On the validation rows, which are not learned:\n\n{table(results.validation)}")
+    if results.sweeps:
+        parts.append(selection(results))
+    baseline = baseline_of(results)
+    if baseline in found:
+        others = {title: each for title, each in found.items() if title != baseline}
+        parts += [verdict(title, each, found[baseline], baseline) for title, each in others.items()]
     return "\n\n".join([*parts, *notes]) + "\n"
 
 
@@ -66,6 +70,17 @@ def figures(found: Mapping[str, Sequence[Mapping[str, float]]], seeds: Sequence[
         if len(each) > 1:
             rows += [["", f"seed {seed}", *(_cell([one], name) for name in names)] for seed, one in zip(seeds, each)]
     return "\n".join(line.rstrip() for line in aligned(rows, NAMES, CELL))
+
+
+def selection(results: Results) -> str:
+    """Return the value that the validation rows choose of each sweep, or that nothing chooses."""
+    if not results.validation:
+        return "No value of --sweep is chosen: test rows choose none, and there are no validation rows (--validation)."
+    lines = ["Chosen among the values of --sweep by the mean score on the validation rows, not by the test rows:"]
+    for method, scores in select(results).items():
+        best, *others = (f"{title.removeprefix(method).strip()} ({score:.1f})" for title, score in scores.items())
+        lines.append(f"  {method}: {best}" + f"; then {', '.join(others)}" * bool(others))
+    return "\n".join(lines)
 
 
 def _cell(values: Sequence[Mapping[str, float]], name: str) -> str:

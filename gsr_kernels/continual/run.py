@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import gsr_kernels
-from gsr_kernels.continual.checks import check_asked, check_names, check_processes, metrics_of
+from gsr_kernels.continual.checks import check_asked, check_names, check_processes, metrics_of, validates
 from gsr_kernels.continual.choose import check_read, choose, find_baseline, scratch_of
 from gsr_kernels.continual.evaluators import check_metrics, evaluator
 from gsr_kernels.continual.examples import Source
@@ -29,6 +29,7 @@ from gsr_kernels.continual.methods import AdapterMethod, bound_of
 from gsr_kernels.continual.metrics import ResultMatrix, Results
 from gsr_kernels.continual.ranks import first, on_rank0, world
 from gsr_kernels.continual.readers import Read, read, read_retained
+from gsr_kernels.continual.run_state import TEST, VALIDATION
 from gsr_kernels.continual.settings import DemoSettings, RunSettings, given
 from gsr_kernels.io.digests import model_digests
 from gsr_kernels.messages import need
@@ -98,10 +99,16 @@ class Run:
         check_metrics([source.scored_by for source in self._all])
         self._draws = [self._draw(seed) for seed in self.settings.numbers]
         drawn = [task for retained, tasks in self._draws for task in (*retained, *tasks)]
+        self.sweeps = {
+            one.method.title: titles
+            for one in self.chosen.values()
+            if len(titles := [each.title for each in self.chosen.values() if each.method.title == one.method.title]) > 1
+        }
+        self._validates = validates(self.settings.validation, self._draws, bool(self.sweeps))
         for task in drawn:
             check_asked(task, self.kind.asks, self.kind.name)
         if isinstance(self.kind, Classifier):
-            self.kind.choose_among((task.name, row.options) for task in drawn for row in (*task.train, *task.test))
+            self.kind.choose_among((task.name, row.options) for task in drawn for row in task.rows)
         self._rows = survey(self.kind, drawn)
         if isinstance(self.kind, Writer):
             for task in drawn:
@@ -143,7 +150,14 @@ class Run:
         folders = [self.out / "work" / f"seed-{seed}" for seed in self.settings.numbers]
         return [
             TaskSequence(
-                self.settings, self.kind, self.settings.model or folder / "pretrained", *draw, seed, folder, bar
+                self.settings,
+                self.kind,
+                self.settings.model or folder / "pretrained",
+                *draw,
+                seed,
+                folder,
+                bar,
+                draw[1] if self._validates else (),
             )
             for folder, draw, seed in zip(folders, self._draws, self.settings.numbers)
         ]
@@ -172,6 +186,7 @@ class Run:
             seeds=self.settings.numbers,
             scratch={one.title: scratch_of(one, self.chosen) for one in self.chosen.values() if one.chained},
             baseline=self.baseline,
+            sweeps=self.sweeps,
         )
         # a log file wants few lines
         interval = 0.2 if sys.stderr.isatty() else 20.0
@@ -192,7 +207,9 @@ class Run:
                 except DivergenceError as error:
                     results.diverged[one.title] = f"seed {sequence.seed}, {error}"
                 else:
-                    results.matrices.setdefault(one.title, []).append(state.matrix)
+                    results.matrices.setdefault(one.title, []).append(state.matrices[TEST])
+                    if self._validates:
+                        results.validation.setdefault(one.title, []).append(state.matrices[VALIDATION])
                     if sequence is sequences[0]:
                         results.losses[one.title] = state.losses
                         if one.chained:
@@ -259,7 +276,7 @@ class Run:
         limits = {"train_rows": self.settings.train_rows, "test_rows": self.settings.test_rows}
         # a text that is pretrained on is split anew by each seed
         retained = [source.draw(seed if source.train else 0, test_rows=limits["test_rows"]) for source in self.retained]
-        return retained, [source.draw(seed, **limits) for source in self.tasks]
+        return retained, [source.draw(seed, **limits, share=self.settings.validation or 0) for source in self.tasks]
 
 
 @contextlib.contextmanager

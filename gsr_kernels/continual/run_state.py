@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,11 @@ from gsr_kernels.continual.metrics import ResultMatrix, Spectra
 from gsr_kernels.continual.ranks import on_rank0
 
 STATE = "state.json"
+# the splits that are scored, and their names in the file
+TEST, VALIDATION = "test", "validation"
+KEYS = {TEST: "matrix", VALIDATION: "validation"}
+# of each split the scores of its tasks
+Scores = Mapping[str, Mapping[str, float]]
 
 
 @dataclass
@@ -22,7 +27,8 @@ class RunState:
     """Finished stages of one method, read from its folder: scores, spectra, logs, and the model after each."""
 
     folder: Path
-    matrix: ResultMatrix
+    # of each split that is scored, the test's under ``TEST``
+    matrices: dict[str, ResultMatrix]
     keep_models: bool
     spectra: dict[str, Spectra] = field(default_factory=dict)
     logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -31,8 +37,9 @@ class RunState:
     def __post_init__(self) -> None:
         data = read_state(self.folder / STATE)
         if data is not None:
-            # tasks may have been added since
-            self.matrix.take(ResultMatrix.from_dict(data["matrix"]))
+            for split, matrix in self.matrices.items():
+                # tasks may have been added since
+                matrix.take(ResultMatrix.from_dict(data[KEYS[split]]))
             self.spectra, self.logs, self.done = data["spectra"], data["logs"], data["done"]
 
     @property
@@ -51,9 +58,13 @@ class RunState:
         """Return the folder of the checkpoints within a stage."""
         return self.folder / "training" / stage
 
-    def finish(self, stage: str, scores: dict[str, float], spectra: Spectra, log: list[dict[str, Any]]) -> None:
+    def lacking(self, stage: str) -> list[str]:
+        """Return the tasks that the model after a stage was not scored on."""
+        return [*dict.fromkeys(task for matrix in self.matrices.values() for task in matrix.lacking(stage))]
+
+    def finish(self, stage: str, scores: Scores, spectra: Spectra, log: list[dict[str, Any]]) -> None:
         """End a stage: its checkpoints, and the model before it, are wanted no longer."""
-        self.matrix.record(stage, scores)
+        self._record(stage, scores)
         self.spectra[stage] = spectra
         self.logs[stage] = log
         before, self.done = self.done, [*self.done, stage]
@@ -66,16 +77,18 @@ class RunState:
 
         on_rank0(finish)
 
-    def add(self, stage: str, scores: dict[str, float]) -> None:
+    def add(self, stage: str, scores: Scores) -> None:
         """Add scores to a stage that has ended."""
-        self.matrix.record(stage, scores)
+        self._record(stage, scores)
         on_rank0(self._write)
 
+    def _record(self, stage: str, scores: Scores) -> None:
+        for split, of in scores.items():
+            self.matrices[split].record(stage, of)
+
     def _write(self) -> None:
-        matrix = self.matrix.to_dict()
-        write_json(
-            self.folder / STATE, {"matrix": matrix, "spectra": self.spectra, "done": self.done, "logs": self.logs}
-        )
+        matrices = {KEYS[split]: matrix.to_dict() for split, matrix in self.matrices.items()}
+        write_json(self.folder / STATE, {**matrices, "spectra": self.spectra, "done": self.done, "logs": self.logs})
 
 
 def remove(folder: Path) -> None:

@@ -50,7 +50,7 @@ def check_room(kind: Writer, task: Source, new_tokens: int | None) -> None:
     if evaluator(task.scored_by).asks != "text" or kind.positions is None:
         return
     wanted = longest(kind, task) if new_tokens is None else new_tokens
-    needed = max(kind.room(row, wanted) for row in task.test)
+    needed = max(kind.room(row, wanted) for row in (*task.test, *task.validation))
     if needed > kind.positions:
         raise ValueError(
             f"{task.name}: a prompt and an answer of {wanted} tokens need {needed} positions, and the model has "

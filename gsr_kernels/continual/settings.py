@@ -128,6 +128,12 @@ class RunSettings:
     chat: bool = option(False, "put prompts through the chat template")
     train_rows: int | None = count(None, "of a task at most, default all")
     test_rows: int | None = count(None, "of a task at most, default all")
+    validation: float | None = option(
+        None,
+        "share of the rows of a task without a validation split of its own; --sweep chooses by it",
+        float,
+        "a share in [0, 1)",
+    )
     eval_batch: int = count(32, "rows that answer at a time", "the answers are the same up to rounding")
     fsdp: bool = option(False, "shard the model by FSDP2, under torchrun")
     save_every: int = count(100, "steps between checkpoints within a task", SAME)

@@ -24,7 +24,7 @@ from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.models import load, spectra
 from gsr_kernels.continual.ranks import first, on_rank0
-from gsr_kernels.continual.run_state import STATE, RunState, keep_whole, read_state, remove
+from gsr_kernels.continual.run_state import STATE, TEST, VALIDATION, RunState, keep_whole, read_state, remove
 from gsr_kernels.continual.score import score
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.continual.stop import stop_if_told
@@ -45,6 +45,8 @@ class TaskSequence:
     folder: Path
     # None: nothing is learned
     bar: Any
+    # the tasks whose validation rows are scored as well
+    validated: Sequence[Source] = ()
 
     def learn(self, chosen: Chosen) -> RunState:
         """Learn all stages of a method or bound: train, keep and score those that the state lacks."""
@@ -59,7 +61,7 @@ class TaskSequence:
                 self._tick(steps_of(len(rows), settings), True)
                 before = state.model(stage) if chained else None
                 # of tasks that were added since; the model after another stage may be gone
-                if (lacking := state.matrix.lacking(stage)) and state.model(stage).is_dir():
+                if (lacking := state.lacking(stage)) and state.model(stage).is_dir():
                     strategy.open(state.model(stage))
                     state.add(stage, self.scores(strategy.whole(), state.folder / "answers" / stage, lacking))
                     strategy.model = None
@@ -97,7 +99,7 @@ class TaskSequence:
             check_weights(learned, strategy.lr)
             scores = self.scores(learned, state.folder / "answers" / stage)
             sigma = on_rank0(partial(spectra, learned))
-            if not all(map(math.isfinite, chain(scores.values(), *sigma.values()))):
+            if not all(map(math.isfinite, chain(*(each.values() for each in scores.values()), *sigma.values()))):
                 raise DivergenceError(
                     f"scores or singular values are not finite after {stage}: lr {strategy.lr} is too high"
                 )
@@ -106,7 +108,7 @@ class TaskSequence:
             if not chained:
                 strategy.model = None
             if first():
-                told = "  ".join(f"{task} {value:.1f}" for task, value in scores.items())
+                told = "  ".join(f"{task} {value:.1f}" for task, value in scores[TEST].items())
                 self.bar.write(f"seed {self.seed}  {chosen.title:<8} after {stage}: {told}")
         return state
 
@@ -153,16 +155,26 @@ class TaskSequence:
 
     def _state(self, chosen: Chosen) -> RunState:
         """Return the state of a method or bound; what was learned all at once is void when a task is added."""
-        matrix = ResultMatrix([task.name for task in self.tasks], known=[task.name for task in self.retained])
-        matrix.record(BEFORE, self._before)
-        state = RunState(self.folder / chosen.name, matrix, self.settings.keep_models)
+        names = [task.name for task in self.tasks]
+        matrices = {TEST: ResultMatrix(names, known=[task.name for task in self.retained])}
+        if self.validated:
+            matrices[VALIDATION] = ResultMatrix(names)
+        for split, matrix in matrices.items():
+            matrix.record(BEFORE, self._before[split])
+        state = RunState(self.folder / chosen.name, matrices, self.settings.keep_models)
         if set(state.done) <= set(self._stages(chosen)):
             return state
         on_rank0(partial(remove, state.folder))
         return self._state(chosen)
 
+    @property
+    def _scored(self) -> dict[str, list[Source]]:
+        """Return the tasks whose ``test`` rows are scored, of each split."""
+        validation = [replace(task, test=task.validation) for task in self.validated]
+        return {TEST: [*self.retained, *self.tasks]} | ({VALIDATION: validation} if validation else {})
+
     @cached_property
-    def _before(self) -> dict[str, float]:
+    def _before(self) -> dict[str, dict[str, float]]:
         """Return the scores of the model before any training, which is the demo's or is given; made once a seed."""
         if self.settings.demo is not None:
             from gsr_kernels.continual.demo import pretrain
@@ -171,22 +183,30 @@ class TaskSequence:
             rows = self.retained[0].train
             pretrain(self.kind, self.settings, rows, self.seed, Path(self.start), self._tick)
         file = self.folder / "before.json"
-        scores = read_state(file) or {}
-        if lacking := [task.name for task in (*self.retained, *self.tasks) if task.name not in scores]:
+        scores = {split: {} for split in self._scored} | (read_state(file) or {})
+        lacking = [
+            task.name for split, tasks in self._scored.items() for task in tasks if task.name not in scores[split]
+        ]
+        if lacking:
             self.bar.set_description(f"seed {self.seed} · before any training")
             model = load(self.kind, self.start, self.settings.dtype, self.seed)
-            scores |= self.scores(model, self.folder / "answers", lacking)
+            for split, found in self.scores(model, self.folder / "answers", lacking).items():
+                scores[split] |= found
             on_rank0(lambda: write_json(file, scores))
         return scores
 
-    def scores(self, model: Any, folder: Path, only: Sequence[str] | None = None) -> dict[str, float]:
-        """Return the model's scores on all tasks, or on some; the answers go to a folder."""
+    def scores(self, model: Any, folder: Path, only: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+        """Return, of each split, the model's scores on all tasks, or on some; the answers go to a folder."""
         # as autocast trains; FSDP2's layers are wholly in bfloat16
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self.settings.bf16):
             return {
-                task.name: score(self.kind, model, task, self.settings.new_tokens, folder / f"{task.name}.jsonl")
-                for task in (*self.retained, *self.tasks)
-                if only is None or task.name in only
+                split: {
+                    task.name: score(self.kind, model, task, self.settings.new_tokens, file / f"{task.name}.jsonl")
+                    for task in tasks
+                    if only is None or task.name in only
+                }
+                for split, tasks in self._scored.items()
+                for file in [folder if split == TEST else folder / split]
             }
 
     def _sized(self, chosen: Chosen) -> RunSettings:

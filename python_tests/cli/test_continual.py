@@ -167,6 +167,7 @@ def test_settings_by_method_a_sweep_and_methods_that_are_joined(data, tmp_path):
     assert told["PSP epochs=1"].items() >= {"lr": 0.02, "heads": {"q_proj": 4}}.items()
     assert told["O-LoRA+PS-LoRA epochs=2"].items() >= {"o-lora.lam": 0.5, "ps-lora.lam": 0.2, "rank": 2}.items()
     assert sorted(path.name for path in (out / "work").iterdir()) == ["seed-5"]
+    assert "No value of --sweep is chosen" in (out / "table.txt").read_text()
     # a value, a seed and a method more
     assert (
         main(["continual", str(out), "--resume", "--seeds", "7,", "--sweep", "gsr.rho=0.5", "--method", "seqft"]) == 0
@@ -178,6 +179,30 @@ def test_settings_by_method_a_sweep_and_methods_that_are_joined(data, tmp_path):
     assert config["settings"]["seeds"] == [5, 7] and config["methods"].items() >= told.items()
     adapter = out / "work/seed-5/o-lora+ps-lora.epochs=1/models/pears/task-002/adapter_config.json"
     assert json.loads(adapter.read_text())["r"] == 2
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_validation_rows_choose_in_a_run_that_goes_on(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["--data", data, "--out", str(out), *TINY, "--seeds", "1", "--method", "seqft", "--metric", "exact"]
+    assert main(["continual", *flags, "--validation", "0"]) == 2
+    assert "--validation 0.0 leaves apples, pears without validation rows: give a share" in capsys.readouterr().err
+    flags += ["--validation", "0.25", "--keep-models", "--sweep"]
+    assert main(["continual", *flags, "lr=1e-9,1e-2", "--order", "apples"]) == 0
+    assert main(["continual", str(out), "--resume", "--sweep", "lr=2e-2", "--order", "apples,pears"]) == 0
+    found = json.loads((out / "results.json").read_text())
+    titles = [f"SeqFT lr={lr}" for lr in ("1e-09", "0.01", "0.02")]
+    assert list(found["validation"]) == titles and found["chosen"]["SeqFT"].keys() == set(titles)
+    cells = found["validation"]["SeqFT lr=0.01"][0]
+    assert cells["known"] == [] and all(None not in row for row in cells["cells"]) and len(cells["cells"]) == 3
+    answers = out / "work/seed-0/seqft.lr=0.01/answers/apples"
+    # of 12 rows two are scored, and of the ten left a quarter
+    lines = {path.parent.name: len(path.read_text().splitlines()) for path in answers.rglob("pears.jsonl")}
+    assert lines == {"apples": 2, "validation": 2}
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["validation"] == 0.25 and config["tasks"]["pears"]["rows"] == {"train": 12, "test": 0}
+    assert main(["continual", str(out), "--resume", "--validation", "0.5"]) == 2
+    assert "settings validation was 0.25 in" in capsys.readouterr().err
 
 
 def test_help_fits_two_screens_and_the_page_explains_what_it_leaves_out(capsys, monkeypatch):

@@ -17,9 +17,27 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(kind, tmp_path, capsys, mo
     model, data, out = save_model(kind, tmp_path / "model"), save_tasks(tmp_path / "data"), tmp_path / "out"
     methods = "seqft,gsr" if kind == "classifier" else "seqft,gsr,ewc,ps-lora"
     arguments = ["continual", "--model", model, "--data", data, "--out", str(out), "--batch", "8", "--dry-run"]
-    assert main([*arguments, "--steps", "6", "--test-rows", "4", "--seeds", "2", "--method", methods]) == 0
+    assert (
+        main(
+            [
+                *arguments,
+                "--steps",
+                "6",
+                "--test-rows",
+                "4",
+                "--seeds",
+                "2",
+                "--method",
+                methods,
+                "--validation",
+                "0.25",
+            ]
+        )
+        == 0
+    )
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
-    assert rows["first"] == ["32", "4", "0", "0"] and not out.exists()
+    # of 40 rows a fifth is drawn for the score, and of the others a quarter for validation: 4 of each at most
+    assert rows["first"] == ["24", "4", "4", "0", "0"] and not out.exists()
     assert all(rows[title][0] == "36" and rows[title][-1] == "MB" for title in ("SeqFT", "GSR"))
     assert "unknown" not in " ".join(map(" ".join, rows.values()))
     monkeypatch.setattr("gsr_kernels.continual.plan._room", lambda: 1000)

@@ -38,6 +38,35 @@ def test_json_lines_are_split_by_seed_or_as_they_are(tmp_path):
     assert [source.name for source in read(tmp_path, "fixed, drawn").sources] == ["fixed", "drawn"]
 
 
+def test_a_split_of_validation_is_read_or_a_share_is_drawn(tmp_path):
+    rows = "\n".join(json.dumps({"prompt": f"p{i // 2}", "completion": "c"}) for i in range(20))
+    write(tmp_path / "drawn" / "train.jsonl", rows)
+    write(tmp_path / "drawn" / "test.jsonl", '{"prompt": "q", "completion": "c"}')
+    for file in ("train", "test", "dev"):
+        write(tmp_path / "own" / f"{file}.jsonl", f'{{"prompt": "{file}", "completion": "c"}}')
+    drawn, own = read(tmp_path).sources
+    assert own.draw(0, share=0.5) == own.draw(1) and own.validation == (Example("dev", "c"),)
+    assert own.described()["rows"] == {"train": 1, "test": 1, "validation": 1}
+    assert drawn.draw(0).validation == () and drawn.draw(0).described() == {**drawn.described(), "metric": "exact"}
+    one, other = drawn.draw(0, share=0.3), drawn.draw(1, share=0.3)
+    # no copy of a row that is held out is learned
+    assert len(one.validation) == 3 and len(one.train) == 14 and not set(one.train) & set(one.validation)
+    assert one.test == drawn.test and one != other and one == drawn.draw(0, share=0.3)
+    assert one.train == tuple(row for row in drawn.train if row not in one.validation)
+    with pytest.raises(ValueError, match=r"validation 0.96 leaves no row of drawn to learn, which has 10 distinct"):
+        drawn.draw(0, share=0.96)
+    write(tmp_path / "own" / "valid.jsonl", '{"prompt": "v", "completion": "c"}')
+    with pytest.raises(ValueError, match="own has the splits valid and dev, and one alone is for validation"):
+        read(tmp_path)
+    cl_benchmark(tmp_path / "published", "SC/yelp")
+    write(tmp_path / "published/SC/yelp/dev.json", [{"label": "Bad", "sentence": "dev"}])
+    [yelp] = read(tmp_path / "published").sources
+    assert [row.completion for row in yelp.validation] == [" Bad"]
+    write(tmp_path / "published/SC/yelp/dev.json", [{"label": "Good", "sentence": "train of SC/yelp"}])
+    with pytest.raises(ValueError, match="every row to score by is a row to learn too"):
+        read(tmp_path / "published")
+
+
 def test_lines_may_be_empty_hold_more_keys_and_end_as_on_windows(tmp_path):
     lines = ['{"prompt": "p é", "completion": "c\\n"}', "", "  ", '{"prompt": "", "completion": "d", "more": 1}\r']
     (tmp_path / "2-later.jsonl").write_bytes("\n".join(lines).encode())
@@ -163,11 +192,12 @@ def test_a_saved_dataset_has_splits_and_names_of_its_classes(tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["sad", "glad"])})
     splits = {
         split: Dataset.from_dict({"text": [f"{split} {i}" for i in range(3)], "label": [0, 1, 1]}, features)
-        for split in ("train", "test", "spare")
+        for split in ("train", "test", "validation", "spare")
     }
     DatasetDict(splits).save_to_disk(tmp_path / "moods")
     task = read(tmp_path).sources[0]
     assert task.train[1] == Example("train 1\n", "glad", ("glad", "sad")) and len(task.test) == 3
+    assert task.validation[0] == Example("validation 0\n", "sad", ("glad", "sad"))
     assert task.about.endswith("moods, without its spare") and task.scored_by == "accuracy"
     with pytest.raises(ValueError, match="is a saved dataset, which is one task: give the folder that it lies in"):
         read(tmp_path / "moods")

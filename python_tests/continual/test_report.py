@@ -103,6 +103,29 @@ def test_all_figures_of_every_seed_against_any_baseline():
     ]
 
 
+def test_validation_rows_choose_of_a_sweep_and_test_rows_do_not():
+    good, bad = [matrix(90, 90), matrix(90, 80)], [matrix(50, 50), matrix(50, 40)]
+    matrices = {"SeqFT lr=1": bad, "SeqFT lr=2": good, "GSR": good, "PerFT lr=1": good, "PerFT lr=2": bad}
+    # the other way round
+    validation = {"SeqFT lr=1": good, "SeqFT lr=2": bad, "GSR": good, "PerFT lr=1": bad, "PerFT lr=2": good}
+    sweeps = {title: [f"{title} lr={value}" for value in (1, 2)] for title in ("SeqFT", "PerFT")}
+    results = Results("percent", matrices, seeds=(0, 1), validation=validation, sweeps=sweeps)
+    told = summary(results)
+    assert told["chosen"]["SeqFT"] == pytest.approx({"SeqFT lr=1": (230 / 3 + 220 / 3) / 2, "SeqFT lr=2": 145 / 3})
+    # each task alone counts as it was learned
+    assert [*told["chosen"]["PerFT"].items()] == [("PerFT lr=2", 90), ("PerFT lr=1", 50)]
+    assert told["baseline"] == "SeqFT lr=1" and told["gains"].keys() == {"GSR", "SeqFT lr=2"}
+    text = report(results, "conditions")
+    assert "  SeqFT: lr=1 (75.0); then lr=2 (48.3)\n" in text and "GSR against SeqFT lr=1: F.Ra" in text
+    assert "not by the test rows" in text and "On the validation rows, which are not learned" in text
+    # one that diverged is none, and a sweep that is not whole has no choice
+    results.diverged["SeqFT lr=1"] = "seed 1"
+    results.validation["PerFT lr=2"] = good[:1]
+    assert summary(results)["chosen"] == {"SeqFT": {"SeqFT lr=2": pytest.approx(145 / 3)}}
+    results.validation = {}
+    assert "No value of --sweep is chosen: test rows choose none" in report(results, "conditions")
+
+
 def test_mean_and_deviation():
     assert over([1.0]) == "1.0"
     assert over([1.0, 3.0]) == "2.0±1.4"

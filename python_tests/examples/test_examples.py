@@ -90,13 +90,14 @@ def test_own_tasks(run, capsys):
     """As the page has a reader do it: every command of it, one after the other."""
     page = (EXAMPLES.parent / "docs" / "trainers" / "own_tasks.md").read_text()
     commands = re.findall(r"^python (?:-m gsr_kernels|examples/own_tasks.py) (.*)$", page, re.M)
-    written, first, resumed, grown = [command.split() for command in commands if re.search(r"\bown\b", command)]
+    written, first, resumed, grown, swept = [command.split() for command in commands if re.search(r"\bown\b", command)]
     run("own_tasks.py", *written)
     assert main(first) == 0
     table = capsys.readouterr().out
     assert re.search(r"^MTL +all at once", table, re.M)
     assert main(resumed) == 0
     assert main(grown) == 0 and "OSF" in Path("own/run/table.txt").read_text()
+    assert main(swept) == 0 and "Chosen among the values of --sweep" in Path("own/sweep/table.txt").read_text()
     assert {"table.txt", "forgetting.png", "spectra.png"} <= {path.name for path in Path("own/run").iterdir()}
 
 
