@@ -54,7 +54,7 @@ def rescaling(directions: Mapping[str, Tensor], path: Path_ = None) -> tuple[Fig
     sigma, g, rescaled = (directions[key].double().flatten().cpu().numpy() for key in ("sigma", "g", "rescaled"))
     kept = g != 0
     factor = rescaled[kept] / g[kept]
-    figure, axis = new_figure("σ", "g' / g")
+    figure, axis = new_figure("singular value", "g' / g")
     for sign, label in ((1, "g > 0"), (-1, "g < 0")):
         chosen = np.sign(g[kept]) == sign
         axis.plot(sigma[kept][chosen], factor[chosen], ".", label=label)
@@ -117,10 +117,12 @@ def forgetting(scores: Sequence[Sequence[float]], tasks: Sequence[str], path: Pa
     figure, axis = new_figure(
         "task", "after learning", (max(5, 0.55 * len(tasks)) + names + 2, max(3, 0.35 * len(tasks)) + names + 1)
     )
-    image = heatmap(axis, lost, max(1e-9, np.nanmax(lost)), ".2f")
+    largest = max(1e-9, np.nanmax(lost))
+    image = heatmap(axis, lost, largest, ".2f" if largest <= 1 else ".1f")
     axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(tasks)), tasks)
-    figure.colorbar(image, label="points lost since the best score")
+    # colours are even about zero; the bar shows the part that occurs
+    figure.colorbar(image, label="points lost since the best score").ax.set_ylim(0, largest)
     rows = [(tasks[j], tasks[i], table[j, i], value) for (j, i), value in np.ndenumerate(lost) if not np.isnan(value)]
     return finish(figure, axis, path, ("after", "task", "score", "lost"), rows)
 

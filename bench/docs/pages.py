@@ -21,6 +21,7 @@ WRITERS = {
     "svd": "the tables and the figure of decompositions in docs/performance.md",
     "evidence": "the tables and figures of docs/evidence.md",
     "tutorial": "docs/tutorial.md, run anew",
+    "gallery": "the pictures of docs/gallery.md",
     "prose": "nothing: it prints the words a sentence and the semicolons of each page",
 }
 # of bench/results

@@ -50,7 +50,7 @@ def draw_forgetting(results: Results, path: str | os.PathLike[str]) -> None:
         axis.set_visible(False)
     for axis, (title, each) in zip(axes.flat, losses.items()):
         image = heatmap(axis, each, largest, ".1f")
-        axis.set_title(f"{title}, F.Ra {over([matrix.fra() for matrix in methods[title]])}")
+        axis.set_title(f"{title}: {over([matrix.fra() for matrix in methods[title]])} points lost at the end")
         long = 0.09 * max(map(len, first.columns)) > wide / columns
         slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
         axis.set_xticks(range(columns), first.columns[:-1], **slanted)
@@ -59,7 +59,8 @@ def draw_forgetting(results: Results, path: str | os.PathLike[str]) -> None:
         axis.spines[:].set_visible(False)
     # colours are even about zero; the bar shows the part that occurs
     figure.colorbar(image, ax=axes, label="points lost since the best score before").ax.set_ylim(lowest, largest)
-    figure.suptitle(f"What each method forgets of what it learned (seeds: {len(methods[title])})")
+    seeds = len(methods[title])
+    figure.suptitle(f"What each method forgets of each task{f', mean of {seeds} seeds' if seeds > 1 else ''}")
     figure.savefig(path)
 
 
