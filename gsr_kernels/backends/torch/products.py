@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,9 @@ DECISIONS = Decisions("cpu_products.json")
 # for themselves are to find the same), and the relative error it may have: bf16's is 2e-3, TF32's 2e-4
 SIDE, ROUNDS, WORTH, EXACT = 512, 7, 0.75, 1e-6
 
+# rows of a sum of products, a part of a cache; of more threads than these torch makes better use than numpy's one
+ROWS, NUMPYS_THREADS = 128, 2
+
 # of its result that oneDNN, which takes no out, holds at a time
 PART = 8
 
@@ -48,9 +52,30 @@ _before: dict[str, str] = {}
 _inside = 0
 
 
-def product(A: Tensor, B: Tensor) -> Tensor:
-    """Return ``A @ B``: of matrices in float32 on a CPU by what ``cpu_product`` chooses."""
-    return _by_onednn(A, B) if _takes_onednn(A, B) else A @ B
+def product(A: Tensor, B: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return ``A @ B``: of matrices in float32 on a CPU by what ``cpu_product`` chooses.
+
+    Rounded once to the dtype of ``out``, where there is one.
+    """
+    onednn = _takes_onednn(A, B)
+    if out is None or onednn or out.dtype != A.dtype:
+        made = _by_onednn(A, B) if onednn else A @ B
+        return made if out is None else out.copy_(made)
+    return torch.matmul(A, B, out=out)
+
+
+def dots(A: Tensor, B: Tensor) -> Tensor:
+    """Return the dot products ``[.., k]`` of each row of ``A [.., k, d]`` with that of B; A ⊙ B is never whole."""
+    if on_host(A, B) and torch.get_num_threads() <= NUMPYS_THREADS:
+        return torch.from_numpy(np.einsum("...i,...i->...", A.numpy(), B.numpy()))
+    return torch.cat([(a * b).sum(-1) for a, b in zip(A.split(ROWS, -2), B.split(ROWS, -2))], -1)
+
+
+def on_host(*tensors: Tensor) -> bool:
+    """Tell whether tensors are plain ones on a CPU that numpy can compute with, outside of autograd and a compiler."""
+    # subclasses (DTensor, FakeTensor) compute in their own way
+    plain = all(type(X) is Tensor and X.device.type == "cpu" and not X.requires_grad for X in tensors)
+    return plain and not torch.compiler.is_compiling()
 
 
 def add_product(base: Tensor, A: Tensor, B: Tensor, out: Tensor) -> None:
@@ -91,12 +116,10 @@ def cpu_product() -> tuple[str, str]:
 
 
 def _takes_onednn(A: Tensor, B: Tensor) -> bool:
-    for X in (A, B):
-        # it has no derivative, and subclasses (DTensor, FakeTensor) multiply in their own way
-        plain = type(X) in (Tensor, torch.nn.Parameter) and not (X.requires_grad and torch.is_grad_enabled())
-        if X.device.type != "cpu" or X.dtype != torch.float32 or X.ndim != 2 or not X.numel() or not plain:
-            return False
-    return not torch.compiler.is_compiling() and cpu_product()[0] == "onednn"
+    fit = all(X.dtype == torch.float32 and X.ndim == 2 and X.numel() for X in (A, B))
+    # it has no derivative
+    plain = fit and on_host(*(X if torch.is_grad_enabled() else X.detach() for X in (A, B)))
+    return plain and cpu_product()[0] == "onednn"
 
 
 def _by_onednn(A: Tensor, B: Tensor) -> Tensor:

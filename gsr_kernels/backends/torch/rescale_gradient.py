@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.torch.products import add_product, product
-from gsr_kernels.backends.torch.stages import rescale
+from gsr_kernels.backends.torch.products import add_product, dots, on_host, product
+from gsr_kernels.backends.torch.stages import rescale, rescaled_by_numpy
 
 if TYPE_CHECKING:
     from gsr_kernels.basis import SpectralBasis
@@ -43,56 +44,51 @@ def rescale_gradient(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, ou
         dtype = torch.promote_types(dtype, torch.float32)
     U, Vh = U.to(dtype), Vh.to(dtype)
 
-    d1, d2, k = *G.shape[-2:], S.shape[-1]
-    if out_of_span == "keep" or d1 == d2 == k:
-        return _inside(G, U, S, Vh, rho, out)
-    if k < min(d1, d2):
-        return _through_core(G, U, S, Vh, rho, out)
-    if d1 < d2:
+    if G.shape[-2] < G.shape[-1]:
         # a wide weight is a tall one transposed
-        return _through_span(G.mT, Vh.mT, S, U.mT, rho, out.mT)
-    return _through_span(G, U, S, Vh, rho, out)
+        return _tall(G.mT, Vh.mT, S, U.mT, rho, out_of_span, out.mT)
+    return _tall(G, U, S, Vh, rho, out_of_span, out)
 
 
-def _inside(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
-    """Write G + U diag(δ) Vh: all of G stays."""
-    g = product(G.to(U.dtype), Vh.mT).mul_(U).sum(-2)
-    delta, _ = _delta(g, S, rho)
-    add_product(G, U * delta.unsqueeze(-2), Vh, out)
+def _tall(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: str, out: Tensor) -> Tensor:
+    """Do it for ``d1 >= d2``, so that all that is made on the way is of Vh's size."""
+    wide, k = G.to(U.dtype), S.shape[-1]
+    # stored as Vh is: they are read side by side
+    A = product(U.mT, wide) if Vh.is_contiguous() else product(wide.mT, U).mT
+    if out_of_span == "keep" or G.shape[-2] == k:
+        # all of G stays: G + U diag(δ) Vh
+        g = dots(A, Vh)
+        delta, _ = _delta(g, S, rho)
+        add_product(G, U, torch.mul(Vh, delta.unsqueeze(-1), out=A), out)
+        return g
+    if G.shape[-1] == k:
+        # U (Uᵀ G + diag(δ) Vh)
+        g = dots(A, Vh)
+        delta, finite = _delta(g, S, rho)
+        A.addcmul_(delta.unsqueeze(-1), Vh)
+    else:
+        # U (N + diag(δ)) Vh: the N of a truncated basis is small
+        N = product(A, Vh.mT)
+        g = N.diagonal(dim1=-2, dim2=-1).clone()
+        delta, finite = _delta(g, S, rho)
+        N.diagonal(dim1=-2, dim2=-1).add_(delta)
+        product(N, Vh, out=A)
+    if on_host(finite) and finite.all():
+        product(U, A, out=out)
+    else:
+        # G where it is not finite, without a look at the device
+        finite = finite.unsqueeze(-1)
+        add_product(torch.mul(G, ~finite, out=out), U, A.masked_fill_(~finite, 0), out)
     return g
-
-
-def _through_span(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
-    """Write U (Uᵀ G + diag(δ) Vh), for a tall weight whose Vh is a whole square basis."""
-    A = product(U.mT, G.to(U.dtype))
-    # row sums of A ⊙ Vh as products of single rows, so that A ⊙ Vh is never stored
-    g = (A.unsqueeze(-2) @ Vh.unsqueeze(-1)).squeeze(-1).squeeze(-1)
-    delta, finite = _delta(g, S, rho)
-    A.addcmul_(delta.unsqueeze(-1), Vh)
-    return _replace(G, U, A, g, finite, out)
-
-
-def _through_core(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out: Tensor) -> Tensor:
-    """Write U (N + diag(δ)) Vh, for a truncated basis: N is formed, and it is small."""
-    A = product(U.mT, G.to(U.dtype))
-    N = product(A, Vh.mT)
-    g = N.diagonal(dim1=-2, dim2=-1).clone()
-    delta, finite = _delta(g, S, rho)
-    N.diagonal(dim1=-2, dim2=-1).add_(delta)
-    # as large as the next product
-    del A
-    return _replace(G, U, product(N, Vh), g, finite, out)
 
 
 def _delta(g: Tensor, S: Tensor, rho: float) -> tuple[Tensor, Tensor]:
     """Return δ = g' − g, zero in a matrix whose g is not finite, and a flag for each matrix whose g is."""
+    if g.dtype == torch.float32 and on_host(g, S):
+        found = g.numpy()
+        sound = np.isfinite(found).all(-1, keepdims=True)
+        rescaled = rescaled_by_numpy(found, S.float().numpy(), rho)
+        delta = np.subtract(rescaled, found, out=np.zeros_like(found), where=sound)
+        return torch.from_numpy(delta), torch.from_numpy(sound)
     finite = g.isfinite().all(-1, keepdim=True)
     return torch.where(finite, rescale(g, S, rho) - g, 0), finite
-
-
-def _replace(G: Tensor, U: Tensor, A: Tensor, g: Tensor, finite: Tensor, out: Tensor) -> Tensor:
-    """Write out = U A where G is finite, G where it is not."""
-    finite = finite.unsqueeze(-1)
-    A.masked_fill_(~finite, 0)
-    add_product(torch.mul(G, ~finite, out=out), U, A, out)
-    return g

@@ -1,10 +1,16 @@
 """The paper's stages and decompositions of small matrices, in plain torch, in float32 or better."""
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gsr_kernels import reference
-from gsr_kernels.backends.torch.products import power_of_two
+from gsr_kernels.backends.torch.products import on_host, power_of_two
+
+Vector = npt.NDArray[np.float32]
 
 
 def widened(*tensors: Tensor) -> tuple[torch.dtype, list[Tensor]]:
@@ -38,25 +44,41 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = reference.FLOOR) ->
     """
     if rho == 0:
         return g.clone()
+    if g.dtype != torch.float64 and on_host(g, S):
+        return torch.from_numpy(rescaled_by_numpy(g.float().numpy(), S.float().numpy(), rho, floor)).to(g.dtype)
     dtype, wide = g.dtype, torch.promote_types(g.dtype, torch.float32)
     g, S = g.to(wide), S.to(wide)
     sigma_max = S.amax(-1, keepdim=True)
-    alive = floor * sigma_max < S
-    sigma = torch.where(alive, S / torch.where(sigma_max > 0, sigma_max, 1), 1)
-
     # 2^±126 is the last power of two whose inverse is a normal float32 as well
     exponent = g.abs().amax(-1, keepdim=True).frexp().exponent.clamp(-126, 126)
     scaled = g * power_of_two(-exponent, wide)
+    found = _rescale(torch, scaled, S / torch.where(sigma_max > 0, sigma_max, 1), rho, floor)
+    return (found * power_of_two(exponent, wide)).to(dtype)
 
-    squares = scaled.square()
-    rescaled = scaled
-    for group, weight in ((alive & (g > 0), sigma), (alive & (g < 0), 1 / sigma)):
-        weight = torch.where(group, weight, 0)
-        total = weight.sum(-1, keepdim=True)
-        energy = torch.where(group, squares, 0).sum(-1, keepdim=True)
-        share = energy / torch.where(total > 0, total, 1)
-        rescaled = torch.where(group, ((1 - rho) * squares + rho * share * weight).sqrt().copysign(scaled), rescaled)
-    return (rescaled * power_of_two(exponent, wide)).to(dtype)
+
+def rescaled_by_numpy(g: Vector, S: Vector, rho: float, floor: float = reference.FLOOR) -> Vector:
+    """Compute ``rescale`` of float32, whose squares float64 holds.
+
+    After a large product every function is fetched from memory anew: numpy's take half the time of torch's.
+    """
+    if rho == 0:
+        return g.copy()
+    with np.errstate(all="ignore"):
+        return _rescale(np, g.astype(np.float64), S.astype(np.float64), rho, floor).astype(np.float32)
+
+
+def _rescale(xp: Any, g: Any, S: Any, rho: float, floor: float) -> Any:
+    """Compute ``reference.rescale`` by the functions of torch or of numpy, whose names agree."""
+    alive = floor * xp.amax(S, -1)[..., None] < S
+    squares, rescaled = g * g, g
+    for group, weight in ((alive & (g > 0), S), (alive & (g < 0), 1 / S)):
+        weight = xp.where(group, weight, 0)
+        energy = xp.sum(xp.where(group, squares, 0), -1)[..., None]
+        # only a group without members weighs nothing
+        share = energy / xp.sum(weight, -1)[..., None]
+        found = xp.copysign(xp.sqrt((1 - rho) * squares + rho * share * weight), g)
+        rescaled = xp.where(group, found, rescaled)
+    return rescaled
 
 
 def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
