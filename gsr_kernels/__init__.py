@@ -1,4 +1,4 @@
-"""Fine-tune a large model on new tasks without it forgetting the old ones: Gradient Spectrum Rescaling."""
+"""Methods against forgetting, in front of any torch optimizer: Gradient Spectrum Rescaling and its peers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

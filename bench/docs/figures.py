@@ -8,13 +8,13 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from bench.docs.pages import IMAGES, Rows, measured
+from bench.docs.pages import IMAGES, Rows, grouped, measured
 from bench.results import read
 
 OURS = "#c2410c"
 OTHERS = "#94a3b8"
 FLOOR = "#0f172a"
-STEP = IMAGES / "step.png"
+STEP, RATIOS = IMAGES / "step.png", IMAGES / "ratios.png"
 
 
 def save(figure: Figure, path: Path, **how: Any) -> None:
@@ -50,6 +50,30 @@ def draw_step(rows: Rows, path: Path) -> None:
     setting = f"{model}, {shape}, gradients x bases {dtype}, rank {rank}"
     axis.set_title(f"{setting}\n{measured(found)}", fontsize=9, loc="left")
     save(figure, path, dpi=150)
+
+
+def draw_ratios(rows: Rows, path: Path) -> None:
+    """Draw the transform and the literal chain as multiples of two bare products, the rows of one device."""
+    found = [row for row in rows if row["variant"] != "two_products" and row["out_of_span"] == "drop"]
+    of = grouped(found, "shape", "threads")
+    figure = Figure(figsize=(7, 0.5 + 0.5 * len(of)), layout="constrained")
+    axis = figure.subplots()
+    for offset, variant, label, colour in (
+        (-0.19, "rescale_gradient", "this package: two products", OURS),
+        (0.19, "reference", "the paper's chain of four products and two skew matrices", OTHERS),
+    ):
+        ratios = [float(row["ratio"]) for each in of.values() for row in each if row["variant"] == variant]
+        bars = axis.barh([place + offset for place in range(len(of))], ratios, height=0.36, color=colour, label=label)
+        axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    names = [f"{shape.replace('x', ' × ')}, {threads} thread{'s' * (threads != '1')}" for shape, threads in of]
+    axis.set_yticks(range(len(of)), names)
+    axis.invert_yaxis()
+    axis.margins(x=0.08)
+    axis.axvline(1, color=FLOOR, linewidth=0.8)
+    axis.set_xlabel("time over that of two bare matrix products of the same shapes")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", frameon=False, fontsize=9, ncols=2)
+    save(figure, path, dpi=120)
 
 
 def write() -> None:

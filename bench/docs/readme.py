@@ -1,13 +1,18 @@
-"""The tables of README.md, docs/performance.md and docs/adapters, and the README's figure."""
+"""The tables of README.md, docs/performance.md and docs/adapters, and the figures of the first pages."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from urllib.parse import quote
 
-from bench.docs.pages import DOCS, IMAGES, ROOT, fill, grouped, last_run, measured, table
+from bench.docs.figures import RATIOS, draw_ratios
+from bench.docs.pages import DOCS, IMAGES, ROOT, Rows, fill, grouped, last_run, measured, table
 from bench.docs.performance import floor_table, gpu_table, steps_on_cpu, target_table
+from bench.docs.status import status
 from bench.results import RESULTS, TESTS, read
+from gsr_kernels import __version__
 from gsr_kernels.continual.differences import over
 from gsr_kernels.continual.figures import JUDGED, measure
 from gsr_kernels.continual.folder import read_results
@@ -19,9 +24,39 @@ README = ROOT / "README.md"
 DEMO, COMPARED = RESULTS / "demo", RESULTS / "adapters"
 
 
+def badges() -> str:
+    """Return what pyproject.toml says of version, Python, torch and licence, as badges."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    facts = {
+        "version": __version__,
+        "Python": re.findall(r'requires-python = "(.+?)"', project)[0],
+        "PyTorch": re.findall(r'"torch(>=.+?)"', project)[0],
+        "licence": re.findall(r'license = "(.+?)"', project)[0],
+    }
+    shown = []
+    for name, fact in facts.items():
+        said = fact.replace(">=", "≥ ")
+        image = quote(f"{name}-{said.replace('-', '--')}-blue")
+        shown.append(f"![{name} {said}](https://img.shields.io/badge/{image})")
+    return "\n".join(shown)
+
+
+def transform_rows() -> Rows:
+    """Return the last run of the transform on a CPU."""
+    return last_run([row for row in read() if row["case"] == "rescale_gradient_cpu"])
+
+
+def ratios() -> str:
+    """Return the picture of the transform beside the literal chain, with its conditions."""
+    said = '*One gradient, float32, full rank, ρ = 0.5, `"drop"`, medians of one run'
+    return (
+        f"![The transform beside the literal chain](docs/images/ratios.png)\n\n{said}: {measured(transform_rows())}.*"
+    )
+
+
 def cpu_table() -> str:
     """Return the transform against two bare products of its shapes and against the literal chain."""
-    rows = last_run([row for row in read() if row["case"] == "rescale_gradient_cpu"])
+    rows = transform_rows()
     lines = []
     for (shape, threads), of in grouped(rows, "shape", "threads").items():
         cells = {(row["variant"], row["out_of_span"]): row for row in of}
@@ -49,7 +84,7 @@ def demo_conditions() -> str:
         f"task's score lost since its best, mean of {settings['seeds']} seeds; AdamW at {settings['lr']:g} for both, "
         f"ρ = {settings['rho']:g}; {config['seconds']:.0f} s on {config['threads']} cores, torch "
         f"{config['versions']['torch']}. {against_baseline('GSR', read_results(DEMO)[0])}: "
-        "[the whole table](bench/results/demo/table.txt), [the evidence](docs/evidence.md) on a pretrained encoder.*"
+        "the whole table is in `bench/results/demo/table.txt`, and [the evidence](evidence.md) is of larger studies.*"
     )
 
 
@@ -57,7 +92,7 @@ def step_on_gpu() -> str:
     """Return the picture of the optimizer step, where it is a GPU's."""
     if not any(row["case"] == "optimizer_step" and row["driver"] for row in read()):
         return "No GPU has timed the kernels yet."
-    return "![One optimizer step beside its floor and its peers](docs/images/step.png)"
+    return "![One optimizer step beside its floor and its peers](images/step.png)"
 
 
 def stability() -> str:
@@ -84,8 +119,11 @@ def compared() -> str:
 
 
 TABLES = {
-    README: {"cpu": cpu_table, "demo": demo_conditions, "gpu": step_on_gpu},
+    README: {"badges": badges, "status": lambda: status([*read(), *read(TESTS)]), "ratios": ratios},
+    DOCS / "index.md": {"demo": demo_conditions},
     DOCS / "performance.md": {
+        "cpu": cpu_table,
+        "gpu": step_on_gpu,
         "floors": floor_table,
         "targets": lambda: target_table(read()),
         "gpus": lambda: gpu_table([*read(), *read(TESTS)]),
@@ -102,7 +140,8 @@ def blocks(page: Path) -> dict[str, str]:
 
 
 def write() -> None:
-    """Draw the README's figure and write the tables of every page."""
+    """Draw the figures of the first pages and write the tables of every page."""
+    draw_ratios(transform_rows(), RATIOS)
     draw_forgetting(read_results(DEMO)[0], IMAGES / "forgetting.png")
     for page in TABLES:
         fill(page, blocks(page))
