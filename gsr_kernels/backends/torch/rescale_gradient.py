@@ -73,7 +73,7 @@ def _tall(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: 
         delta, finite = _delta(g, S, rho)
         N.diagonal(dim1=-2, dim2=-1).add_(delta)
         product(N, Vh, out=A)
-    if on_host(finite) and finite.all():
+    if on_host(finite) and finite.numpy().all():
         product(U, A, out=out)
     else:
         # G where it is not finite, without a look at the device
