@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from zipfile import is_zipfile
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.continual.fsdp import ShardedTrainer, shard
@@ -58,13 +59,14 @@ def learn(
         (model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable)()
     if settings.fsdp:
         shard(model, settings.bf16)
+    args = arguments(settings, steps, folder, seed)
     trainer = (ShardedTrainer if settings.fsdp else TaskTrainer)(
         model=model,
-        args=arguments(settings, steps, folder, seed),
+        args=args,
         train_dataset=EpochSampler([kind.features(row) for row in rows], settings.batch, steps, seed),
         data_collator=kind.collator(model),
         compute_loss_func=kind.loss(model),
-        callbacks=[Watch(tick, settings.lr, show), *_reporters(settings, folder)],
+        callbacks=[Watch(tick, settings.lr, show), *_reporters(settings.log, args, folder)],
     )
     # the run has a bar of its own
     trainer.remove_callback(PrinterCallback)
@@ -93,13 +95,35 @@ def learn(
     return _log(trainer.state)
 
 
-def _reporters(settings: RunSettings, folder: Path) -> list[TrainerCallback]:
-    if settings.log is None or not first():
-        return []
-    from torch.utils.tensorboard import SummaryWriter
+class _Wandb(WandbCallback):
+    """Callback of Weights & Biases with a run of its own for every task, after one that was cut off too."""
 
-    # not beside the checkpoints, which go with the task
-    return [TensorBoardCallback(SummaryWriter(str(folder.parents[1] / "log" / folder.name)))]
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        self._wandb.finish()
+        super().setup(*args, **kwargs)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        super().on_train_end(*args, **kwargs)
+        self._wandb.finish()
+
+
+def _reporters(log: str | None, args: TrainingArguments, folder: Path) -> list[TrainerCallback]:
+    """Return the callback of ``--log``; a task is a run there, and the run's folder a project."""
+    if log is None or not first():
+        return []
+    *_, out, _, seed, method, _, task = folder.absolute().parts
+    args.run_name, args.project = f"{seed}/{method}/{task}", out
+    if log == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        # not beside the checkpoints, which go with the task
+        return [TensorBoardCallback(SummaryWriter(str(folder.parents[1] / "log" / folder.name)))]
+    if log == "trackio":
+        return [TrackioCallback()]
+    # nobody is asked for an account, and nothing leaves the machine, unless the environment says so
+    for name, value in (("MODE", "offline"), ("DIR", str(folder.parents[4])), ("PROJECT", out)):
+        os.environ.setdefault(f"WANDB_{name}", value)
+    return [_Wandb()]
 
 
 def steps_of(rows: int, settings: RunSettings) -> int:

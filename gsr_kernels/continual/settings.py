@@ -14,7 +14,7 @@ from gsr_kernels.options import RANK
 
 KINDS = ("causal", "seq2seq", "classifier")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
-LOGS = ("tensorboard",)
+LOGS = ("tensorboard", "trackio", "wandb")
 DTYPES = ("float32", "bfloat16")
 # of a setting that decides no numbers
 SAME = "the numbers are the same"

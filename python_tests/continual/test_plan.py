@@ -1,5 +1,9 @@
 """The plan of a run: printed alone it writes nothing, and its memory is what training holds."""
 
+import json
+import os
+import sys
+
 import pytest
 import torch
 
@@ -66,6 +70,56 @@ def test_losses_are_shown_drawn_and_logged(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("gsr_kernels.continual.checks.find_spec", lambda name: None)
     assert main([*arguments, "--resume"]) == 2
     assert "--log tensorboard needs the package tensorboard: pip install tensorboard" in capsys.readouterr().err
+
+
+# what the callbacks of transformers call, of both
+STAND_IN = """
+import json, types
+class Config(dict):
+    def update(self, values, **kwargs): pass
+def record(*what):
+    with open(FILE, "a") as file: file.write(json.dumps(what) + chr(10))
+class Run:
+    summary = {}
+    def _label(self, **kwargs): pass
+config, run, __version__ = Config(), None, "1.0.0"
+context_vars = types.SimpleNamespace(current_space_id=types.SimpleNamespace(get=lambda: None))
+def init(project, name=None, **kwargs):
+    global run
+    assert run is None
+    run = Run()
+    record(project, name)
+def log(values): record("loss" in values or "train/loss" in values)
+def finish():
+    global run
+    if run is not None: record("finish")
+    run = None
+"""
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_task_is_a_run_of_its_own_for_a_logger(name, tmp_path, monkeypatch):
+    told = tmp_path / "told.jsonl"
+    package = tmp_path / "packages" / name
+    (package / "sdk" / "lib").mkdir(parents=True)
+    (package / "__init__.py").write_text(f"FILE = {str(told)!r}\n{STAND_IN}")
+    (package / "sdk" / "lib" / "config_util.py").write_text("class ConfigError(Exception): pass")
+    monkeypatch.syspath_prepend(package.parent)
+    for variable in ("MODE", "DIR", "PROJECT"):
+        # taken away again at the end, what the run sets too
+        monkeypatch.setenv(f"WANDB_{variable}", "")
+        monkeypatch.delenv(f"WANDB_{variable}")
+    model, data = save_model("causal", tmp_path / "model"), save_tasks(tmp_path / "data", ("first", "second"))
+    arguments = ["--model", model, "--data", data, "--out", str(tmp_path / "it"), "--batch", "8", "--steps", "1"]
+    assert main(["continual", *arguments, "--method", "seqft", "--test-rows", "1", "--log", name]) == 0
+    lines = [json.loads(line) for line in told.read_text().splitlines()]
+    runs = [line for line in lines if len(line) == 2]
+    # W&B's callback gives a name where transformers has one
+    assert runs == [["it", "seed-0/seqft/first"], ["it", "seed-0/seqft/second"]]
+    assert lines.count(["finish"]) == 2 and lines.count([True]) == 2
+    assert (os.environ.get("WANDB_MODE") == "offline") == (name == "wandb")
+    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
 
 
 def test_the_plans_memory_is_what_training_holds(tmp_path):
