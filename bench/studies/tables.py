@@ -185,9 +185,10 @@ def paired(a: Seeds, b: Seeds, name: str) -> tuple[list[float], list[float]]:
     return [a[seed][name] for seed in shared], [b[seed][name] for seed in shared]
 
 
-def comparisons(name: str, pairs: Iterable[tuple[str, Seeds, Seeds]]) -> str:
+def comparisons(name: str, pairs: Iterable[tuple[str, Seeds, Seeds]], metric: str | None = None) -> str:
     """Return the table of paired comparisons of a metric: of each a title and the two that are compared."""
-    found = {title: paired(a, b, name) for title, a, b in pairs}
+    metric = metric or name
+    found = {title: paired(a, b, metric) for title, a, b in pairs}
     judged = {title: stats.compare(*values, MARGIN) for title, values in found.items() if len(values[0]) > 1}
     adjusted = stats.holm({title: comparison.p for title, comparison in judged.items()})
     rows = []

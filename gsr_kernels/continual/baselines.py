@@ -56,14 +56,20 @@ class LwF:
     Args:
         lam: its weight, at least 0.
         temperature: T, above 0.
+        own_rows: of a model that writes: instead, a step, so many rows of text that it wrote itself before the task.
+        own_tokens: of such a row.
 
     Raises ValueError where one is out of range.
     """
 
     lam: float = 1.0
     temperature: float = 2.0
+    own_rows: int = 0
+    own_tokens: int = 64
 
     def __post_init__(self) -> None:
+        check_number("own_rows", self.own_rows, 0)
+        check_number("own_tokens", self.own_tokens, 2)
         check_number("lam", self.lam, 0)
         check_number("temperature", self.temperature, 0, above=True)
 

@@ -1,0 +1,110 @@
+"""The answer of a frontier study: what each configuration keeps where it learns as much as SeqFT."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from bench.docs.pages import table
+from bench.studies import frontier, stats
+from bench.studies.curves import Point, at_learning, at_rate, curves, reaches
+from bench.studies.study import BASELINE, Study
+from bench.studies.tables import Seeds, comparisons, points, spread
+
+# of the learning that the baseline reaches at its best rate
+SHARES = (1.0, 0.9)
+# the name of what is compared, whatever it is
+COMPARED = "kept"
+# the curve of each seed
+Curves = dict[int, list[Point]]
+
+
+class Answer:
+    """Runs of a study, tuned and fresh. Raises FileNotFoundError where there are none."""
+
+    def __init__(self, study: Study, file: Path) -> None:
+        records = frontier.read(file)
+        if not records:
+            raise FileNotFoundError(f"{file} holds no run: python -m bench.studies {study.name} tune")
+        self.study, self.records = study, records
+        self.tuned, self.fresh = (
+            curves(record for record in records if (record["seed"] in frontier.TUNING_SEEDS) == tuning)
+            for tuning in (True, False)
+        )
+        self.kept = list(self.tuned[BASELINE][frontier.TUNING_SEEDS[0]][0].kept)
+
+    def blocks(self) -> dict[str, str]:
+        """Return the tables by their marks."""
+        made = {"frontier": self.answer(), "frontier tuned": self.tuning()}
+        made |= {f"frontier at {share:.0%}": self.compared(share) for share in SHARES}
+        return {f"{self.study.name} {mark}": made[mark] for mark in made}
+
+    def title(self, name: str) -> str:
+        """Return the title of a configuration."""
+        return self.study.configurations[name].title
+
+    def planned(self) -> dict[str, Curves]:
+        """Return the fresh curves of the plan's configurations, of the seeds on which all of its rates were run."""
+        found = {}
+        for name, rates in self.study.plan.rates.items():
+            of = self.fresh.get(name, {})
+            found[name] = {seed: curve for seed, curve in of.items() if {each.lr for each in curve} >= set(rates)}
+        return found
+
+    def levels(self, base: Curves, share: float) -> dict[int, float]:
+        """Return by seed the level of learning at which is compared."""
+        return {seed: share * at_rate(curve, self.study.plan.best).learning for seed, curve in base.items()}
+
+    def compared(self, share: float) -> str:
+        """Return all planned comparisons at a share of the baseline's learning, one family of Holm's."""
+        found, pairs = self.planned(), []
+        levels = self.levels(found[BASELINE], share)
+        for kept in self.kept:
+            base = _at(found[BASELINE], levels, kept)
+            for name, of in found.items():
+                if name != BASELINE:
+                    pairs.append((f"{self.title(name)}: {kept}", _at(of, levels, kept), base))
+        return comparisons(f"what is kept at {share:.0%} of SeqFT's learning", pairs, COMPARED)
+
+    def answer(self) -> str:
+        """Return what each planned configuration costs and keeps at the baseline's learning: mean and interval."""
+        found, rows = self.planned(), []
+        levels = self.levels(found[BASELINE], 1.0)
+        times = self.seconds()
+        for name, of in found.items():
+            shared = sorted(of.keys() & levels.keys())
+            if len(shared) < 2:
+                continue
+            within = sum(reaches(of[seed], levels[seed]) for seed in shared)
+            kept = [stats.interval([at_learning(of[seed], levels[seed], each) / 100 for seed in shared]) for each in self.kept]
+            cost = self.study.configurations[name].cost
+            rates = ", ".join(f"{lr:g}" for lr in self.study.plan.rates[name])
+            time = f"{times[name] / times[BASELINE]:.1f} ×"
+            rows.append([self.title(name), cost, time, rates, f"{within} of {len(shared)}", *map(spread, kept)])
+        header = ["method", "beside the weights", "CPU time", "rates", "seeds that learn as much"]
+        return table([*header, *(f"{each} ↑" for each in self.kept)], rows)
+
+    def tuning(self) -> str:
+        """Return every configuration and rate of the tuning seeds, means over them."""
+        rows = []
+        for name, of in self.tuned.items():
+            for lr in self.study.configurations[name].rates:
+                found = [each for curve in of.values() for each in curve if each.lr == lr]
+                if found:
+                    kept = [points(statistics.fmean(each.kept[kept] for each in found) / 100) for kept in self.kept]
+                    learning = points(statistics.fmean(each.learning for each in found) / 100)
+                    rows.append([self.title(name), f"{lr:g}", len(found), learning, *kept])
+        return table(["method", "lr", "seeds", "learning", *self.kept], rows)
+
+    def seconds(self) -> dict[str, float]:
+        """Return the mean CPU time of a run, by configuration."""
+        found: dict[str, list[float]] = {}
+        for record in self.records:
+            found.setdefault(record["name"], []).append(record["seconds"])
+        return {name: statistics.fmean(each) for name, each in found.items()}
+
+
+def _at(of: Curves, levels: dict[int, float], kept: str) -> Seeds:
+    """Return what is kept at a level, as a share, under one name for all that is compared."""
+    shared = sorted(of.keys() & levels.keys())
+    return {seed: {COMPARED: at_learning(of[seed], levels[seed], kept) / 100} for seed in shared}
