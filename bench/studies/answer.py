@@ -9,7 +9,7 @@ from bench.docs.pages import table
 from bench.studies import frontier, stats
 from bench.studies.curves import Point, at_learning, at_rate, curves, reaches
 from bench.studies.study import BASELINE, Study
-from bench.studies.tables import Seeds, comparisons, points, spread
+from bench.studies.tables import Seeds, comparisons, points
 
 # of the learning that the baseline reaches at its best rate
 SHARES = (1.0, 0.9)
@@ -76,11 +76,14 @@ class Answer:
             if len(shared) < 2:
                 continue
             within = sum(reaches(of[seed], levels[seed]) for seed in shared)
-            kept = [stats.interval([at_learning(of[seed], levels[seed], each) / 100 for seed in shared]) for each in self.kept]
+            kept = [
+                stats.interval([at_learning(of[seed], levels[seed], each) / 100 for seed in shared])
+                for each in self.kept
+            ]
             cost = self.study.configurations[name].cost
             rates = ", ".join(f"{lr:g}" for lr in self.study.plan.rates[name])
             time = f"{times[name] / times[BASELINE]:.1f} ×"
-            rows.append([self.title(name), cost, time, rates, f"{within} of {len(shared)}", *map(spread, kept)])
+            rows.append([self.title(name), cost, time, rates, f"{within} of {len(shared)}", *kept])
         header = ["method", "beside the weights", "CPU time", "rates", "seeds that learn as much"]
         return table([*header, *(f"{each} ↑" for each in self.kept)], rows)
 

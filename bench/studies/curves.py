@@ -38,7 +38,7 @@ def at_learning(curve: Sequence[Point], learning: float, name: str) -> float:
     """Return what is kept where a curve, from its lowest rate on, first reaches a level of learning.
 
     Between two rates it is a straight line. A curve that stays below goes on along its last two points, of those up to
-    the one that learns most.
+    the one that learns most, but not below zero.
 
     Raises ValueError for a curve of fewer than two points.
     """
@@ -50,7 +50,7 @@ def at_learning(curve: Sequence[Point], learning: float, name: str) -> float:
     below, above = next((pair for pair in pairs if pair[0].learning <= learning <= pair[1].learning), pairs[top - 1])
     rise = above.learning - below.learning
     share = (learning - below.learning) / rise if rise else 1.0
-    return below.kept[name] + share * (above.kept[name] - below.kept[name])
+    return max(0.0, below.kept[name] + share * (above.kept[name] - below.kept[name]))
 
 
 def reaches(curve: Sequence[Point], learning: float) -> bool:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fcntl import LOCK_EX, flock
 from pathlib import Path
@@ -77,8 +77,8 @@ def keep(file: Path, record: dict) -> None:
         lines.write(json.dumps(record) + "\n")
 
 
-def work(study: Study, folder: Path, wanted: Iterable[Run]) -> None:
-    """Make the runs that are wanted and the folder lacks; several processes share them, each from the first on.
+def work(study: Study, folder: Path, plan: Callable[[Study], Iterable[Run]]) -> None:
+    """Make the runs of a plan that the folder lacks; several processes share them, each from the first on.
 
     A claim tells the others that a run is being made; one that was left by a process that was killed goes by hand.
     """
@@ -86,7 +86,7 @@ def work(study: Study, folder: Path, wanted: Iterable[Run]) -> None:
         raise FileNotFoundError(f"--work {folder} is not prepared: python -m bench.studies {study.name} prepare")
     claims = folder / "claims"
     claims.mkdir(exist_ok=True)
-    with quiet(), tqdm(list(wanted), unit="run", mininterval=20) as bar:
+    with quiet(), tqdm([*plan(study)], unit="run", mininterval=20) as bar:
         for run in bar:
             # accelerate collects at every task; what is there by now need not be passed over each time
             gc.collect()
@@ -128,7 +128,7 @@ def execute(study: Study, run: Run, folder: Path) -> dict:
         out.mkdir(parents=True)
         shutil.copy(shared, out / "before.json")
     [(retained, tasks)] = job._draws
-    with open(os.devnull, "w") as nowhere, tqdm(file=nowhere) as bar:
+    with Path(os.devnull).open("w") as nowhere, tqdm(file=nowhere) as bar:
         sequence = Sparse(job.settings, job.kind, job.settings.model, retained, tasks, run.seed, out, bar)
         started = time.process_time()
         record = asdict(run) | {"tasks": [task.name for task in tasks]}

@@ -50,14 +50,17 @@ class Replay:
 class LwF:
     """Learning without forgetting (Li and Hoiem 2016): what the model said before the task is learned beside it.
 
+    With ``own_rows`` it is text that the model wrote itself before the task that is learned beside it, as in
+    pseudorehearsal (Robins 1995) and self-synthesized rehearsal (arXiv 2403.01244): nothing of earlier tasks is kept.
+
     The loss gains ``lam T² KL(p_before ‖ p)`` of softmaxes at temperature T: of a classifier among the options of each
     earlier task, of a model that writes at every token that it learns.
 
     Args:
         lam: its weight, at least 0.
         temperature: T, above 0.
-        own_rows: of a model that writes: instead, a step, so many rows of text that it wrote itself before the task.
-        own_tokens: of such a row.
+        own_rows: rows of the model's own text in each step, in place of the task's; for decoders. 0: none.
+        own_tokens: of such a row, at least 2.
 
     Raises ValueError where one is out of range.
     """

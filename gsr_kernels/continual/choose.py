@@ -12,7 +12,6 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
-from gsr_kernels.continual.around_task import AroundTask
 from gsr_kernels.continual.methods import (
     BOUNDS,
     EMPTY,
@@ -255,8 +254,7 @@ def _check(chosen: Chosen) -> None:
     try:
         made = chosen.make()
         chosen.settings_of_run  # noqa: B018
-        acting = [of_any_task(one) for one in made if not isinstance(one, AroundTask)]
-        if len(acting) > 1 and isinstance(chosen.method, DenseMethod):
-            Chain(tuple(acting))
+        if len(made) > 1 and isinstance(chosen.method, DenseMethod):
+            Chain(tuple(map(of_any_task, made)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {chosen.name}: {error}") from error

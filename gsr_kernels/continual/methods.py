@@ -12,7 +12,6 @@ from gsr_kernels.adapters.eblora import EBLoRA
 from gsr_kernels.adapters.gsr import AdapterGSR
 from gsr_kernels.adapters.merging import How
 from gsr_kernels.adapters.terms import OLoRA, PSLoRA, Term
-from gsr_kernels.continual.around_task import FrozenRest, Interpolation, MagnitudeMask, SpectralShrink
 from gsr_kernels.continual.baselines import LwF, Replay
 from gsr_kernels.messages import imported
 from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, AdaptiveOSF, Chain, GSRFull, Method, ModelMethod, ScheduledOSF
@@ -102,12 +101,15 @@ DENSE_METHODS = {
     "osf-uniform": DenseMethod("OSF-uniform", (OSF,), f"{SCULPTING}; a half as in PEFT"),
     "osf-schedule": DenseMethod("OSF-schedule", (ScheduledOSF,), SCULPTING),
     "sr": DenseMethod("SR", (SR,), "Learning Continually by Spectral Regularization, arXiv 2406.06811"),
-    "frozen": DenseMethod("Frozen", (FrozenRest,), "this project"),
-    "wise-ft": DenseMethod("WiSE-FT", (Interpolation,), "Robust fine-tuning of zero-shot models, arXiv 2109.01903"),
-    "shrink": DenseMethod("Shrink", (SpectralShrink,), "this project"),
-    "mask": DenseMethod("Mask", (MagnitudeMask,), "this project"),
     "ewc": DenseMethod("EWC", (partial(EWC, lam=EWC_LAM),), "Kirkpatrick et al. 2017", "Consolidated"),
     "lwf": DenseMethod("LwF", (LwF,), "Li and Hoiem 2016", "Distilled", keeps="the model before the task"),
+    "lwf-own": DenseMethod(
+        "LwF-own",
+        (partial(LwF, lam=3.0, own_rows=4),),
+        "LwF on text of the model's own, as in arXiv 2403.01244",
+        "Distilled",
+        keeps="the model before the task",
+    ),
     "replay": DenseMethod("Replay", (Replay,), "Rolnick et al. 2019", "Replayed", keeps="rows of earlier tasks"),
 }
 # strengths: O-LoRA's public code's, and the PS-LoRA paper's for a long sequence

@@ -79,6 +79,11 @@ class Run:
             adapted = [one.name for one in self.chosen.values() if isinstance(one.method, AdapterMethod)]
             if classifies and adapted:
                 raise ValueError(f"method {adapted[0]} is for models that write, not for a classifier")
+            writing = [one.name for one in self.chosen.values() if any(getattr(m, "own_rows", 0) for m in one.make())]
+            if writing and self.kind.name != "causal":
+                raise ValueError(
+                    f"method {writing[0]} has the model go on with a text: for decoders, not a {self.kind.name}"
+                )
             self._bare = check_weights(config, self.kind, self.chosen.values())
         if not classifies and self.settings.head_lr is not None:
             raise ValueError("head_lr is for a classifier's new head; a model that writes has none")

@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
-from gsr_kernels.continual.around_task import AroundTask
+from gsr_kernels.continual.baselines import LwF
 from gsr_kernels.continual.choose import Chosen
-from gsr_kernels.continual.kinds import Kind
+from gsr_kernels.continual.kinds import IGNORED, Kind
 from gsr_kernels.continual.methods import EWC_ROWS
 from gsr_kernels.continual.models import load, save
 from gsr_kernels.continual.ranks import on_rank0
@@ -28,8 +28,8 @@ from gsr_kernels.methods import ModelMethod, TaskMethod
 # a file, and a directory of the shards
 BASES, SHARDS = "bases.safetensors", "bases"
 CONSOLIDATED = "ewc.safetensors"
-# text of the model's own, for so many steps
-OWN_POOL = 8
+# steps for which text of the model's own is written
+OWN_STEPS = 8
 # rows of a task on which a method measures the model
 MEASURED_ROWS = 32
 
@@ -51,7 +51,6 @@ class Strategy:
     tasks: int = field(default=1, init=False)
     # what the Trainer trains, None before ``open``
     model: Any = field(default=None, init=False)
-    _around: list[AroundTask] = field(default_factory=list, init=False)
 
     @property
     def settings(self) -> RunSettings:
@@ -69,14 +68,10 @@ class Strategy:
 
     def begin(self) -> None:
         """Begin a task; bases are taken when its Trainer makes its optimizer."""
-        self._around = [one for one in self.chosen.make() if isinstance(one, AroundTask)]
-        for one in self._around:
-            one.begin(self.model)
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """Ready the Trainer, also to load its last checkpoint alone; what is put into the folder stays there."""
-        made = [each for each in self.chosen.make() if not isinstance(each, AroundTask)]
-        acts = [one for one in (self._of_task(trainer, each) for each in made) if one is not None]
+        acts = [one for one in (self._of_task(trainer, each) for each in self.chosen.make()) if one is not None]
         if acts and isinstance(acts[0], ModelMethod):
             attach_to(trainer, acts)
         elif acts:
@@ -96,9 +91,7 @@ class Strategy:
         return on_rank0(lambda: acts.for_task(self.model, batches, self.task, self.tasks))
 
     def save(self, folder: Path) -> None:
-        """End the task, and have the first rank write what ``open`` reads, with the tokenizer; all ranks call it."""
-        for one in self._around:
-            one.end(self.model)
+        """Have the first rank write what ``open`` reads, with the tokenizer; all ranks call it."""
         # in the host memory of the first rank
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         sharded = isinstance(self.model, FSDPModule)
@@ -142,47 +135,61 @@ class Replayed(Strategy):
 
 
 class Distilled(Strategy):
-    """LwF: a copy of the model as it is before the task answers every batch as well."""
+    """LwF: a copy of the model as it is before the task answers every batch as well, or text of its own."""
+
+    _hook: Any = None
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Strategy.prepare."""
         [lwf] = self.chosen.make()
         before = copy.deepcopy(self.model).eval().requires_grad_(False)
-        seed = trainer.args.seed
-        written = own_text(before, self.kind, lwf.own_rows * OWN_POOL, lwf.own_tokens, seed) if lwf.own_rows else None
-        own: Any = trainer.compute_loss_func
+        learned: Any = trainer.compute_loss_func
+        told = self._of_own_text(lwf, before, trainer) if lwf.own_rows else self._of_rows(lwf, before)
+        trainer.compute_loss_func = lambda *given, **more: learned(*given, **more) + told(*given, **more)
+
+    def _of_rows(self, lwf: LwF, before: Any) -> Callable[..., Tensor]:
         seen: dict[str, Any] = {}
         self._hook = self.model.register_forward_pre_hook(lambda _, args, inputs: seen.update(inputs), with_kwargs=True)
 
-        def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            learned = own(outputs, labels, num_items_in_batch)
-            if written is None:
-                with torch.no_grad():
-                    told = before(**seen).logits
-                return learned + lwf.term(self.kind, outputs.logits, told, labels, num_items_in_batch)
+        def term(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            with torch.no_grad():
+                logits = before(**seen).logits
+            return lwf.term(self.kind, outputs.logits, logits, labels, num_items_in_batch)
+
+        return term
+
+    def _of_own_text(self, lwf: LwF, before: Any, trainer: Trainer) -> Callable[..., Tensor]:
+        seed = trainer.args.seed
+        written = own_text(before, lwf.own_rows * OWN_STEPS, lwf.own_tokens, seed)
+
+        def term(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
             # the same rows where a task is gone on with
             drawn = torch.Generator().manual_seed(seed + trainer.state.global_step)
-            rows = written[torch.randperm(len(written), generator=drawn)[: lwf.own_rows]]
+            rows = written[torch.randperm(len(written), generator=drawn)[: lwf.own_rows].to(written.device)]
             with torch.no_grad():
-                told = before(rows).logits
-            return learned + lwf.term(self.kind, self.model(rows).logits, told, rows, None)
+                logits = before(rows).logits
+            # of a step in several parts, or on several ranks, each has its share
+            share = 1 if num_items_in_batch is None else (labels != IGNORED).sum() / num_items_in_batch
+            return share * lwf.term(self.kind, self.model(rows).logits, logits, rows, None)
 
-        trainer.compute_loss_func = loss
+        return term
 
     def save(self, folder: Path) -> None:
         """See Strategy.save."""
-        self._hook.remove()
+        if self._hook is not None:
+            self._hook.remove()
         super().save(folder)
 
 
 @torch.no_grad()
-def own_text(model: Any, kind: Kind, rows: int, tokens: int, seed: int) -> Tensor:
-    """Return text that a model writes by itself, ``[rows, tokens]``, each row from a token drawn by chance."""
+def own_text(model: Any, rows: int, tokens: int, seed: int) -> Tensor:
+    """Return text that a decoder writes by itself, ``[rows, tokens]``, each row from a token drawn by chance."""
+    sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    length = {"max_new_tokens": tokens - 1, "min_new_tokens": tokens - 1}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        first = torch.randint(len(kind.tokenizer), (rows, 1)).to(model.device)
-        more: Any = {"do_sample": True, "top_k": 0, "max_new_tokens": tokens - 1, "min_new_tokens": tokens - 1}
-        return model.generate(first, attention_mask=torch.ones_like(first), **more)
+        first = torch.randint(model.config.get_text_config().vocab_size, (rows, 1)).to(model.device)
+        return model.generate(first, attention_mask=torch.ones_like(first), **sampling, **length)
 
 
 def batch_of(trainer: Trainer, model: Any, rows: Any) -> tuple[Any, Tensor]:
