@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from bench.docs import evidence
@@ -13,14 +14,8 @@ COMMANDS = {
     "prepare": ("fill a folder with the model and the tasks", queue.prepare),
     "gate": ("tune on each task alone, once", lambda study, work: queue.work(study, work, queue.gate)),
     "run": ("make the runs that the folder lacks", lambda study, work: queue.work(study, work, queue.comparison)),
-    "tune": (
-        "make the frontier's runs that choose",
-        lambda study, work: frontier.work(study, work, frontier.tuning(study)),
-    ),
-    "fresh": (
-        "make the frontier's planned runs",
-        lambda study, work: frontier.work(study, work, frontier.planned(study)),
-    ),
+    "tune": ("make the frontier's runs that choose", partial(frontier.work, plan=frontier.tuning)),
+    "fresh": ("make the frontier's planned runs", partial(frontier.work, plan=frontier.planned)),
     "tables": ("write the study's part of docs/evidence.md from the folder's runs", evidence.write_study),
 }
 
