@@ -1,32 +1,46 @@
-"""The tables and figures of docs/evidence.md, from the finished runs of both studies."""
+"""The tables and figures of docs/evidence.md and its appendix, from the committed runs of both studies."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.docs.figures import save
+from bench.docs.figures import OTHERS, OURS, save
 from bench.docs.pages import DOCS, fill
 from bench.results import RESULTS
 from bench.studies import encoder, language, stats
-from bench.studies.study import Study
+from bench.studies.answer import Answer
+from bench.studies.curves import KEPT, Point
+from bench.studies.frontier import PACKED
+from bench.studies.study import BASELINE, Study
 from bench.studies.tables import MARGIN, Metrics, Tables
 
-PAGE = DOCS / "evidence.md"
+PAGE, APPENDIX = DOCS / "evidence.md", DOCS / "evidence_appendix.md"
+FRONTIER = DOCS / "evidence" / "frontier.svg"
 STUDIES = (encoder.STUDY, language.STUDY)
 
 
 def write() -> None:
-    """Write both studies' parts of the page from the committed runs."""
+    """Write both pages and all figures."""
     for study in STUDIES:
-        write_study(study, RESULTS / study.name)
+        write_earlier(study, RESULTS / study.name, APPENDIX)
+    packed = {study.name: RESULTS / study.name / PACKED for study in STUDIES}
+    answers = [Answer(study, packed[study.name]) for study in STUDIES[::-1] if packed[study.name].exists()]
+    for answer in answers:
+        fill(PAGE, answer.page())
+        fill(APPENDIX, answer.appendix())
+    FRONTIER.parent.mkdir(exist_ok=True)
+    draw_frontier([answer for answer in answers if answer.planned()], FRONTIER)
 
 
-def write_study(study: Study, folder: Path, page: Path = PAGE) -> None:
+def write_earlier(study: Study, folder: Path, page: Path) -> None:
     """Fill a study's marks of the page and draw its figures into the folder of the page's name.
 
-    Raises FileNotFoundError where `folder` holds no finished run, ValueError when the page lacks a mark.
+    Raises ValueError when the page lacks a mark.
     """
     found = Tables(study, folder)
     fill(page, found.blocks())
@@ -34,7 +48,46 @@ def write_study(study: Study, folder: Path, page: Path = PAGE) -> None:
     figures.mkdir(exist_ok=True)
     draw_differences(found.differences(), figures / f"{study.name}.svg")
     tuned = {found.titles[method]: [metrics for _, metrics in runs] for method, runs in found.tuned().items()}
-    draw_trade_off(tuned, study.learning, figures / f"{study.name}_trade_off.svg")
+    draw_trade_off(tuned, study.earlier.learning, figures / f"{study.name}_trade_off.svg")
+
+
+def draw_frontier(answers: Sequence[Answer], path: Path) -> None:
+    """Draw what is kept against what is learned: a column a configuration, beside the baseline's own curve in grey.
+
+    A row is one thing that is kept in one study. Dots are seeds, lines the means of their rates, from no training on.
+    """
+    rows = [(answer, kept) for answer in answers for kept in answer.kept]
+    names = [name for name in answers[0].planned() if name != BASELINE]
+    figure = Figure(figsize=(2.4 * len(names) + 0.6, 2.2 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(names), squeeze=False, sharex="row", sharey="row")
+    for axes, (answer, kept) in zip(grid, rows):
+        found = answer.planned()
+        level = statistics.fmean(answer.levels(found[BASELINE], 1.0).values())
+        for axis, name in zip(axes, names):
+            axis.axvline(level, color="0.85", linewidth=1, zorder=0)
+            _draw_curve(axis, list(found[BASELINE].values()), kept, OTHERS, "SeqFT")
+            if found.get(name):
+                _draw_curve(axis, list(found[name].values()), kept, OURS, answer.title(name))
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.tick_params(labelsize=7)
+        what = "held-out text kept, %" if kept == KEPT else "mean score at the end, %"
+        axes[0].set_ylabel(f"{answer.study.name} model\n{what}", fontsize=8)
+    for axis, name in zip(grid[0], names):
+        axis.set_title(answers[0].title(name), fontsize=10, color=OURS)
+    for axis in grid[-1]:
+        axis.set_xlabel("mean score right after learning, %", fontsize=8)
+    save(figure, path)
+
+
+def _draw_curve(axis: Any, curves: Sequence[Sequence[Point]], kept: str, colour: str, title: str) -> None:
+    each = [(point.learning, point.kept[kept]) for curve in curves for point in curve]
+    axis.plot(*zip(*each), ".", color=colour, markersize=2, alpha=0.5)
+    mean = [
+        tuple(statistics.fmean(values) for values in zip(*((one.learning, one.kept[kept]) for one in points)))
+        for points in zip(*curves)
+    ]
+    axis.plot(*zip(*mean), "o-", color=colour, markersize=4, linewidth=1.5)
+    axis.annotate(title, mean[1], (-4, 5), textcoords="offset points", fontsize=7, color=colour, ha="right")
 
 
 def draw_differences(found: dict[str, list[float]], path: Path) -> None:

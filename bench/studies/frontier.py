@@ -15,23 +15,24 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from fcntl import LOCK_EX, flock
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bench.studies.queue import CONDITIONS, RECIPE
 from bench.studies.study import Study
 from gsr_kernels.cli.continual import prepared
 from gsr_kernels.continual.choose import choose
 from gsr_kernels.continual.metrics import BEFORE
 from gsr_kernels.continual.models import quiet
 from gsr_kernels.continual.run import Run as Prepared
+from gsr_kernels.continual.run_state import TEST
 from gsr_kernels.continual.task_sequence import TaskSequence
 from gsr_kernels.continual.trainer import DivergenceError
 
-RUNS = "frontier.jsonl"
+RUNS, PACKED = "frontier.jsonl", "frontier.jsonl.gz"
+RECIPE, CONDITIONS, KEPT_CONDITIONS = "recipe.yaml", "conditions.json", "frontier.json"
 # their rows are apart, and their scores choose what is compared
 TUNING_SEEDS = (1000, 1001)
 SEEDS = range(16)
@@ -54,7 +55,7 @@ class Run:
 class Sparse(TaskSequence):
     """Sequence that scores after each task that task alone, and all after the last."""
 
-    def scores(self, model: Any, folder: Path, only: Sequence[str] | None = None) -> dict[str, float]:
+    def scores(self, model: Any, folder: Path, only: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         """See TaskSequence.scores; the folder has the name of the task that was learned."""
         if only is None and folder.name != self.tasks[-1].name:
             only = [folder.name]
@@ -77,25 +78,46 @@ def keep(file: Path, record: dict) -> None:
         lines.write(json.dumps(record) + "\n")
 
 
-def work(study: Study, folder: Path, plan: Callable[[Study], Iterable[Run]]) -> None:
-    """Make the runs of a plan that the folder lacks; several processes share them, each from the first on.
+def prepare(study: Study, folder: Path, **options: object) -> None:
+    """Fill a folder with all that the runs need; its conditions are written last.
 
-    A claim tells the others that a run is being made; one that was left by a process that was killed goes by hand.
+    Raises FileExistsError for a folder in use.
+    """
+    if (folder / CONDITIONS).exists():
+        raise FileExistsError(f"--work {folder} is prepared already: give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    # JSON is YAML
+    for name, content in zip((RECIPE, CONDITIONS), study.prepare(folder, **options)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def work(study: Study, folder: Path, plan: Callable[[Study], Iterable[Run]]) -> None:
+    """Make the runs of a plan that the folder lacks; several processes may share them, stopped and started at any time.
+
+    Raises FileNotFoundError for a folder that is not prepared.
     """
     if not (folder / CONDITIONS).is_file():
         raise FileNotFoundError(f"--work {folder} is not prepared: python -m bench.studies {study.name} prepare")
-    claims = folder / "claims"
-    claims.mkdir(exist_ok=True)
+    (folder / "claims").mkdir(exist_ok=True)
     with quiet(), tqdm([*plan(study)], unit="run", mininterval=20) as bar:
         for run in bar:
             # accelerate collects at every task; what is there by now need not be passed over each time
             gc.collect()
             gc.freeze()
-            claim = claims / run.folder
-            with contextlib.suppress(FileExistsError):
-                claim.touch(exist_ok=False)
-                bar.set_description(run.folder)
-                keep(folder / RUNS, execute(study, run, folder))
+            # a lock, which goes with its process
+            with (folder / "claims" / run.folder).open("w") as claim, contextlib.suppress(BlockingIOError):
+                flock(claim, LOCK_EX | LOCK_NB)
+                if run not in {Run(each["name"], each["lr"], each["seed"]) for each in read(folder / RUNS)}:
+                    bar.set_description(run.folder)
+                    keep(folder / RUNS, execute(study, run, folder))
+
+
+def pack(study: Study, folder: Path, results: Path) -> None:
+    """Keep the folder's runs as one compressed file, the same bytes for the same runs, and their conditions."""
+    records = sorted(read(folder / RUNS), key=lambda each: (each["seed"], each["name"], each["lr"]))
+    with (results / study.name / PACKED).open("wb") as file, gzip.GzipFile("", "wb", 9, file, 0) as packed:
+        packed.write("".join(json.dumps(each) + "\n" for each in records).encode())
+    shutil.copy(folder / CONDITIONS, results / study.name / KEPT_CONDITIONS)
 
 
 def tuning(study: Study) -> Iterator[Run]:
@@ -133,7 +155,7 @@ def execute(study: Study, run: Run, folder: Path) -> dict:
         started = time.process_time()
         record = asdict(run) | {"tasks": [task.name for task in tasks]}
         try:
-            matrix = sequence.learn(chosen).matrix
+            matrix = sequence.learn(chosen).matrices[TEST]
         except DivergenceError as error:
             record["diverged"] = str(error)
         else:
@@ -156,12 +178,12 @@ def _prepared(study: Study, folder: Path, seed: int) -> Prepared:
             "--recipe": folder / RECIPE,
             "--model": folder / "model",
             "--data": folder / ("tune" if seed in TUNING_SEEDS else "study"),
-            "--order": ",".join(study.sequence[:: (1, -1)[seed % 2]]),
+            "--order": ",".join(study.tasks[:: (1, -1)[seed % 2]]),
             # all settings of adapters are read
             "--method": "seqft,o-lora" if study.retained else "seqft",
             "--first-seed": seed,
             "--out": folder / "none",
-            **study.changed,
+            **study.recipe,
             **({"--retain": folder / f"{study.retained}.txt"} if study.retained else {}),
         }
         _, _, _read[folder, seed] = prepared(["continual", *(str(text) for flag in flags.items() for text in flag)])

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md, from the finished runs of a study."""
+"""The tables of docs/evidence_appendix.md, from the finished runs of a study's first form."""
 
 from __future__ import annotations
 
@@ -9,32 +9,29 @@ from functools import partial
 from pathlib import Path
 
 from bench.docs.pages import table
-from bench.studies import queue, stats
+from bench.studies import stats
+from bench.studies.frontier import CONDITIONS
 from bench.studies.stats import Interval
 from bench.studies.study import BASELINE, KEPT, Study
 from gsr_kernels.continual.figures import learned
 from gsr_kernels.continual.metrics import ResultMatrix
 
 MARGIN = 0.02
+TUNING_SEED, RUNS = 1000, "runs.jsonl"
 # the metrics of one run by their names, as shares, and those of several by seed
 Metrics = dict[str, float]
 Seeds = dict[int, Metrics]
 
 
 class Tables:
-    """Finished runs of a study, in a folder, and what they come to.
-
-    Raises FileNotFoundError where there is no run.
-    """
+    """Finished runs of a study, in a folder, and what they come to."""
 
     def __init__(self, study: Study, folder: Path) -> None:
-        self.study, self.folder, self.records = study, folder, queue.read(folder)
-        if not self.records:
-            run = f"python -m bench.studies {study.name} run"
-            raise FileNotFoundError(f"{folder} holds no finished run: {run}")
-        self.rates = {method: queue.rate(study, self.records, method) for method in study.methods}
-        self.titles = {method: each.title for method, each in study.methods.items()}
-        self.names = ["AP", "BWT", study.learning, *([KEPT] if study.retained else [])]
+        self.study, self.earlier, self.folder = study, study.earlier, folder
+        self.records = [json.loads(line) for line in (folder / RUNS).read_text("utf-8").splitlines()]
+        self.titles = study.earlier.methods
+        self.rates = {method: _best(self.of_tuning(method)) for method in self.titles}
+        self.names = ["AP", "BWT", study.earlier.learning, *([KEPT] if study.retained else [])]
 
     def blocks(self) -> dict[str, str]:
         """Return the tables that the study shows, by their marks."""
@@ -49,12 +46,12 @@ class Tables:
             made[f"{name} against SeqFT"] = partial(self.against_baseline, name)
             made[f"{name} against each other"] = partial(self.against_each_other, name)
             made[f"{name} at one rate"] = partial(self.at_one_rate, name)
-        return {f"{self.study.name} {mark}": made[mark]() for mark in self.study.shown}
+        return {f"{self.study.name} {mark}": made[mark]() for mark in self.earlier.shown}
 
     def metrics(self, record: dict) -> Metrics:
         """Return the metrics of one run; KEPT is what is left of the score on the retained text."""
         found = matrix(record)
-        metrics = {"AP": found.ap(), "BWT": found.bwt(), self.study.learning: learned(found)}
+        metrics = {"AP": found.ap(), "BWT": found.bwt(), self.earlier.learning: learned(found)}
         if self.study.retained:
             metrics[KEPT] = record["known"][-1] / record["known"][0]
         return metrics
@@ -62,7 +59,7 @@ class Tables:
     def fresh_runs(self, method: str, lr: float | None = None) -> list[dict]:
         """Return the runs of a method on fresh seeds at a rate, by default the chosen one."""
         wanted = method, self.rates[method] if lr is None else lr
-        return [r for r in self.records if r["seed"] != queue.TUNING_SEED and (r["method"], r["lr"]) == wanted]
+        return [r for r in self.records if r["seed"] != TUNING_SEED and (r["method"], r["lr"]) == wanted]
 
     def fresh(self, method: str, lr: float | None = None) -> Seeds:
         """Return their metrics."""
@@ -72,9 +69,14 @@ class Tables:
         """Return the methods with at least two fresh seeds."""
         return [method for method in self.titles if len(self.fresh_runs(method)) > 1]
 
+    def of_tuning(self, method: str) -> list[dict]:
+        """Return the tuning runs of a method, by rate."""
+        found = [r for r in self.records if r["method"] == method and r["seed"] == TUNING_SEED]
+        return sorted(found, key=lambda r: r["lr"])
+
     def tuned(self) -> dict[str, list[tuple[dict, Metrics]]]:
         """Return the tuning runs of each method that has some, with their metrics, from the lowest rate."""
-        found = {method: queue.tuning(self.records, method) for method in self.titles}
+        found = {method: self.of_tuning(method) for method in self.titles}
         return {method: [(run, self.metrics(run)) for run in runs] for method, runs in found.items() if runs}
 
     def differences(self) -> dict[str, list[float]]:
@@ -85,7 +87,7 @@ class Tables:
 
     def text(self) -> str:
         """Return how much text of each language was learned and held out."""
-        found = json.loads((self.folder / queue.CONDITIONS).read_text(encoding="utf-8"))["text"]
+        found = json.loads((self.folder / CONDITIONS).read_text(encoding="utf-8"))["text"]
         total = sum(each["learned"] for each in found.values())
         rows = [
             [language, each["learned"], f"{each['learned'] / total:.1%}", each["held out"], each["pages"], each["told"]]
@@ -96,7 +98,7 @@ class Tables:
 
     def gate(self) -> str:
         """Return what each task gains when it is learned alone, over an answer that was not learned."""
-        least, rows = self.study.least_gain, []
+        least, rows = self.earlier.least_gain, []
         alone = [record for record in self.records if record["method"] == "perft"]
         # the first study's runs were held against the commonest label
         without = "majority" if "majority" in alone[0] else "before"
@@ -131,14 +133,14 @@ class Tables:
 
     def against_each_other(self, name: str) -> str:
         """Return the study's own pairs."""
-        return comparisons(name, [(question, *map(self.fresh, pair)) for question, *pair in self.study.pairs])
+        return comparisons(name, [(question, *map(self.fresh, pair)) for question, *pair in self.earlier.pairs])
 
     def at_one_rate(self, name: str) -> str:
         """Return dense methods against the baseline at their rate, where that is not its own."""
         pairs = []
         for method in self.compared():
             lr = self.rates[method]
-            if not self.study.methods[method].adapts and lr != self.rates[BASELINE]:
+            if method not in self.earlier.adapters and lr != self.rates[BASELINE]:
                 pairs.append((f"{self.titles[method]}, {lr:g}", self.fresh(method), self.fresh(BASELINE, lr)))
         return comparisons(name, pairs)
 
@@ -148,12 +150,12 @@ class Tables:
         Where rows of their own chose it there is their mean score, and the rate whose AP was best (oracle) is marked.
         """
         rows, tuned = [], self.tuned()
-        apart = any(queue.tuned_by(run) != run["matrix"][-1] for runs in tuned.values() for run, _ in runs)
+        apart = any(tuned_by(run) != run["matrix"][-1] for runs in tuned.values() for run, _ in runs)
         for method, runs in tuned.items():
             best = max(metrics["AP"] for _, metrics in runs)
             for run, metrics in runs:
                 chosen, oracle = run["lr"] == self.rates[method], apart and metrics["AP"] == best
-                first = [points(statistics.fmean(queue.tuned_by(run)))] if apart else []
+                first = [points(statistics.fmean(tuned_by(run)))] if apart else []
                 cells = [*first, *(points(metrics[name]) for name in self.names)]
                 marks = ", ".join(["chosen"] * chosen + ["oracle"] * oracle)
                 rows.append([self.titles[method], f"{run['lr']:g}", *cells, marks])
@@ -168,6 +170,16 @@ class Tables:
             title = f"{self.titles[method]}, seed {run['seed']}: F.Ra {points(matrix(run).fra())}"
             shown.append(f"{title}\n\n" + table(["after", *run["tasks"]], rows))
         return "\n\n".join(shown)
+
+
+def tuned_by(record: dict) -> list[float]:
+    """Return the scores that chose a rate: on rows of their own, else those after the last task."""
+    return record.get("validation", record["matrix"][-1])
+
+
+def _best(tried: list[dict]) -> float:
+    """Return the rate that scored best, the lower one of a tie."""
+    return max(tried, key=lambda r: (sum(tuned_by(r)), -r["lr"]))["lr"]
 
 
 def matrix(record: dict) -> ResultMatrix:

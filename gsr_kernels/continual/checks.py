@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.evaluators import evaluator
 from gsr_kernels.continual.examples import Source
+from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.ranks import world
 from gsr_kernels.continual.settings import RunSettings
 
@@ -35,6 +36,15 @@ def check_processes(settings: RunSettings, run: Sequence[Chosen]) -> None:
             raise ValueError(
                 f"fsdp with --bf16 wants weights in float32, got --dtype {settings.dtype}: give one of them"
             )
+
+
+def check_kind(kind: str, run: Sequence[Chosen]) -> None:
+    """Raise ValueError for a method that is not for such a model."""
+    for one in run:
+        if kind == "classifier" and isinstance(one.method, AdapterMethod):
+            raise ValueError(f"method {one.name} is for models that write, not for a classifier")
+        if kind != "causal" and any(getattr(each, "own_rows", 0) for each in one.make()):
+            raise ValueError(f"method {one.name} has the model go on with a text: for decoders, not a {kind}")
 
 
 def metrics_of(given: Sequence[str] | None, tasks: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import gsr_kernels
-from gsr_kernels.continual.checks import check_asked, check_names, check_processes, metrics_of, validates
+from gsr_kernels.continual.checks import check_asked, check_kind, check_names, check_processes, metrics_of, validates
 from gsr_kernels.continual.choose import check_read, choose, find_baseline, scratch_of
 from gsr_kernels.continual.evaluators import check_metrics, evaluator
 from gsr_kernels.continual.examples import Source
@@ -76,14 +76,7 @@ class Run:
             self.kind = open_kind(self.settings, config, tokenizer)
             self._commit = getattr(config, "_commit_hash", None)
             classifies = isinstance(self.kind, Classifier)
-            adapted = [one.name for one in self.chosen.values() if isinstance(one.method, AdapterMethod)]
-            if classifies and adapted:
-                raise ValueError(f"method {adapted[0]} is for models that write, not for a classifier")
-            writing = [one.name for one in self.chosen.values() if any(getattr(m, "own_rows", 0) for m in one.make())]
-            if writing and self.kind.name != "causal":
-                raise ValueError(
-                    f"method {writing[0]} has the model go on with a text: for decoders, not a {self.kind.name}"
-                )
+            check_kind(self.kind.name, [*self.chosen.values()])
             self._bare = check_weights(config, self.kind, self.chosen.values())
         if not classifies and self.settings.head_lr is not None:
             raise ValueError("head_lr is for a classifier's new head; a model that writes has none")

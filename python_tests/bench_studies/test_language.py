@@ -8,16 +8,20 @@ import random
 import pytest
 
 from bench.docs import evidence
-from bench.studies import language, language_model, queue
+from bench.studies import frontier, language, language_model
 from bench.studies import language_text as text
-from gsr_kernels.cli import continual as command
+from bench.studies.answer import Answer
+from bench.studies.study import Configuration, Plan
 
 STUDY = dataclasses.replace(
     language.STUDY,
-    methods={name: language.STUDY.methods[name] for name in ("seqft", "seqlora")},
-    orders={"forth": ("docs", "dates"), "back": ("dates", "docs"), "alone": ("docs", "dates")},
-    grid=(1e-3,) * 3,
-    pairs=(("adapters?", "seqlora", "seqft"),),
+    tasks=("docs", "dates"),
+    configurations={
+        "seqft": Configuration("SeqFT", "seqft", (1e-3, 2e-3)),
+        "lwf-own": Configuration("LwF-own", "lwf-own", (1e-3,), {"own_rows": 1, "own_tokens": 3}, "the model"),
+    },
+    plan=Plan(1e-3, {"seqft": (1e-3,), "lwf-own": (1e-3,)}),
+    gone={},
 )
 SMALL = {"steps": 2, "new_tokens": 2}
 SHAPE = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -77,21 +81,18 @@ def test_one_template_is_not_most_of_the_text(manuals, monkeypatch):
 def work(tmp_path, manuals, monkeypatch):
     """A prepared folder of the smallest size, and little patience."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    metrics = {"docs": "edit", "dates": "exact"}
-    pairs = {name: [(f"{name} {i}".encode(), f"{i * i}".encode()) for i in range(40)] for name in metrics}
+    pairs = {name: [(f"{name} {i}".encode(), f"{i * i}".encode()) for i in range(40)] for name in STUDY.tasks}
     monkeypatch.setattr(language.library, "rows", pairs.get)
-    monkeypatch.setattr(language, "METRICS", metrics)
-    monkeypatch.setattr(language, "RECIPE", {**language.RECIPE, **SMALL, "metric": metrics})
+    monkeypatch.setattr(language, "TASKS", STUDY.tasks)
+    monkeypatch.setattr(language, "RECIPE", {**language.RECIPE, **SMALL})
     monkeypatch.setattr(language, "QUOTA", 3000)
     monkeypatch.setattr(language, "HELD_OUT_CHARACTERS", 300)
     for name, value in TINY.items():
         monkeypatch.setattr(language_model, name, value)
-    # no pictures
-    monkeypatch.setattr(command, "_draw", lambda *_: None)
-    monkeypatch.setattr(queue, "SEEDS", (0, 1))
+    monkeypatch.setattr(frontier, "SEEDS", (0, 1))
     # what the session holds is no matter of accelerate's collections
     gc.freeze()
-    queue.prepare(STUDY, tmp_path / "work", manuals=manuals)
+    frontier.prepare(STUDY, tmp_path / "work", manuals=manuals)
     yield tmp_path / "work"
     gc.unfreeze()
 
@@ -99,39 +100,37 @@ def work(tmp_path, manuals, monkeypatch):
 @pytest.mark.filterwarnings("ignore:gsr_kernels. only")
 def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="is prepared already"):
-        queue.prepare(STUDY, work)
+        frontier.prepare(STUDY, work)
     rows = {part: set((work / part / "dates.jsonl").read_text().splitlines()) for part in ("tune", "study")}
     assert len(rows["tune"]) == 8 and len(rows["study"]) == 24 and not rows["tune"] & rows["study"]
-    with pytest.raises(FileNotFoundError, match="is not prepared"):
-        queue.work(STUDY, tmp_path, queue.gate)
-    queue.work(STUDY, work, queue.gate)
+    frontier.work(STUDY, work, frontier.tuning)
 
-    # stopped before the record of its second run is written, it goes on from there
-    measured, seen = queue.measured, []
+    # stopped within a run, it goes on with that one
+    kept, seen = frontier.keep, []
 
-    def stop(study, matrix):
-        seen.append(matrix)
+    def stop(file, record):
+        seen.append(record)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return measured(study, matrix)
+        kept(file, record)
 
-    monkeypatch.setattr(queue, "measured", stop)
+    monkeypatch.setattr(frontier, "keep", stop)
     with pytest.raises(KeyboardInterrupt):
-        queue.work(STUDY, work, queue.comparison)
-    done = (work / queue.RUNS).read_bytes()
-    assert done.count(b"\n") == 2
-    queue.work(STUDY, work, queue.comparison)
-    assert (work / queue.RUNS).read_bytes().startswith(done) and seen[1] == seen[2]
-    records = queue.read(work)
-    runs = sorted((r["order"], r["lr"], r["seed"]) for r in records if r["method"] == "seqlora")
-    assert runs == [("back", 1e-3, 1), ("forth", 1e-3, 0), ("forth", 1e-3, 1000)]
+        frontier.work(STUDY, work, frontier.planned)
+    done = (work / frontier.RUNS).read_bytes()
+    assert done.count(b"\n") == 7
+    frontier.work(STUDY, work, frontier.planned)
+    assert (work / frontier.RUNS).read_bytes().startswith(done)
+    # all that is scored of a run is the same again
+    assert {**seen[1], "seconds": 0} == {**seen[2], "seconds": 0}
     assert not list((work / "runs").iterdir())
-    record = next(r for r in records if r["order"] == "back")
-    assert record["tasks"] == ["dates", "docs"] and len(record["known"]) == 3 and min(record["known"]) > 0
-    assert record["versions"]["torch"]
+    records = frontier.read(work / frontier.RUNS)
+    assert [(each["tasks"], each["seed"]) for each in records[-2:]] == [(["dates", "docs"], 1)] * 2
+    assert all(len(each["text"]) == 2 and min(each["text"]) > 0 for each in records)
 
-    page = tmp_path / "page.md"
-    marks = [f"bench:language {name}" for name in STUDY.shown]
-    page.write_text("".join(f"<!-- {mark} -->\n<!-- /{mark} -->\n" for mark in marks))
-    evidence.write_study(STUDY, work, page)
-    assert "| SeqLoRA | 0.001 | 2 | " in page.read_text() and "difference in held-out kept" in page.read_text()
+    (tmp_path / "language").mkdir()
+    frontier.pack(STUDY, work, tmp_path)
+    answer = Answer(STUDY, tmp_path / "language" / frontier.PACKED)
+    assert "| the model | LwF-own |" in answer.page()["language frontier"]
+    evidence.draw_frontier([answer], tmp_path / "frontier.svg")
+    assert "LwF-own" in (tmp_path / "frontier.svg").read_text()

@@ -1,6 +1,8 @@
 """Bounds of methods on adapters, and the baselines that keep something of earlier tasks."""
 
+import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ import torch.nn.functional as F
 
 from gsr_kernels.__main__ import main
 from gsr_kernels.continual.baselines import LwF, Replay
+from gsr_kernels.continual.choose import choose
 from gsr_kernels.continual.kinds import IGNORED
 from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.continual.strategy import OWN_STEPS, Distilled, own_text
 from python_tests.continual.tiny import save_model, save_tasks, tiny_kind
 
 QUICK = ["--batch", "8", "--steps", "2", "--lr", "1e-2", "--test-rows", "4"]
@@ -66,9 +70,46 @@ def test_a_classifier_distils_the_options_of_earlier_tasks():
     assert LwF().term(Labels, ours, theirs, torch.tensor([0, 1, 0]), None) == 0
 
 
+def test_the_models_own_text_is_held_where_it_was(folder):
+    settings = RunSettings(model=str(folder / "causal"))
+    [chosen] = choose(["lwf-own"], ["own_rows=2", "own_tokens=5", "temperature=3"], [], settings).values()
+    strategy = Distilled(tiny_kind(settings), chosen, folder / "causal", 0)
+    strategy.open(None)
+    state = torch.get_rng_state()
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(seed=7), state=SimpleNamespace(global_step=3), compute_loss_func=lambda *given: 10.0
+    )
+    strategy.prepare(trainer, folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    written = own_text(strategy.model, 2 * OWN_STEPS, 5, 7)
+    assert written.shape == (2 * OWN_STEPS, 5) and len(written.unique(dim=0)) == len(written)
+    before = copy.deepcopy(strategy.model)
+    # nothing has changed yet
+    labels = torch.tensor([[IGNORED, 3, 4]])
+    assert trainer.compute_loss_func(None, labels).item() == pytest.approx(10, abs=1e-5)
+    with torch.no_grad():
+        for parameter in strategy.model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    rows = written[torch.randperm(len(written), generator=torch.Generator().manual_seed(10))[:2]]
+    q, p = ((one(rows).logits[:, :-1].double() / 3).softmax(-1) for one in (before, strategy.model))
+    # a mean over the tokens that are foretold, weighted by lam T²
+    expected = 3 * 9 * (q * (q / p).log()).sum(-1).mean().item()
+    assert trainer.compute_loss_func(None, labels).item() == pytest.approx(10 + expected, rel=1e-5)
+    # two of the step's eight labels
+    assert trainer.compute_loss_func(None, labels, 8).item() == pytest.approx(10 + expected / 4, rel=1e-5)
+
+
+def test_own_text_is_for_decoders(folder, tmp_path, capsys):
+    for kind in ("classifier", "seq2seq"):
+        arguments = ["--model", str(folder / kind), "--data", str(folder / "data"), "--out", str(tmp_path / "out")]
+        assert main(["continual", *arguments, "--method", "lwf-own"]) == 2
+        assert f"lwf-own has the model go on with a text: for decoders, not a {kind}" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
-    ("kind", "methods"), [("causal", "o-lora,lwf"), ("classifier", "lwf,replay,ewc"), ("seq2seq", "osf,osf-schedule")]
+    ("kind", "methods"),
+    [("causal", "o-lora,lwf,lwf-own"), ("classifier", "lwf,replay,ewc"), ("seq2seq", "osf,osf-schedule")],
 )
 def test_run_with_its_bounds(kind, methods, folder, tmp_path):
     arguments = ["--model", str(folder / kind), "--data", str(folder / "data"), "--out", str(tmp_path / "out")]
@@ -77,8 +118,8 @@ def test_run_with_its_bounds(kind, methods, folder, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     table = (tmp_path / "out" / "table.txt").read_text()
     if kind == "causal":
-        assert list(results["matrices"]) == ["O-LoRA", "LwF", "PerFT", "MTL", "PerLoRA", "MTL-LoRA"]
-        assert results["scratch"] == {"O-LoRA": "PerLoRA", "LwF": "PerFT"}
+        assert list(results["matrices"]) == ["O-LoRA", "LwF", "LwF-own", "PerFT", "MTL", "PerLoRA", "MTL-LoRA"]
+        assert results["scratch"] == {"O-LoRA": "PerLoRA", "LwF": "PerFT", "LwF-own": "PerFT"}
         assert "MTL-LoRA all at once" in " ".join(table.split()) and "PerLoRA first only" in " ".join(table.split())
     else:
         assert list(results["matrices"])[-2:] == ["PerFT", "MTL"]
