@@ -80,7 +80,9 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
         copied = 0 if chosen.method.balanced else weights
         size = 4
     elif any(isinstance(one, Method) and one.uses_basis for one in made):
-        element = storage_dtype(settings.precision, torch.float32, torch.device(device())).itemsize
+        # one that decomposes by itself keeps them in full precision
+        precision: Any = settings.precision if "precision" in chosen.method.fields else "fp32"
+        element = storage_dtype(precision, torch.float32, torch.device(device())).itemsize
         ranks = resolve_rank(settings.rank, shapes)
         # the ranks that a share of each weight's comes to are of its shape
         by_shape = {tuple(shape): ranks[name] for name, shape in shapes.items()}

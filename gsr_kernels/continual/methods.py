@@ -15,6 +15,7 @@ from gsr_kernels.adapters.terms import OLoRA, PSLoRA, Term
 from gsr_kernels.continual.baselines import LwF, Replay
 from gsr_kernels.messages import imported
 from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, AdaptiveOSF, Chain, GSRFull, Method, ModelMethod, ScheduledOSF
+from gsr_kernels.methods.base import TaskMethod
 
 # how firmly EWC holds (of 1e2, 1e3, 1e4 and 1e5 the best AP of a smaller model with a seed of its own), and how many
 # rows of a task say where
@@ -49,8 +50,17 @@ class DenseMethod:
     @property
     def fields(self) -> dict[str, str]:
         """Return the fields of the run's settings that it reads, by their names among the method's own settings."""
-        of_bases = ("rank", "heads", "precision") if self.makes and self.strategy == "Strategy" else ()
-        return {name: name for name in (*SHARED, *of_bases)}
+        return {name: name for name in (*SHARED, *self.of_bases)}
+
+    @property
+    def of_bases(self) -> tuple[str, ...]:
+        """Return the settings of singular bases that it reads: whoever decomposes by itself says how precisely."""
+        made: list[Any] = [make.func if isinstance(make, partial) else make for make in self.makes]
+        acting = [one.makes if issubclass(one, TaskMethod) else one for one in made]
+        if self.strategy != "Strategy" or not acting or not issubclass(acting[0], Method):
+            return ()
+        leading = next((one for one in acting if one.uses_basis), acting[0])
+        return ("rank", "heads", "precision") if leading.decompose is Method.decompose else ("rank", "heads")
 
     def joined(self, other: DenseMethod) -> DenseMethod:
         """Return both, one after the other; ValueError where they cannot go together."""

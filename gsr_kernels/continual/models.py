@@ -23,7 +23,7 @@ from gsr_kernels.continual.metrics import Spectra
 from gsr_kernels.continual.ranks import first, on_rank0
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.messages import some
-from gsr_kernels.methods import Chain, Method
+from gsr_kernels.methods import Method
 from gsr_kernels.methods.base import of_any_task
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
@@ -115,8 +115,6 @@ def check_weights(config: Any, kind: Kind, run: Iterable[Chosen]) -> Any:
         for method in methods:
             basis = method.decompose("a weight", W, None if rank is None else 2, None)
             method.prepare("a weight", W, basis)
-        if chosen.settings_of_run.precision and methods and Chain(tuple(methods)).own_decompose:
-            raise ValueError(f"precision is no setting of {chosen.name}, which decomposes by itself")
     return model
 
 

@@ -71,13 +71,14 @@ class Strategy:
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """Ready the Trainer, also to load its last checkpoint alone; what is put into the folder stays there."""
+        method: Any = self.chosen.method
         acts = [one for one in (self._of_task(trainer, each) for each in self.chosen.make()) if one is not None]
         if acts and isinstance(acts[0], ModelMethod):
             attach_to(trainer, acts)
         elif acts:
             folder.mkdir(parents=True, exist_ok=True)
             bases = folder / (SHARDS if self.settings.fsdp else BASES)
-            settings = {name: getattr(self.settings, name) for name in ("rank", "heads", "precision")}
+            settings = {name: getattr(self.settings, name) for name in method.of_bases}
             attach_to(trainer, method=acts, bases=bases, **settings)
 
     def _of_task(self, trainer: Trainer, acts: Any) -> Any:

@@ -472,7 +472,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         ("causal", ["--model", "absent/model"], "--model absent/model is no folder with a model, and no hub gave one"),
         ("causal", ["--rho", "2"], "--rho must be a finite number in [0, 1]"),
         ("classifier", ["--metric", "exact"], "first: a classifier cannot be scored by exact"),
-        ("causal", ["--method", "osf", "--precision", "fp16"], "--precision is no setting of osf, which decomposes by"),
+        ("causal", ["--method", "osf,sr", "--precision", "fp16"], "--precision is read by gsr, gsr-full, psp, none of"),
         ("causal", ["--head-lr", "1e-2"], "--head-lr is for a classifier's new head"),
         ("causal", ["--metric", "exact", "--new-tokens", "2048"], "the model has 2048: lower --new-tokens"),
         ("classifier", ["--chat"], "--chat is for models that write"),
