@@ -37,8 +37,13 @@ def joined() -> Iterator[None]:
             if local >= gpus:
                 raise ValueError(f"torchrun --nproc-per-node must be at most {gpus}, the GPUs that this machine has")
             torch.cuda.set_device(local)
+        store, index, size = next(dist.rendezvous("env://"))
+        # on one machine torchrun keeps its store, where the addresses of processes before a restart still stand
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+            store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         # objects travel by gloo
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=store, rank=index, world_size=size, timeout=TIMEOUT)
     with warnings.catch_warnings():
         if not first():
             warnings.simplefilter("ignore")

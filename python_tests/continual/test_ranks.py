@@ -18,7 +18,7 @@ from gsr_kernels.__main__ import main
 from gsr_kernels.continual import plots
 from gsr_kernels.continual.evaluators import EVALUATORS
 from gsr_kernels.continual.examples import Example, Source
-from gsr_kernels.continual.ranks import FailedElsewhere
+from gsr_kernels.continual.ranks import FailedElsewhere, joined
 from gsr_kernels.continual.score import score
 from gsr_kernels.continual.stop import listening, stop_if_told
 from gsr_kernels.continual.trainer import Watch
@@ -184,6 +184,27 @@ def test_each_process_runs_the_programs_of_its_own_rows(tmp_path):
 
 def test_a_signal_that_one_process_hears_ends_all():
     assert run(2, (told,))["told"] == [143, 143]
+
+
+def test_a_restart_by_torchrun_finds_no_addresses_of_before(monkeypatch):
+    # what torchrun has on one machine, at every restart the same
+    kept, seen = dist.HashStore(), []
+    monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(kept, 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *given, store, **more: seen.append(store))
+    for function in ("barrier", "destroy_process_group"):
+        monkeypatch.setattr(dist, function, lambda: None)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        with joined():
+            assert not seen[-1].check(["address"])
+            seen[-1].set("address", attempt)
+    # several machines count their restarts each for itself
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with joined():
+        assert seen[-1] is kept
 
 
 def test_an_error_on_one_rank_or_on_all_is_said_once(arguments, tmp_path):
