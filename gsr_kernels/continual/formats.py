@@ -83,11 +83,11 @@ def _plain(row: Any) -> Example:
 
 def _chat(key: str, role_key: str, text_key: str) -> Callable[[Mapping[str, Any]], Example]:
     def make(row: Mapping[str, Any]) -> Example:
-        if not isinstance(row[key], list) or not all(isinstance(turn, Mapping) for turn in row[key]):
+        if not isinstance(row[key], list) or not all(isinstance(turn, dict) for turn in row[key]):
             raise ValueError(f'{key!r} must be a list of turns {{"{role_key}": role, "{text_key}": text}}')
         turns = []
         for turn in row[key]:
-            role, text = (turn.get(each) for each in (role_key, text_key))
+            role, text = turn.get(role_key), turn.get(text_key)
             role = SPEAKERS.get(role, role)
             if role not in ROLES:
                 raise ValueError(f"{key!r} has a turn whose {role_key!r} is {role!r}; there are {', '.join(ROLES)}")

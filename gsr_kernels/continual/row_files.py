@@ -39,7 +39,8 @@ def made(
     for where, row in located:
         try:
             one = example(parse(row))
-            rows += [] if one is None else [one]
+            if one is not None:
+                rows.append(one)
         except ValueError as error:  # noqa: PERF203
             bad.append(f"{where}: {error}")
     if len(bad) == 1:
@@ -138,7 +139,10 @@ def _table(rows: Dataset, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for values in zip(*batch.values()):
             number += 1
             row = {key: value for key, value in zip(batch, values) if value is not None}
-            yield f"{name}, row {number}", row | {key: named(row[key]) for key, named in classes.items() if key in row}
+            for key, named in classes.items():
+                if key in row:
+                    row[key] = named(row[key])
+            yield f"{name}, row {number}", row
 
 
 def _bytes(file: Path) -> bytes:
