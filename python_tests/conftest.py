@@ -1,4 +1,6 @@
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -15,7 +17,11 @@ quicken_interpreter()
 
 
 def pytest_configure(config):
-    """Among the tests microbenchmarks run once, unless a flag asks for their times."""
+    """What a machine decides is kept for the session alone; microbenchmarks run once, unless a flag asks for times."""
+    # the workers of pytest-xdist share the folder of the process that started them
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ["XDG_CACHE_HOME"] = folder = tempfile.mkdtemp(prefix="gsr_kernels-cache-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     asked = any(config.getoption(f"benchmark_{name}", False) for name in ("only", "enable"))
     config.option.benchmark_disable = not asked
 

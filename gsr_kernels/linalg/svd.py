@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -241,8 +241,7 @@ def _sound(W: Tensor, result: SVD) -> Tensor:
     """
     U, S, Vh = result
     W, P, Q = (W, U, Vh.mT) if W.shape[-2] >= W.shape[-1] else (W.mT, Vh.mT, U)
-    generator = torch.Generator(W.device).manual_seed(0)
-    x = torch.randn(W.shape[-1], PROBES, dtype=W.dtype, device=W.device, generator=generator).expand(len(W), -1, -1)
+    x = _probes(W.shape[-1], W.dtype, W.device).expand(len(W), -1, -1)
     y = Q @ x
     WQx, QQx = W @ y, Q.mT @ y
     PSQQx, Px = (P @ torch.cat([S.unsqueeze(-1) * QQx, x], -1)).split(PROBES, -1)
@@ -255,8 +254,16 @@ def _sound(W: Tensor, result: SVD) -> Tensor:
     return (_norm(WQx - PSQQx) <= tolerance * _norm(WQx)) & orthonormal & descending
 
 
+@lru_cache(maxsize=8)
+def _probes(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the random vectors of a size. Small matrices, which come in numbers, notice what drawing them takes."""
+    return torch.randn(n, PROBES, dtype=dtype, device=device, generator=torch.Generator(device).manual_seed(0))
+
+
 def _summed(A: Tensor, B: Tensor) -> Tensor:
     """Return ``AᵀB`` of long A and B, as a sum of sums."""
+    if A.shape[-2] <= ROWS:
+        return A.mT @ B
     return torch.stack([a.mT @ b for a, b in zip(A.split(ROWS, -2), B.split(ROWS, -2))]).sum(0)
 
 

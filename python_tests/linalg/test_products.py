@@ -1,6 +1,7 @@
 """Products against float64 however the operands lie, by each choice; the choice of a CPU, found, kept and fixed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,17 @@ def machine(monkeypatch, tmp_path):
     another_process()
     yield tmp_path / "gsr_kernels" / "cpu_products.json"
     another_process()
+
+
+@pytest.fixture(scope="module")
+def folder_of_the_session():
+    """Where decisions are kept before the fixture ``machine`` moves them."""
+    return products.DECISIONS.file().parent
+
+
+def test_the_users_own_cache_stays_as_it_is(folder_of_the_session):
+    assert not folder_of_the_session.is_relative_to(Path.home() / ".cache")
+    assert folder_of_the_session.parent.name.startswith("gsr_kernels-cache-")
 
 
 def another_process():
