@@ -30,9 +30,10 @@ ARRANGED = {
 def spectrum(kind: str, r: int, condition: float = 1e5) -> Tensor:
     """Return r singular values.
 
-    ``log`` and ``linear`` go from 1 to 1 / condition, ``flat`` down a line, with a few outliers, ``decaying`` is 1 / i.
+    ``log``, ``diagonal`` and ``linear`` go from 1 to 1 / condition, ``flat`` down a line, with a few outliers,
+    ``decaying`` is 1 / i.
     """
-    if kind == "log":
+    if kind in ("log", "diagonal"):
         return torch.logspace(0, -math.log10(condition), r, dtype=torch.float64)
     if kind == "linear":
         return torch.linspace(1, 1 / condition, r, dtype=torch.float64)
