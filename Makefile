@@ -54,10 +54,11 @@ gpu:
 gpu-rehearsal: .venv/all
 	$(BIN)/python -m bench.gpu --rehearse --out runs/gpu-rehearsal
 
-# with the CUDA C++, for this Python; GPUs as TORCH_CUDA_ARCH_LIST says
+# into dist/: a pure one, then one with the CUDA C++ for this Python; GPUs as TORCH_CUDA_ARCH_LIST says
 wheels: .venv/all
+	GSR_KERNELS_CUDA=0 $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 	GSR_KERNELS_CUDA=1 $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
-	$(BIN)/python csrc/tools/symbols.py dist/*.whl
+	$(BIN)/python csrc/tools/symbols.py dist/*linux*.whl
 
 .venv/demo: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv

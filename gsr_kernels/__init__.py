@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gsr_kernels.optim import GSRAdamW, Handle, ModelHandle
     from gsr_kernels.optim.attach import attach
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 __all__ = [
     "EWC", "GSR", "OSF", "PSP", "SR", "AdapterGSR", "AdaptiveOSF", "Chain", "DataAwareGSR", "EBLoRA", "GSRAdamW",
     "GSRFull", "Handle", "InSpan", "Method", "ModelHandle", "ModelMethod", "OLoRA", "PSLoRA", "RiemannianAdamW",
