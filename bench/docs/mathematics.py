@@ -37,7 +37,7 @@ def drawn(formula: str, displayed: bool) -> str:
         figure.text(MARGIN / wide, (depth + MARGIN) / high, text, fontsize=EM, color="#010203")
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
+    svg = file.getvalue().strip()
     # several formulas share a page, so that no group keeps its id
     svg = re.sub(r'<metadata>.*?</metadata>| id="(figure|patch|text)_\d+"', "", svg[svg.index("<svg") :], flags=re.S)
     em = EM / LARGER

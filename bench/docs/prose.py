@@ -48,7 +48,12 @@ def sentences(text: str) -> list[str]:
 
 def count(pages: Iterable[Path]) -> Counts:
     """Count over several pages."""
-    found = [each for page in pages for each in sentences(page.read_text(encoding="utf-8"))]
+    return count_text("\n\n".join(page.read_text(encoding="utf-8") for page in pages))
+
+
+def count_text(text: str) -> Counts:
+    """Count in the text of a page."""
+    found = sentences(text)
     return Counts(sum(len(WORD.findall(each)) for each in found), len(found), sum(each.count(";") for each in found))
 
 

@@ -9,6 +9,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 import gsr_kernels
+from bench.docs import prose
 from bench.docs.gallery import known, snippets
 from bench.docs.tutorial import PAGE, SOURCE
 
@@ -59,3 +60,18 @@ def test_the_reference_has_every_public_name(site):
 def test_every_example_has_its_page():
     shown = re.findall(r'--8<-- "examples/(\w+\.py)"', "\n".join(page.read_text() for page in PAGES))
     assert sorted(shown) == sorted(path.name for path in (ROOT / "examples").glob("*.py") if path.name != "tiny.py")
+
+
+@pytest.mark.parametrize(("pages", "words"), [(PAGES[:1], 14), (PAGES[1:], 13.5)], ids=["README", "docs"])
+def test_sentences_are_short(pages, words):
+    found = prose.count(pages)
+    assert found.a_sentence <= words and found.semicolons_in_100 <= 0.4, prose.__doc__
+
+
+def test_a_sentence_is_counted_as_a_reader_sees_it():
+    page = (
+        "# A title\n\nOne `a; b` and [two three](x). Is it?\n\n| a; b |\n\n```python\nx; y\n```\n- four; 0.5\n- five\n"
+    )
+    counts = prose.Counts(words=10, sentences=4, semicolons=1)
+    assert prose.sentences(page)[0].split() == ["One", "code", "and", "two", "three"]
+    assert prose.count_text(page) == counts
