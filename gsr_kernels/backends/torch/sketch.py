@@ -64,10 +64,11 @@ def philox(seed: int, c0: Tensor, c1: Tensor) -> list[Tensor]:
     a, b = torch.broadcast_tensors(c0, c1)
     c = d = torch.zeros_like(a)
     for _ in range(ROUNDS):
-        # the product wraps around, its 64 bits are right
+        # the product wraps around, its 64 bits are right; in place, since memory decides the time
         even, odd = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
-        a, b = (odd >> 32 & WORD) ^ b ^ low, odd & WORD
-        c, d = (even >> 32 & WORD) ^ d ^ high, even & WORD
+        a = (odd >> 32).bitwise_and_(WORD).bitwise_xor_(b).bitwise_xor_(low)
+        c = (even >> 32).bitwise_and_(WORD).bitwise_xor_(d).bitwise_xor_(high)
+        b, d = odd.bitwise_and_(WORD), even.bitwise_and_(WORD)
         low, high = (low + KEY_STEPS[0]) & WORD, (high + KEY_STEPS[1]) & WORD
     return [a, b, c, d]
 
@@ -92,7 +93,7 @@ def _normal(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     value = torch.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
-        value = value * x + coefficient
+        value.mul_(x).add_(coefficient)
     return value
 
 
