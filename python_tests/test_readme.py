@@ -14,8 +14,11 @@ def test_the_tables_are_those_of_the_results(file):
 
 
 def test_what_it_links_to_is_there():
-    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
-    assert links and all((README.parent / link).exists() for link in links)
+    links = [link.partition("#") for link in re.findall(r"\]\(([^):]+)\)", README.read_text())]
+    assert links and all((README.parent / path).exists() for path, _, _ in links)
+    for path, _, heading in links:
+        headings = re.findall(r"^#+ (.*)", (README.parent / path).read_text(), re.M) if heading else [""]
+        assert heading in {each.lower().replace(" ", "-") for each in headings}, path
 
 
 def test_a_row_of_a_step_becomes_one_of_the_table(monkeypatch):
