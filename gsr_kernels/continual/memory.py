@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from gsr_kernels.basis import storage_dtype
 from gsr_kernels.cli.estimate import cost, kinds_of
 from gsr_kernels.continual.choose import Chosen
-from gsr_kernels.continual.kinds import Classifier, Kind, Seq2Seq
+from gsr_kernels.continual.kinds import Causal, Classifier, Kind, Seq2Seq
 from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.models import lora_config
 from gsr_kernels.continual.ranks import world
@@ -22,8 +22,10 @@ from gsr_kernels.methods.base import of_any_task
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
 
-# a decomposition on a CPU, in float64, takes so many times its weight's float32; 6.4 to 9.3 were seen
-DECOMPOSITION = 9
+# of a CPU, as seen on decoders of three widths: a decomposition, in float64, takes so many times its weight's float32,
+# which the allocator keeps, and LAPACK; training itself loads libraries
+DECOMPOSITION = 12
+LAPACK, LIBRARIES = 28 * 10**6, 11 * 10**6
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Memory:
     copied: int
     # for the largest basis to be taken
     decomposition: int
-    # rows of a step one part after another, whose gradients are added up
-    accumulates: bool
+    # beside the gradients, of the largest parameter, and of libraries
+    beside: int
 
     @property
     def peak(self) -> int:
@@ -51,10 +53,8 @@ class Memory:
 
         Without known activations it is a lower bound.
         """
-        activations = self.activations or 0
-        # gradients arise as the activations go, unless those of an earlier part are there
-        step = self.gradients + activations if self.accumulates else max(self.gradients, activations)
-        # an allocator keeps what decompositions took
+        # gradients arise as the activations go, and an allocator keeps what these took
+        step = self.gradients + (self.activations or 0) + self.beside
         held = self.weights + self.bases + self.kept + self.decomposition
         return held + max(self.moments + step, self.copied)
 
@@ -65,7 +65,7 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
     ``model`` is on the meta device. Of several processes it is what each of them takes, by DDP.
     """
     settings: Any = chosen.settings_of_run
-    size = getattr(torch, settings.dtype).itemsize
+    size, on_cpu = getattr(torch, settings.dtype).itemsize, device() == "cpu"
     weights = size * sum(parameter.numel() for parameter in model.parameters())
     # the bases' own keys are of the model without adapters
     kinds, _ = kinds_of(model)
@@ -87,11 +87,14 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
         # the ranks that a share of each weight's comes to are of its shape
         by_shape = {tuple(shape): ranks[name] for name, shape in shapes.items()}
         bases = sum(cost([one], by_shape[one.d1, one.d2], "keep", element, 4).bases for one in kinds)
-        decomposition = DECOMPOSITION * 4 * max(one.d1 * one.d2 for one in kinds)
+        decomposition = DECOMPOSITION * 4 * max(one.d1 * one.d2 for one in kinds) + LAPACK * on_cpu
         # the weights as the task began
         if any("start" in one.lasting for one in made):
             start = size * sum(target.parameter.numel() for target in linear_matrices(model))
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # embeddings that are the head too have a gradient of each use
+    copies = 2 if kind.wants == "completion" and getattr(model.config, "tie_word_embeddings", False) else 1
+    counts = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    trained = sum(counts)
     # importance and values of the weights; the model before the task
     strategy = getattr(chosen.method, "strategy", "")
     kept = {"Consolidated": 2 * 4 * trained, "Distilled": weights}.get(strategy, 0)
@@ -106,7 +109,7 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
         kept if strategy == "Consolidated" else 0,
         copied,
         decomposition,
-        accumulates=rows * world() < settings.batch,
+        size * max(counts) * copies + LIBRARIES * on_cpu,
     )
 
 
@@ -131,6 +134,10 @@ def _activations(model: Any, kind: Kind, rows: int, length: int) -> int | None:
 
     tokens = torch.zeros(rows, length, dtype=torch.int64, device="meta")
     more = {"labels": tokens} if isinstance(kind, Seq2Seq) else {}
+    padding = model.config.pad_token_id
+    if isinstance(kind, Causal):
+        # some look for padding in the values, to warn of it
+        model.config.pad_token_id = None
     try:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             outputs = model.train()(input_ids=tokens, **more)
@@ -139,4 +146,6 @@ def _activations(model: Any, kind: Kind, rows: int, length: int) -> int | None:
                 kind.loss(model)(outputs, tokens, 1)
     except (RuntimeError, TypeError):
         return None
+    finally:
+        model.config.pad_token_id = padding
     return sum(storage.nbytes() for storage in saved.values()) + outputs.logits.nbytes

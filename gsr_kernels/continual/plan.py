@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -85,14 +86,14 @@ def describe(
     longest = max(cuts[task.name].longest for task in draw)
     columns = ("weights", "gradients", "moments", "bases", "activations", "kept", "copied")
     table: list[Sequence[str]] = [("method", "steps", *columns, "at most")]
-    room, too_much, stays, passes = _room(), [], 0, [0]
+    room, process, too_much, stays, passes = _room(), _process(), [], 0, [0]
     for name, one in chosen.items():
         memory = needed(model, kind, one, longest)
         most = _size(memory.peak) if memory.activations is not None else f"over {_size(memory.peak)}"
         sizes = [*(_size(getattr(memory, column)) for column in columns), most]
         if one.settings_of_run.fsdp:
             sizes = ["sharded"] * len(sizes)
-        elif memory.peak > room:
+        elif memory.peak + process > room:
             too_much.append(one.title)
         stages = steps[name][0]
         saved = memory.weights, memory.gradients, memory.moments, memory.bases, memory.saved
@@ -104,7 +105,8 @@ def describe(
     parts = [
         "plan: rows of a task, and those of them that do not fit",
         *aligned(lines),
-        f"steps of all seeds, and memory on the {device()}, which has {_size(room)}",
+        f"steps of all seeds, and memory on the {device()}, which has {_size(room)}"
+        + f"; this process has {_size(process)} already" * bool(process),
         *aligned(table),
         f"disk: {_size(stays)} stay, {_size(max(passes))} more while it learns; {_size(free)} are free",
     ]
@@ -122,6 +124,12 @@ def _room() -> int:
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _process() -> int:
+    """Return the memory of this process, where a run trains in that."""
+    # accelerate wants psutil too
+    return psutil.Process().memory_info().rss if device() == "cpu" else 0
 
 
 def _size(count: int | None) -> str:

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gsr_kernels import GSR, attach
 from gsr_kernels.__main__ import main
 from gsr_kernels.continual.choose import choose
-from gsr_kernels.continual.memory import needed
+from gsr_kernels.continual.kinds import Causal
+from gsr_kernels.continual.memory import LIBRARIES, _activations, needed
 from gsr_kernels.continual.models import load
 from gsr_kernels.continual.settings import RunSettings
 from python_tests.continual.tiny import save_model, save_tasks, tiny_kind
@@ -47,6 +49,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(kind, tmp_path, capsys, mo
     monkeypatch.setattr("gsr_kernels.continual.plan._room", lambda: 1000)
     assert main(arguments) == 0
     assert "NOT ENOUGH MEMORY for SeqFT, GSR: lower --micro-batch or --rank" in capsys.readouterr().out
+
+
+def test_a_model_that_looks_for_padding_has_activations_too():
+    config = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, pad_token_id=0)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+    # the logits and their softmax, at least
+    assert _activations(model, Causal(None, 8), 2, 8) > 2 * 2 * 8 * 300 * 4 and config.pad_token_id == 0
 
 
 def test_what_is_unknown_is_no_upper_bound(tmp_path, capsys, monkeypatch):
@@ -136,7 +146,10 @@ def test_the_plans_memory_is_what_training_holds(tmp_path):
     seqft, gsr = found["seqft"], found["gsr"]
     assert (seqft.weights, seqft.gradients, seqft.moments, seqft.bases) == (weights, weights, 2 * weights, 0)
     assert gsr.bases == bases and gsr.activations == seqft.activations > 4 * 20 * 300 * 4
-    assert gsr.peak == 3 * weights + bases + gsr.decomposition + weights + gsr.activations
+    # beside the gradients one parameter's more, of the largest
+    beside = max(parameter.nbytes for parameter in model.parameters()) + LIBRARIES
+    assert gsr.peak == 3 * weights + bases + gsr.decomposition + weights + gsr.activations + beside
+    assert seqft.peak == 4 * weights + seqft.activations + beside
     matrices = sum(weight.parameter.nbytes for weight in handle.weights)
     # no more than all directions are protected
     assert (found["osf"].bases, found["osf"].kept) == (bases, matrices)
