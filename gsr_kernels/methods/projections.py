@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.torch.products import add_product, product
+from gsr_kernels.backends.torch.products import product, write_product
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.methods.base import Method, State
@@ -63,7 +63,7 @@ def _add(G: Tensor, A: Tensor, B: Tensor, out: Tensor | None) -> Tensor:
     out = torch.empty_like(G) if out is None else out
     if G.ndim > 3:
         return torch.add(G, product(A, B), out=out)
-    add_product(G, A, B, out)
+    write_product(A, B, out, G)
     return out
 
 

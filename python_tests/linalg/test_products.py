@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.timing import peak_extra_bytes
 from gsr_kernels import OSF, PSP, GSRFull, SpectralBasis, rescale_gradient
 from gsr_kernels.__main__ import main
 from gsr_kernels.backends.torch import products
-from gsr_kernels.backends.torch.products import CHOICES, VARIABLE, add_product, cpu_product, full_precision, product
+from gsr_kernels.backends.torch.products import CHOICES, VARIABLE, cpu_product, full_precision, product, write_product
 from gsr_kernels.linalg.polar import polar_factor
 
 LINEAR = products.LINEAR
@@ -65,7 +66,7 @@ def test_it_is_the_product_however_the_operands_lie(choice, dtype, shape):
                 assert torch.equal(found, product(left, right))
                 for base in (torch.randn(m, k, dtype=dtype), torch.randn(k, m, dtype=dtype).mT):
                     expected = base.double() + truth
-                    add_product(base, left, right, base)
+                    write_product(left, right, base, base)
                     assert torch.dist(base.double(), expected) <= bound + 1e-6 * expected.norm()
 
 
@@ -111,6 +112,16 @@ def test_every_method_is_the_same_by_each_choice(choice, shape):
         assert torch.dist(found.double(), truth) <= 1e-5 * G.norm()
     tall = W if shape[0] >= shape[1] else W.mT
     assert torch.dist(polar_factor(tall).double(), polar_factor(tall.double())) <= 1e-3
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (512, 64), (64, 512)], ids=str)
+@pytest.mark.parametrize("mode", ["drop", "keep"])
+def test_the_transform_holds_a_workspace_of_its_short_side(choice, shape, mode):
+    G, basis, r = torch.randn(shape), SpectralBasis.of(torch.randn(shape)), min(shape)
+    held = peak_extra_bytes(lambda: rescale_gradient(G, basis, 0.5, mode, out=G))
+    # of oneDNN also a part of the product, and a transposed operand
+    more = shape[0] * shape[1] * (1 + 1 / products.PART) if choice == "onednn" else 0
+    assert held <= 4 * (r * r + more + 32 * r)
 
 
 def timed(monkeypatch, taken):

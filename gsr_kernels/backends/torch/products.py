@@ -52,16 +52,9 @@ _before: dict[str, str] = {}
 _inside = 0
 
 
-def product(A: Tensor, B: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return ``A @ B``: of matrices in float32 on a CPU by what ``cpu_product`` chooses.
-
-    Rounded once to the dtype of ``out``, where there is one.
-    """
-    onednn = _takes_onednn(A, B)
-    if out is None or onednn or out.dtype != A.dtype:
-        made = _by_onednn(A, B) if onednn else A @ B
-        return made if out is None else out.copy_(made)
-    return torch.matmul(A, B, out=out)
+def product(A: Tensor, B: Tensor) -> Tensor:
+    """Return ``A @ B``: of matrices in float32 on a CPU by what ``cpu_product`` chooses."""
+    return _by_onednn(A, B) if _takes_onednn(A, B) else A @ B
 
 
 def dots(A: Tensor, B: Tensor) -> Tensor:
@@ -78,18 +71,21 @@ def on_host(*tensors: Tensor) -> bool:
     return plain and not torch.compiler.is_compiling()
 
 
-def add_product(base: Tensor, A: Tensor, B: Tensor, out: Tensor) -> None:
-    """Write ``out = base + A B``, out may be base, rounded once to out's dtype."""
+def write_product(A: Tensor, B: Tensor, out: Tensor, base: Tensor | None = None) -> None:
+    """Write ``out = A B``, or ``base + A B``, base may be out, rounded once to out's dtype."""
     if _takes_onednn(A, B):
         height = -(-len(A) // PART)
-        for rows, old, new in zip(A.split(height), base.split(height), out.split(height)):
-            new.copy_(_by_onednn(rows, B).add_(old))
+        for rows, old, new in zip(A.split(height), (out if base is None else base).split(height), out.split(height)):
+            made = _by_onednn(rows, B)
+            new.copy_(made if base is None else made.add_(old))
         return
-    add = torch.addmm if base.ndim == 2 else torch.baddbmm
-    if base.dtype == A.dtype:
-        add(base, A, B, out=out)
+    add = torch.addmm if A.ndim == 2 else torch.baddbmm
+    if out.dtype != A.dtype:
+        out.copy_(A @ B if base is None else add(base.to(A.dtype), A, B))
+    elif base is None:
+        torch.matmul(A, B, out=out)
     else:
-        out.copy_(add(base.to(A.dtype), A, B))
+        add(base, A, B, out=out)
 
 
 @cache

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsr_kernels.backends.torch.products import add_product, dots, on_host, product
+from gsr_kernels.backends.torch.products import dots, on_host, product, write_product
 from gsr_kernels.backends.torch.stages import rescale, rescaled_by_numpy
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def rescale_gradient(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, ou
         dtype = torch.promote_types(dtype, torch.float32)
     U, Vh = U.to(dtype), Vh.to(dtype)
 
-    if G.shape[-2] < G.shape[-1]:
-        # a wide weight is a tall one transposed
+    if G.shape[-2] <= G.shape[-1]:
+        # a wide weight is a tall one transposed; so is a square one, whose G and Vh then lie as oneDNN reads them
         return _tall(G.mT, Vh.mT, S, U.mT, rho, out_of_span, out.mT)
     return _tall(G, U, S, Vh, rho, out_of_span, out)
 
@@ -59,7 +59,7 @@ def _tall(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: 
         # all of G stays: G + U diag(δ) Vh
         g = dots(A, Vh)
         delta, _ = _delta(g, S, rho)
-        add_product(G, U, torch.mul(Vh, delta.unsqueeze(-1), out=A), out)
+        write_product(U, torch.mul(Vh, delta.unsqueeze(-1), out=A), out, G)
         return g
     if G.shape[-1] == k:
         # U (Uᵀ G + diag(δ) Vh)
@@ -72,13 +72,13 @@ def _tall(G: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rho: float, out_of_span: 
         g = N.diagonal(dim1=-2, dim2=-1).clone()
         delta, finite = _delta(g, S, rho)
         N.diagonal(dim1=-2, dim2=-1).add_(delta)
-        product(N, Vh, out=A)
+        write_product(N, Vh, A)
     if on_host(finite) and finite.numpy().all():
-        product(U, A, out=out)
+        write_product(U, A, out)
     else:
         # G where it is not finite, without a look at the device
         finite = finite.unsqueeze(-1)
-        add_product(torch.mul(G, ~finite, out=out), U, A.masked_fill_(~finite, 0), out)
+        write_product(U, A.masked_fill_(~finite, 0), out, torch.mul(G, ~finite, out=out))
     return g
 
 
