@@ -2,6 +2,11 @@
 
 torchrun --nproc-per-node 2 examples/deepspeed_zero.py --folder runs/zero --stage 2 --steps 50
 torchrun --nproc-per-node 2 examples/deepspeed_zero.py --folder runs/zero --stage 2 --steps 100    # goes on
+
+On another number of processes, through DeepSpeed's universal checkpoint:
+python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder runs/zero/global_step100 \
+    --output_folder runs/zero/global_step100_universal
+torchrun --nproc-per-node 4 examples/deepspeed_zero.py --folder runs/zero --stage 2 --steps 150 --universal
 """
 
 import argparse
@@ -22,6 +27,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--folder", type=Path, required=True)
 parser.add_argument("--stage", type=int, default=2, choices=[1, 2, 3])
 parser.add_argument("--steps", type=int, default=50)
+parser.add_argument("--universal", action="store_true")
 args = parser.parse_args()
 args.folder.mkdir(parents=True, exist_ok=True)
 dist.init_process_group("nccl" if gpu else "gloo")
@@ -36,6 +42,7 @@ config = {
     "bf16": {"enabled": gpu},
     "zero_optimization": {"stage": args.stage},
     "zero_allow_untested_optimizer": True,
+    "checkpoint": {"load_universal": args.universal},
 }
 engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 # a directory, written at the first start and read at every other: one a task. "keep" sums one number a direction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import accumulate
 from typing import Any
 
@@ -11,11 +12,13 @@ from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gsr_kernels.distributed.flat import FlatLayout, FlatModel, flat_layout, flat_shard, held_parameters, mesh_of
 from gsr_kernels.optim import Handle
 from gsr_kernels.optim import attach as attach_flat
 from gsr_kernels.optim.model_handle import model_methods
+from gsr_kernels.optim.state import KEY
 
 # a parameter, the buffer that its shard is in, and how
 Lying = tuple[nn.Parameter, Tensor, FlatLayout]
@@ -67,7 +70,44 @@ def attach_engine(engine: DeepSpeedEngine, method: Any = None, **settings: Any) 
     for parameter, buffer, layout in STAGES[type(zero)](zero):
         replaced.add(parameter)
         shards.append(flat_shard(*names[parameter], parameter, buffer, layout))
-    return attach_flat(FlatModel(engine.module, shards, replaced), zero.optimizer, method, **settings)
+    handle = attach_flat(FlatModel(engine.module, shards, replaced), zero.optimizer, method, **settings)
+    handle._hooks += [zero.optimizer.register_state_dict_post_hook(_into_group), _Loading(engine, handle)]
+    return handle
+
+
+def _into_group(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Put the method's state where a universal checkpoint keeps it: of all that is no shard it has the groups alone."""
+    saved["param_groups"][0][KEY] = saved[KEY]
+
+
+class _Loading:
+    """Gives the handle the state that a checkpoint has left in the optimizer's groups, now and after every load."""
+
+    def __init__(self, engine: Any, handle: Handle) -> None:
+        self.engine, load = engine, engine.load_checkpoint
+
+        def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+            loaded = load(*args, **kwargs)
+            take_up()
+            return loaded
+
+        def take_up() -> None:
+            optimizer = engine.optimizer.optimizer
+            # of a universal checkpoint ZeRO 3 gives all groups the same count of steps, which each would advance, and
+            # the settings of the first
+            for state in optimizer.state.values():
+                if "step" in state:
+                    state["step"] = deepcopy(state["step"])
+            states = [group.pop(KEY, None) for group in optimizer.param_groups]
+            if states[0] is not None:
+                handle.load_state_dict(states[0])
+
+        engine.load_checkpoint = load_checkpoint
+        take_up()
+
+    def remove(self) -> None:
+        """Leave loading to the engine again."""
+        del self.engine.load_checkpoint
 
 
 def _check(engine: Any) -> None:

@@ -76,8 +76,8 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
             return optimizer
 
         trainer.create_optimizer = create_and_watch  # type: ignore[method-assign]
-    # first, so that the reporters that come after it see what it adds
-    trainer.callback_handler.callbacks.insert(0, callback)
+    # first, so that the reporters that come after it see what it adds; a new list: one of them may be calling
+    trainer.callback_handler.callbacks = [callback, *trainer.callback_handler.callbacks]
     return callback
 
 

@@ -15,6 +15,9 @@ from gsr_kernels.distributed.flat import FlatModel
 def innermost(optimizer: object) -> Optimizer:
     """Return the torch optimizer inside any wrapper; TypeError for one whose gradients or steps no method can reach."""
     inner = getattr(optimizer, "optimizer", None)
+    # torchft's wrapper is of the class Optimizer, but was never made one
+    if inner is None and isinstance(optimizer, Optimizer) and not hasattr(optimizer, "defaults"):
+        inner = getattr(optimizer, "optim", None)
     kinds = [kind for one in (optimizer, inner) for kind in type(one).__mro__]
     # its own Adam and its like are ordinary optimizers
     engines = [kind.__module__ + kind.__name__ for kind in kinds if not kind.__module__.startswith("deepspeed.ops")]

@@ -1,8 +1,10 @@
 """GSR under DeepSpeed's ZeRO, the real one, on two processes of a CPU."""
 
+import signal
+
 import pytest
 
-from python_tests.distributed.ranks import run
+from python_tests.distributed.ranks import run, start
 from python_tests.integrations import zero
 
 REFUSED = {
@@ -23,7 +25,8 @@ REFUSED = {
 def results(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("zero"))
     checks = [(zero.agreement,), (zero.in_bf16,), (zero.resumed, folder), (zero.by_trainer, folder)]
-    return run(2, *checks, (zero.second_task,), (zero.refusals,))
+    results = run(2, *checks, (zero.second_task,), (zero.refusals,))
+    return results | run(4, (zero.on_more_ranks, folder))
 
 
 def test_every_stage_agrees_with_one_process(results):
@@ -54,6 +57,12 @@ def test_a_checkpoint_goes_on_bit_by_bit(results):
         assert list(found.values()) == [(0, 2, True)] * 3
 
 
+def test_a_universal_checkpoint_goes_on_with_more_ranks(results):
+    for found in results["on_more_ranks"]:
+        assert [(count, steps) for count, steps, _ in found.values()] == [(0, 2)] * 3
+        assert all(far <= 1e-6 for *_, far in found.values())
+
+
 def test_a_second_task_has_the_bases_of_its_weights(results):
     assert results["second_task"] == [(0, 4)] * 2
 
@@ -65,6 +74,12 @@ def test_a_trainer_goes_on_bit_by_bit(results):
     assert all(steps == 4 and logged == 0 for _, steps, logged in again + other)
     assert all(same for _, same, _ in results["by_trainer"])
     assert all("DeepSpeed's configuration has an optimizer" in message for *_, message in results["by_trainer"])
+
+
+def test_a_rank_that_is_killed_ends_the_other_with_an_error(tmp_path):
+    _, failures, codes = start(2, (zero.die_in_a_step, str(tmp_path), 1))
+    assert codes[1] == -signal.SIGKILL and len(failures) == 1 and "Error" in failures[0]
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["bases"]
 
 
 def test_what_is_not_supported_is_refused_by_name(results):

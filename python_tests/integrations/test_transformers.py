@@ -3,10 +3,17 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from gsr_kernels import Handle, SpectralBasis, attach
-from gsr_kernels.integrations.transformers import attach_to
+from gsr_kernels.integrations.transformers import MethodCallback, attach_to
 from python_tests.continual.tiny import expert_model
 
 ROWS = [{"input_ids": list(range(start, start + 8)), "labels": list(range(start, start + 8))} for start in range(16)]
@@ -49,6 +56,20 @@ def test_accumulation_clipping_and_logs(tmp_path):
     assert handle.state_dict()["steps"] == 4 and {weight.steps for weight in handle.weights} == {4}
     assert ["gsr/norm_ratio" in entry for entry in trainer.state.log_history] == [True, True, False]
     assert handle._step.record_every == 2
+
+
+def test_a_callback_may_attach_when_the_trainer_is_made(tmp_path):
+    class Attached(Trainer):
+        def __init__(self, **settings):
+            class Begin(TrainerCallback):
+                on_init_end = lambda callback, *_, **__: attach_to(self, rho=0.7)  # noqa: E731
+
+            super().__init__(callbacks=[Begin()], **settings)
+
+    trainer = make_trainer(tmp_path, kind=Attached, max_steps=1)
+    trainer.train()
+    assert sum(isinstance(one, MethodCallback) for one in trainer.callback_handler.callbacks) == 1
+    assert Handle.of(trainer.optimizer).state_dict()["steps"] == 1
 
 
 def test_fp32_weights_under_bf16_autocast(tmp_path):

@@ -1,6 +1,8 @@
 """DeepSpeed's engine on a CPU: what the ranks do in the test beside this file."""
 
 import os
+import signal
+import sys
 from pathlib import Path
 
 import torch
@@ -154,15 +156,53 @@ def resumed(folder):
         train(engine, 0, 2)
         engine.save_checkpoint(str(path / "checkpoint"))
         train(engine, 2, 4)
+        reached = whole(engine)
+        if dist.get_rank() == 0:
+            torch.save(reached, path / "reached")
         other = make_engine(stage, torch.optim.AdamW)
         with Decomposed() as decomposed:
             handle = attach(other, bases=path / "bases")
             other.load_checkpoint(str(path / "checkpoint"))
             steps = handle.state_dict()["steps"]
             train(other, 2, 4)
-        same = all(map(torch.equal, whole(engine).parameters(), whole(other).parameters()))
+        same = all(map(torch.equal, reached.parameters(), whole(other).parameters()))
         found[stage] = decomposed.count, steps, same
     return found
+
+
+def on_more_ranks(folder):
+    """Weights decomposed, steps and distance when these ranks go on from the checkpoints of ``resumed``."""
+    prepare()
+    from deepspeed.checkpoint import ds_to_universal
+
+    found = {}
+    for stage in (1, 2, 3):
+        path = Path(folder, str(stage))
+        steps = str(path / "checkpoint" / "global_step2")
+        if dist.get_rank() == 0:
+            sys.argv = ["", "--input_folder", steps, "--output_folder", f"{steps}_universal", "--inject_missing_state"]
+            sys.argv += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+            ds_to_universal.main(ds_to_universal.parse_arguments())
+        dist.barrier()
+        engine = make_engine(stage, torch.optim.AdamW, checkpoint={"load_universal": True})
+        with Decomposed() as decomposed:
+            handle = attach(engine, bases=path / "bases")
+            engine.load_checkpoint(str(path / "checkpoint"))
+            steps = handle.state_dict()["steps"]
+            train(engine, 2, 4)
+        reached = torch.load(path / "reached", weights_only=False)
+        found[stage] = decomposed.count, steps, distance(whole(engine), reached)
+    return found
+
+
+def die_in_a_step(folder, victim):
+    """One rank is killed inside the second step; the others say what they met."""
+    engine = make_engine(2)
+    attach(engine, bases=Path(folder, "bases"))
+    train(engine, 0, 1)
+    if dist.get_rank() == victim:
+        engine.optimizer.optimizer.step = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    train(engine, 1, 2)
 
 
 def second_task():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.optim import PostLocalSGDOptimizer
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-from gsr_kernels import EWC, OSF, attach
+from gsr_kernels import EWC, OSF, Handle, attach
 from python_tests.optim.toy import assert_same_weights, loss_of, make_model, take_steps
 
 
@@ -29,6 +29,25 @@ class ScheduleFree(torch.optim.SGD):
 
     def eval(self):
         pass
+
+
+class Managed(torch.optim.Optimizer):
+    """As torchft's OptimizerWrapper: an optimizer by its class alone."""
+
+    def __init__(self, optim):
+        self.optim = optim
+
+    def step(self, closure=None):
+        self.optim.step()
+
+
+def test_a_wrapper_that_is_no_optimizer_is_looked_through():
+    model = make_model()
+    wrapper = Managed(torch.optim.SGD(model.parameters(), 0.1))
+    handle = attach(model, wrapper, rho=0.5)
+    loss_of(model, 0).backward()
+    wrapper.step()
+    assert Handle.of(wrapper) is handle and handle.state_dict()["steps"] == 1
 
 
 @pytest.mark.parametrize(
