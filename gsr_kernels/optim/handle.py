@@ -222,7 +222,7 @@ class Handle(Unpickled):
 
     def _hook(self) -> None:
         optimizer = self._optimizer
-        self._hooks = [
+        self._hooks: list[Any] = [
             optimizer.register_state_dict_post_hook(self._into_checkpoint),
             optimizer.register_load_state_dict_pre_hook(self._out_of_checkpoint),
         ]
