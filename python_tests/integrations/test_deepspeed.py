@@ -25,7 +25,7 @@ REFUSED = {
 def results(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("zero"))
     checks = [(zero.agreement,), (zero.in_bf16,), (zero.resumed, folder), (zero.by_trainer, folder)]
-    results = run(2, *checks, (zero.second_task,), (zero.refusals,))
+    results = run(2, *checks, (zero.second_task,), (zero.beside_fsdp2,), (zero.refusals,))
     return results | run(4, (zero.on_more_ranks, folder))
 
 
@@ -80,6 +80,12 @@ def test_a_rank_that_is_killed_ends_the_other_with_an_error(tmp_path):
     _, failures, codes = start(2, (zero.die_in_a_step, str(tmp_path), 1))
     assert codes[1] == -signal.SIGKILL and len(failures) == 1 and "Error" in failures[0]
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["bases"]
+
+
+def test_the_bench_times_steps_beside_fsdp2(results):
+    for found in results["beside_fsdp2"]:
+        assert list(found) == ["FSDP2", "ZeRO 2", "FSDP2, GSR", "ZeRO 2, GSR"]
+        assert all(len(times) == 1 and times[0] > 0 for times in found.values())
 
 
 def test_what_is_not_supported_is_refused_by_name(results):

@@ -205,6 +205,15 @@ def die_in_a_step(folder, victim):
     train(engine, 1, 2)
 
 
+def beside_fsdp2():
+    """The variants that the bench times, each with a step's milliseconds."""
+    prepare()
+    from bench.cases.zero_cpu import step_times
+
+    sizes = {"vocab_size": 30, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
+    return step_times({"model_type": "llama", **sizes, "num_attention_heads": 2}, 1)
+
+
 def second_task():
     """The largest error of the singular values of a second task's bases, and the steps counted."""
     engine = make_engine(3, torch.optim.AdamW)
