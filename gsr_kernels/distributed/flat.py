@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, chain, pairwise
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ListedLayout(Layout):
-    """A tensor of which each rank holds a listed block, of any rows and all columns; blocks may overlap."""
+    """A tensor of which each rank holds a listed block, of any rows and columns; blocks may overlap."""
 
     blocks: tuple[Block, ...] = ()
 
@@ -38,11 +38,14 @@ class ListedLayout(Layout):
 class FlatLayout(ListedLayout):
     """A weight of which each rank holds an interval of its elements, row by row, in a buffer beside other weights.
 
-    A block is the interval, ``((start, stop),)``. It may be empty, and start and end inside one row.
+    A block is the interval, ``((start, stop),)``. It may be empty, and start and end inside one row. Where tensor
+    parallelism has sharded columns the parts follow one another, each row by row, and no interval is in two of them.
     """
 
     # where this rank's interval begins in its buffer
     offset: int = 0
+    # in how many parts the columns are
+    parts: int = 1
 
     flat: ClassVar[bool] = True
 
@@ -66,22 +69,36 @@ class FlatLayout(ListedLayout):
             return self.local(parameter.grad)
         return None if start < stop else parameter.new_empty(0)
 
+    def whole(self, stored: Tensor) -> Tensor:
+        return stored.view(self.parts, -1, self._columns).movedim(0, -2).reshape(self.shape)
+
+    def pieces(self, shard: Tensor) -> Iterator[tuple[Tensor, list[int]]]:
+        """Yield the interval as the end of a row, whole rows and the beginning of one, each with where it begins."""
+        (row, _), (column, _) = self._touched(self.block())
+        before, size = self._before(), self._columns
+        head = min(-before % size, len(shard))
+        body = len(shard) - (len(shard) - head) % size
+        for part, start in ((shard[:head], before), (shard[head:body], 0), (shard[body:], 0)):
+            if len(part):
+                rows = part.view(-1, min(size, len(part)))
+                yield rows, [row, column + start]
+                row += len(rows)
+
     def as_matrix(self, shard: Tensor) -> Tensor:
         """Return the rows that the interval touches, with zeros for what it lacks of the first and last of them."""
-        (first, last), before = self._rows(self.block()), self._before()
-        columns = self.shape[-1]
-        if len(shard) < (last - first) * columns:
-            padded = shard.new_zeros((last - first) * columns)
+        ((first, last), _), before = self._touched(self.block()), self._before()
+        if len(shard) < (last - first) * self._columns:
+            padded = shard.new_zeros((last - first) * self._columns)
             padded[before : before + len(shard)] = shard
             shard = padded
-        return shard.view(last - first, columns)
+        return shard.view(last - first, self._columns)
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
         ((start, stop),), before = self.block(), self._before()
         return matrix.reshape(-1)[before : before + stop - start]
 
     def factor(self, shape: Sequence[int], rows: bool, columns: bool, rest: int | None = None) -> Layout:
-        """Return the layout of a factor: of U the rows that a rank touches, and all of Vh where there are any.
+        """Return the layout of a factor: U's rows and Vh's columns that a rank touches.
 
         Vectors are on every rank. Shards of ``rest`` are equal.
         """
@@ -90,21 +107,27 @@ class FlatLayout(ListedLayout):
         if self.mesh is None:
             return Layout(torch.Size(shape))
         if rows or (columns and rest is None):
-            touched = [self._rows(block) for block in self.blocks]
-            if not rows:
-                touched = [(0, shape[0]) if first < last else (0, 0) for first, last in touched]
-            blocks = tuple((one, (0, shape[-1])) for one in touched)
+            touched = map(self._touched, self.blocks)
+            blocks = tuple((one, (0, shape[-1])) if rows else ((0, shape[0]), other) for one, other in touched)
             return ListedLayout(torch.Size(shape), self.mesh, blocks=blocks)
         return Layout(torch.Size(shape), self.mesh, (Replicate() if rest is None else Shard(rest % len(shape)),))
 
-    def _rows(self, block: Block) -> tuple[int, int]:
-        ((start, stop),), columns = block, self.shape[-1]
-        return (start // columns, -(-stop // columns)) if start < stop else (0, 0)
+    @property
+    def _columns(self) -> int:
+        return self.shape[-1] // self.parts
+
+    def _touched(self, block: Block) -> Block:
+        """Return the rows and columns of the weight in which an interval lies."""
+        ((start, stop),), size = block, self._columns
+        if start == stop:
+            return (0, 0), (0, 0)
+        part, first = divmod(start, self.shape[-2] * size)
+        return (first // size, -(-(first + stop - start) // size)), (part * size, (part + 1) * size)
 
     def _before(self) -> int:
         """Return the elements of the first row that come before this rank's."""
         ((start, stop),) = self.block()
-        return start % self.shape[-1] if start < stop else 0
+        return start % self._columns if start < stop else 0
 
 
 def flat_layout(shape: torch.Size, mesh: Any, first: int, bounds: Sequence[int], index: int, begins: int) -> FlatLayout:
@@ -157,6 +180,18 @@ class FlatModel:
         for name, module, parameter in held_parameters(self.module):
             if parameter not in self.replaced:
                 yield name, module, parameter
+
+
+# a parameter, the buffer that its shard is in, and how
+Placed = tuple[nn.Parameter, Tensor, FlatLayout]
+
+
+def flat_engine(module: nn.Module, placed: Iterable[Placed]) -> FlatModel:
+    """Return the model of an engine that has flattened these parameters of a module."""
+    names = {parameter: (name, holder) for name, holder, parameter in reversed([*held_parameters(module)])}
+    flattened = list(placed)
+    shards = [flat_shard(*names[parameter], parameter, buffer, layout) for parameter, buffer, layout in flattened]
+    return FlatModel(module, shards, {parameter for parameter, _, _ in flattened})
 
 
 def held_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:

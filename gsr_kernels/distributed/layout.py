@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -164,6 +164,14 @@ class Layout:
     def placed(self) -> str:
         """The placement, for a message."""
         return str(self.placements)
+
+    def whole(self, stored: Tensor) -> Tensor:
+        """Return the tensor of which ``stored`` has all blocks."""
+        return stored
+
+    def pieces(self, shard: Tensor) -> Iterator[tuple[Tensor, list[int]]]:
+        """Yield this rank's shard in blocks of the tensor, each with where it begins."""
+        yield shard, [start for start, _ in self.block()]
 
     def as_matrix(self, shard: Tensor) -> Tensor:
         """Return this rank's shard as matrices ``[.., m, n]``."""

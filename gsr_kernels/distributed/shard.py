@@ -15,9 +15,6 @@ from gsr_kernels.basis import SpectralBasis, bit_sum, fingerprint, label
 from gsr_kernels.distributed.layout import Layout
 from gsr_kernels.io.bases_file import FACTORS
 
-# elements of a flat shard whose bits are summed at once
-STRIP = 1 << 22
-
 
 @dataclass(frozen=True, eq=False)
 class BasisShard(SpectralBasis):
@@ -57,14 +54,10 @@ def fingerprint_of_shards(shard: Tensor, layout: Layout) -> str:
     """Return ``fingerprint`` of the weight whose shards the ranks of a layout hold; all of them must call."""
     if not layout.mesh_dims():
         return fingerprint(shard)
-    block = layout.block()
-    starts, total = [start for start, _ in block], 0
+    total = 0
     # of replicas one counts
-    if layout.holders.get(block) == layout.index:
-        # of a flat shard a strip at a time, as of the rows of a matrix
-        for i, strip in enumerate(shard.split(STRIP) if layout.flat else [shard]):
-            total += bit_sum(strip, [starts[0] + i * STRIP, *starts[1:]], layout.stored)
-    total %= 2**64
+    if layout.holders.get(layout.block()) == layout.index:
+        total = sum(bit_sum(piece, starts, layout.shape) for piece, starts in layout.pieces(shard)) % 2**64
     # int64 wraps as the sum modulo 2^64 does
     total -= (total >> 63) << 64
     sums = torch.tensor(total, dtype=torch.int64, device=layout.device)

@@ -168,7 +168,7 @@ def _fits(weight: Weight, shapes: Mapping[str, torch.Size], head_dim: int | None
 
 
 class _Rows(Tensor):
-    """Rows of a factor on this rank, as torch.distributed.checkpoint takes them; of shared rows the first rank writes.
+    """Rows of a factor on this rank, as torch.distributed.checkpoint takes them; of shared rows one rank writes.
 
     Its methods are what torch asks a shard for.
     """
@@ -182,7 +182,14 @@ class _Rows(Tensor):
         return self._chunk(self.placing.block()[0][0])
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
-        earlier = [stop for (_, stop), _ in self.placing.blocks[: self.placing.index]]
+        (first, _), columns = self.placing.block()
+        own = first, self.placing.index
+        # what begins before this rank's, in the same columns, is written by others
+        written = [
+            stop
+            for index, ((start, stop), other) in enumerate(self.placing.blocks)
+            if other == columns and (start, index) < own
+        ]
         properties = TensorProperties.create_from_tensor(self.as_subclass(Tensor))
         return [
             WriteItem(
@@ -190,7 +197,7 @@ class _Rows(Tensor):
                 WriteItemType.SHARD,
                 tensor_data=TensorWriteData(chunk, properties, self.placing.shape),
             )
-            for chunk in self._chunk(max([self.placing.block()[0][0], *earlier]))
+            for chunk in self._chunk(max([first, *written]))
         ]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
@@ -198,9 +205,9 @@ class _Rows(Tensor):
 
     def _chunk(self, first: int) -> list[ChunkStorageMetadata]:
         """Return this rank's rows from one on, in a list that is empty where there are none."""
-        (_, last), (_, columns) = self.placing.block()
-        sizes = torch.Size((last - first, columns))
-        return [ChunkStorageMetadata(torch.Size((first, 0)), sizes)] if last > first else []
+        (_, last), (left, right) = self.placing.block()
+        offsets, sizes = torch.Size((first, left)), torch.Size((last - first, right - left))
+        return [ChunkStorageMetadata(offsets, sizes)] if last > first and right > left else []
 
 
 def _as_stored(shard: Tensor, layout: Layout) -> Tensor:

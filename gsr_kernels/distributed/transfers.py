@@ -62,7 +62,7 @@ def gather(layouts: Sequence[Layout], shards: Sequence[Tensor]) -> Tensor | None
         exchange(mesh, [(before, shards[before])] if wanted else [], [] if arriving is None else [(after, arriving)])
         if target is not None and arriving is not None and arriving is not target:
             target.copy_(arriving)
-    return None if whole is None else whole.view(layout.shape)
+    return None if whole is None else layout.whole(whole)
 
 
 def _lacks(layout: Layout, index: int, other: int) -> bool:

@@ -11,17 +11,12 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsr_kernels.distributed.flat import FlatLayout, FlatModel, flat_layout, flat_shard, held_parameters, mesh_of
+from gsr_kernels.distributed.flat import Placed, flat_engine, flat_layout, mesh_of
 from gsr_kernels.optim import Handle
 from gsr_kernels.optim import attach as attach_flat
-from gsr_kernels.optim.model_handle import model_methods
 from gsr_kernels.optim.state import KEY
-
-# a parameter, the buffer that its shard is in, and how
-Lying = tuple[nn.Parameter, Tensor, FlatLayout]
 
 
 def attach(engine: DeepSpeedEngine, method: Any = None, **settings: Any) -> Handle:
@@ -54,10 +49,6 @@ def attach(engine: DeepSpeedEngine, method: Any = None, **settings: Any) -> Hand
 
 def attach_engine(engine: DeepSpeedEngine, method: Any = None, **settings: Any) -> Handle:
     """``attach`` to an engine that may have loaded a checkpoint."""
-    if model_methods(method):
-        raise ValueError(
-            "method: methods on a whole model need whole gradients, which no rank of DeepSpeed has; use DDP"
-        )
     if settings.get("nonfinite") == "error":
         raise ValueError(
             "nonfinite: DeepSpeed steps one group of parameters after another, so that an error would come when some "
@@ -65,12 +56,7 @@ def attach_engine(engine: DeepSpeedEngine, method: Any = None, **settings: Any) 
         )
     _check(engine)
     zero = engine.optimizer
-    names = {parameter: (name, module) for name, module, parameter in reversed([*held_parameters(engine.module)])}
-    shards, replaced = [], set()
-    for parameter, buffer, layout in STAGES[type(zero)](zero):
-        replaced.add(parameter)
-        shards.append(flat_shard(*names[parameter], parameter, buffer, layout))
-    handle = attach_flat(FlatModel(engine.module, shards, replaced), zero.optimizer, method, **settings)
+    handle = attach_flat(flat_engine(engine.module, STAGES[type(zero)](zero)), zero.optimizer, method, **settings)
     handle._hooks += [zero.optimizer.register_state_dict_post_hook(_into_group), _Loading(engine, handle)]
     return handle
 
@@ -136,7 +122,7 @@ def _check(engine: Any) -> None:
             raise TypeError(f"engine: not supported with a method: {problem}")
 
 
-def _stages_1_and_2(zero: Any) -> Iterator[Lying]:
+def _stages_1_and_2(zero: Any) -> Iterator[Placed]:
     """Yield each trained parameter, the partition of its group on this rank, and how it lies there."""
     for i, parameters in enumerate(zero.round_robin_bit16_groups):
         buffer, group = zero.single_partition_of_fp32_groups[i], zero.real_dp_process_group[i]
@@ -146,7 +132,7 @@ def _stages_1_and_2(zero: Any) -> Iterator[Lying]:
             yield parameter, buffer, flat_layout(parameter.shape, mesh, first, bounds, group.rank(), 0)
 
 
-def _stage_3(zero: Any) -> Iterator[Lying]:
+def _stage_3(zero: Any) -> Iterator[Placed]:
     """Yield the same of ZeRO 3, where each parameter is partitioned by itself."""
     for i, parameters in enumerate(zero.fp16_groups):
         buffer, group, begins = zero.fp32_partitioned_groups_flat[i], zero.sub_group_process_groups[i], 0
@@ -159,7 +145,7 @@ def _stage_3(zero: Any) -> Iterator[Lying]:
 
 
 # by the class of DeepSpeed's optimizer
-STAGES: dict[type, Callable[[Any], Iterator[Lying]]] = {
+STAGES: dict[type, Callable[[Any], Iterator[Placed]]] = {
     DeepSpeedZeroOptimizer: _stages_1_and_2,
     DeepSpeedZeroOptimizer_Stage3: _stage_3,
 }

@@ -120,6 +120,11 @@ def attach(
     """
     settings = locals()
     if whole := model_methods(method):
+        if isinstance(model, FlatModel):
+            raise ValueError(
+                "method: methods on a whole model need whole gradients, which no rank of an engine with flat shards "
+                "has; use DDP"
+            )
         given = [name for name, default in (attach.__kwdefaults__ or {}).items() if settings[name] != default]
         if given:
             raise ValueError(f"{given[0]} is not a setting of {', '.join(type(one).__name__ for one in whole)}")

@@ -32,53 +32,69 @@ class Mesh:
 
 @st.composite
 def intervals(draw):
-    shape = torch.Size((draw(st.integers(1, 8)), draw(st.integers(1, 8))))
+    """A weight's shape, the parts of its columns, each rank's interval, in any order, and a number of directions."""
+    parts = draw(st.integers(1, 3))
+    shape = torch.Size((draw(st.integers(1, 8)), parts * draw(st.integers(1, 8 // parts))))
     cuts = draw(st.lists(st.integers(0, shape.numel()), min_size=1, max_size=4))
-    bounds = [0, *sorted(cuts), shape.numel()]
-    return shape, tuple((one,) for one in pairwise(bounds)), draw(st.none() | st.integers(1, min(shape)))
+    bounds = sorted([*cuts, *(shape.numel() * part // parts for part in range(parts + 1))])
+    blocks = draw(st.permutations([(one,) for one in pairwise(bounds)]))
+    return shape, parts, tuple(blocks), draw(st.none() | st.integers(1, min(shape)))
 
 
-@settings(max_examples=80, deadline=None)
+def layouts_of(shape, parts, blocks):
+    """The layout of each rank."""
+    layouts = [FlatLayout(shape, Mesh(len(blocks)), blocks=blocks, parts=parts) for _ in blocks]
+    for index, layout in enumerate(layouts):
+        vars(layout)["index"] = index
+    return layouts
+
+
+def in_order(W, parts):
+    """The elements in the order of the intervals."""
+    return W.view(len(W), parts, -1).movedim(1, 0).flatten()
+
+
+@settings(max_examples=120, deadline=None)
 @given(intervals(), st.sampled_from(["keep", "drop"]))
 def test_any_intervals_agree_with_one_process(case, out_of_span):
-    shape, blocks, rank = case
+    shape, parts, blocks, rank = case
     W, G = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     method, basis = GSR(rho=0.7, out_of_span=out_of_span), SpectralBasis.of(W, rank)
     ranks = []
-    for index in range(len(blocks)):
-        layout = FlatLayout(shape, Mesh(len(blocks)), blocks=blocks)
-        vars(layout)["index"] = index
+    for index, layout in enumerate(layouts_of(shape, parts, blocks)):
         scheme = choose_scheme("w", method, layout, basis.rank, None, False)
         layouts = scheme.factors(factor_shapes(shape, basis.rank))
         factors = {name: getattr(basis, name)[slices(layouts[name].block(index))] for name in FACTORS}
         held = shard.as_shard(layout, factors, **shard.metadata(basis))
-        part = G.flatten()[slices(layout.block())]
+        part = in_order(G, parts)[slices(layout.block())]
         # a rank without elements has no factors either, and takes no part
         assert held.U.numel() == held.Vh.numel() == 0 or part.numel()
         if part.numel():
             ranks.append((scheme, scheme.operands(part, held)))
+            assert held.U.shape[0] <= -(-part.numel() * parts // shape[1]) + 1 and held.Vh.shape[1] * parts == shape[1]
     # the all-reduce
     sums = sum(scheme.partial(operands)[0] for scheme, operands in ranks)
     square = basis.full_rank and shape[0] == shape[1]
     assert sums.shape == ((basis.rank,) if square or out_of_span == "keep" else (basis.rank, basis.rank))
     g = ranks[0][0].diagonal(sums, ranks[0][1])
     delta = rescale(g, basis.S, method.rho) - g
-    found = torch.cat([scheme.shard(sums, (), operands, delta) for scheme, operands in ranks])
+    found = torch.empty_like(G).flatten()
+    for scheme, operands in ranks:
+        found[slices(scheme.layout.block())] = scheme.shard(sums, (), operands, delta)
     expected = G.clone()
     method.transform([(expected, W, basis, {})])
-    assert (found - expected.flatten()).norm() <= 1e-12 * G.norm()
+    assert (ranks[0][0].layout.whole(found) - expected).norm() <= 1e-12 * G.norm()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(intervals())
 def test_the_fingerprint_is_that_of_the_whole_weight(case):
-    shape, blocks, _ = case
+    shape, parts, blocks, _ = case
     W, total = torch.randn(shape), 0
-    for ((start, stop),) in blocks:
-        for first in range(start, stop, 3):
-            strip = W.flatten()[first : min(first + 3, stop)]
-            total += shard.bit_sum(strip, [first], W.flatten().shape)
-    assert shard.label(W.dtype, shape, total) == fingerprint(W)
+    for layout in layouts_of(shape, parts, blocks):
+        for piece, starts in layout.pieces(in_order(W, parts)[slices(layout.block())]):
+            total += shard.bit_sum(piece, starts, shape)
+    assert shard.label(W.dtype, shape, total % 2**64) == fingerprint(W)
 
 
 @pytest.fixture(scope="module")
