@@ -81,7 +81,7 @@ def _from_file(path: Path, layers: int | None) -> Model:
 
     if layers is not None:
         config["num_hidden_layers"] = min(layers, config.get("num_hidden_layers", layers))
-    kinds, _ = kinds_of(build_config(AutoConfig.for_model(**config)))
+    kinds = kinds_of(build_config(AutoConfig.for_model(**config)))
     shapes: Counter[tuple[int, int]] = Counter()
     for kind in kinds:
         shapes[kind.d1, kind.d2] += kind.weights * kind.experts

@@ -24,6 +24,10 @@ BASIS_BYTES = {"fp32": 4, "fp16": 2}
 
 # the intervals of DeepSpeed's stages, of all weights of a group or of each weight
 ZERO = "ZeRO 1, 2", "ZeRO 3"
+# those of Megatron-Core's distributed optimizer, what it has as one matrix, and of which it shards the columns
+MEGATRON = "Megatron"
+FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "fc1", "up_proj": "fc1"}
+ROW_PARALLEL = {"o_proj", "out_proj", "down_proj", "c_proj", "fc2", "dense", "dense_4h_to_h"}
 
 # truncated options that are shown where the model's weights have as many directions
 RANKS = (64, 256)
@@ -36,6 +40,8 @@ class Kind(NamedTuple):
     d1: int
     d2: int
     experts: int = 1
+    # whether tensor parallelism shards the columns
+    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def cost(kinds: Sequence[Kind], rank: int | None, out_of_span: str, basis_bytes:
     what one product leaves to the next: see ``floors.transform``.
     """
     bases = flop = moved = 0
-    for count, d1, d2, experts in kinds:
+    for count, d1, d2, experts, _ in kinds:
         k = min(d1, d2, rank or d1)
         bases += count * experts * (k * (d1 + d2) * basis_bytes + 4 * k)
         for work in transform(d1, d2, k, out_of_span, basis_bytes, gradient_bytes):
@@ -83,27 +89,28 @@ def share(
     shards: int,
     basis_bytes: int,
     shard_bases: bool = False,
+    tensor: int = 1,
 ) -> Share:
     """Return the share of one of ``shards`` ranks: of those with most experts, which are distributed whole.
 
     ``placement`` is "rows", fully_shard's own, or "short side", that of ``shard_placement_fn``: rows as well where
-    ``shards`` does not divide the columns; or one of ``ZERO``, DeepSpeed's intervals, without experts. The rest is as
-    in ``cost``.
+    ``shards`` does not divide the columns; or one of ``ZERO``, DeepSpeed's intervals, or ``MEGATRON``, without experts,
+    ``tensor`` of the ranks in tensor parallelism. The rest is as in ``cost``.
     """
     held, summed, gathered, kept = 0.0, 0, 0, 0.0
-    for count, d1, d2, experts in kinds:
+    for count, d1, d2, experts, columns in kinds:
         k = min(d1, d2, rank or d1)
-        flat = placement in ZERO
+        flat = placement in (*ZERO, MEGATRON)
         if experts > 1 and flat:
             continue
         if experts > 1:
             held += count * math.ceil(experts / shards) * (k * (d1 + d2) * basis_bytes + 4 * k)
             continue
-        rows = flat or placement == "rows" or d1 <= d2 or d2 % shards > 0
+        rows = not columns if flat else placement == "rows" or d1 <= d2 or d2 % shards > 0
         part, other = (d1, d2) if rows else (d2, d1)
-        # of stages 1 and 2 a rank has whole weights, but for the two at the ends of its interval
-        apart = shard_bases or placement == ZERO[0]
-        held += count * (k * (part / shards + other / (shards if apart else 1)) * basis_bytes + 4 * k)
+        # of stages 1 and 2 and Megatron a rank has whole weights, or parts, but for the two at the ends of its interval
+        apart = shards // tensor if shard_bases or placement in (ZERO[0], MEGATRON) else 1
+        held += count * (k * (part / shards + other / apart) * basis_bytes + 4 * k)
         # a truncated basis sums its core; a whole one nothing but the diagonal where its short side is sharded
         whole = k == min(d1, d2)
         long = whole and part > other and out_of_span == "drop"
@@ -117,10 +124,14 @@ def share(
     return Share(held, summed, gathered, kept)
 
 
-def model_kinds(folder: Path) -> tuple[list[Kind], int]:
-    """Return the weights that attach() matches and the number of parameters; ValueError where there is no model."""
+def model_kinds(folder: Path, megatron: bool = False) -> tuple[list[Kind], int]:
+    """Return the weights that attach() matches and the number of parameters; ValueError where there is no model.
+
+    With ``megatron`` as Megatron-Core has them: q, k and v in one, the gate and what it gates too.
+    """
     try:
-        return kinds_of(build(folder))
+        model = build(folder)
+        return (megatron_kinds if megatron else kinds_of)(model), sum(one.numel() for one in model.parameters())
     except (LookupError, ValueError) as error:
         raise ValueError(
             f"MODEL_DIR: no weights of {folder}: {first_sentence(error)}; print(attach(model, optimizer, …)) of a "
@@ -128,11 +139,22 @@ def model_kinds(folder: Path) -> tuple[list[Kind], int]:
         ) from error
 
 
-def kinds_of(model: nn.Module) -> tuple[list[Kind], int]:
-    """Return ``model_kinds`` of a model."""
+def kinds_of(model: nn.Module) -> list[Kind]:
+    """Return the weights of a model that attach() matches."""
     shapes = Counter(target.parameter.shape for target in linear_matrices(model))
-    kinds = [Kind(count, shape[-2], shape[-1], math.prod(shape[:-2])) for shape, count in shapes.items()]
-    return kinds, sum(parameter.numel() for parameter in model.parameters())
+    return [Kind(count, shape[-2], shape[-1], math.prod(shape[:-2])) for shape, count in shapes.items()]
+
+
+def megatron_kinds(model: nn.Module) -> list[Kind]:
+    """Return ``kinds_of`` of the model in Megatron-Core's layers."""
+    found: dict[str, Kind] = {}
+    for target in linear_matrices(model):
+        *path, own = target.name.removesuffix(".weight").split(".")
+        *experts, d1, d2 = target.parameter.shape
+        name = ".".join([*path, FUSED.get(own, own)])
+        before = found[name].d1 if name in found else 0
+        found[name] = Kind(1, before + d1, d2, math.prod(experts), own in ROW_PARALLEL)
+    return [kind._replace(weights=count) for kind, count in Counter(found.values()).items()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +164,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gradient", choices=["fp32", "bf16"], default="fp32", help="dtype (default: %(default)s)")
     parser.add_argument("--shards", type=int, metavar="P", help="also what a rank holds where P share each weight")
     parser.add_argument("--zero", type=int, choices=[1, 2, 3], help="where DeepSpeed's ZeRO of this stage shards them")
+    parser.add_argument(
+        "--megatron", type=int, metavar="T", help="where Megatron-Core does, T of P in tensor parallelism"
+    )
     parser.add_argument("--tflops", type=float, metavar="R", help="your device's products, in TFLOP/s, for the ms")
     parser.add_argument("--bandwidth", type=float, metavar="B", help="your device's memory, in GB/s, for the ms")
 
@@ -157,7 +182,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--shards must be at least 1, got {args.shards}")
     if args.zero and args.shards is None:
         raise ValueError("--zero needs --shards, the number of processes that share the weights")
-    kinds, parameters = model_kinds(args.folder)
+    if args.megatron and (args.zero or args.shards is None or args.megatron < 1 or args.shards % args.megatron):
+        raise ValueError(
+            "--megatron needs --shards, a multiple of it: all processes of a stage; and goes without --zero"
+        )
+    kinds, parameters = model_kinds(args.folder, bool(args.megatron))
     largest = max(min(kind.d1, kind.d2) for kind in kinds)
     ranks = args.rank or [rank for rank in RANKS if rank < largest]
     for rank in ranks:
@@ -176,8 +205,9 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(aligned(rows)))
     print("one optimizer step; a lower bound, of which ms is the larger of the products' and the memory's time")
     if args.shards is not None:
-        placements = (ZERO[args.zero == 3],) if args.zero else ("rows", "short side")
-        _print_shares(kinds, options, args.shards, placements)
+        engine = MEGATRON if args.megatron else ZERO[args.zero == 3] if args.zero else None
+        placements = (engine,) if engine else ("rows", "short side")
+        _print_shares(kinds, options, args.shards, placements, args.megatron or 1)
 
 
 def _figure(number: float) -> str:
@@ -186,23 +216,30 @@ def _figure(number: float) -> str:
 
 
 def _print_shares(
-    kinds: Sequence[Kind], options: Sequence[tuple[int | None, str]], shards: int, placements: tuple[str, ...]
+    kinds: Sequence[Kind],
+    options: Sequence[tuple[int | None, str]],
+    shards: int,
+    placements: tuple[str, ...],
+    tensor: int = 1,
 ) -> None:
     print(f"\nof {shards} ranks that share each weight, one:")
     columns = "rank", "outside", "bases in", "placement", "holds GB", "sums MB a step", "keeps GB"
     rows = [(*columns, "or with shard_bases holds GB", "gathers MB a step")]
     for (rank, out_of_span), (name, size), placement in product(options, BASIS_BYTES.items(), placements):
-        whole, shared = (share(kinds, rank, out_of_span, placement, shards, size, each) for each in (False, True))
+        whole, shared = (
+            share(kinds, rank, out_of_span, placement, shards, size, each, tensor) for each in (False, True)
+        )
         held, summed, kept = f"{whole.held / 1e9:.2f}", f"{4 * whole.summed / 1e6:.2f}", f"{whole.kept / 1e9:.2f}"
         with_sharded_bases = f"{shared.held / 1e9:.2f}", f"{shared.gathered / 1e6:.2f}"
         rows.append((str(rank or "all"), out_of_span, name, placement, held, summed, kept, *with_sharded_bases))
-    print("\n".join(aligned(rows)))
+    # Megatron takes no shard_bases
+    print("\n".join(aligned([row[: len(columns)] for row in rows] if MEGATRON in placements else rows)))
     experts = (
         "experts in one parameter are distributed whole: nothing is summed or gathered, a rank with most is counted"
     )
-    if placements[0] in ZERO:
-        print("of weights that two ranks share both hold Vh, which is not counted under stages 1 and 2")
-        experts = "are not counted: they are not supported under ZeRO"
+    if placements[0] in (*ZERO, MEGATRON):
+        print("of weights that two ranks share both hold Vh, which is not counted under stages 1 and 2, and Megatron")
+        experts = "are not counted: they are not supported there"
     else:
         print("rows is fully_shard's own choice, short side that of shard_placement_fn=gsr_kernels.shard_placement_fn")
         print(

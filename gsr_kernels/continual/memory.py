@@ -68,7 +68,7 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
     size, on_cpu = getattr(torch, settings.dtype).itemsize, device() == "cpu"
     weights = size * sum(parameter.numel() for parameter in model.parameters())
     # the bases' own keys are of the model without adapters
-    kinds, _ = kinds_of(model)
+    kinds = kinds_of(model)
     shapes = {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)}
     bases = decomposition = copied = start = 0
     made = [of_any_task(one) for one in chosen.make()]

@@ -62,7 +62,7 @@ def test_the_products_are_counted(rank, out_of_span, flop):
 )
 def test_a_rank_of_two_holds_and_sums_what_is_said(out_of_span, rank, cut, held, summed):
     kinds = [Kind(1, 12, 6), Kind(1, 6, 12), Kind(1, 8, 8)]
-    ranks = [min(d1, d2, rank or d1) for _, d1, d2, _ in kinds]
+    ranks = [min(kind.d1, kind.d2, rank or kind.d1) for kind in kinds]
     one = share(kinds, rank, out_of_span, cut, 2, 2)
     assert (one.held, one.summed, one.gathered) == (2 * held + 4 * sum(ranks), summed, 0)
     shared = share(kinds, rank, out_of_span, cut, 2, 2, shard_bases=True)
@@ -134,10 +134,25 @@ def test_the_command_says_what_a_rank_of_zero_holds(folder, capsys):
         assert len(lines) == 2 + 4 * 2 + 1 and all(placement in line for line in lines[2:-1])
 
 
+def test_megatron_has_q_k_and_v_in_one_and_shards_some_by_columns(folder, capsys):
+    kinds, _ = model_kinds(folder, megatron=True)
+    row, column = {"columns": True}, {"columns": False}
+    expected = [Kind(2, 32, 16, **column), Kind(2, 16, 16, **row), Kind(2, 64, 16, **column), Kind(2, 16, 32, **row)]
+    assert sorted(kinds) == sorted(expected)
+    # 2 of 4 ranks in tensor parallelism: a quarter of the elements, the factor of the other side of half the weights
+    one = share([Kind(1, 12, 6), Kind(1, 6, 12, columns=True)], None, "keep", "Megatron", 4, 2, tensor=2)
+    assert (one.held, one.summed) == (2 * 2 * 6 * (12 / 4 + 6 / 2) + 2 * 4 * 6, 6 + 6)
+    assert main(["estimate", str(folder), "--rank", "4", "--shards", "8", "--megatron", "4"]) == 0
+    lines = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert len(lines) == 2 + 4 * 2 + 1 and all("Megatron" in line for line in lines[2:-1])
+    assert main(["estimate", str(folder), "--shards", "6", "--megatron", "4"]) == 2
+    assert "--megatron needs --shards, a multiple of it" in capsys.readouterr().err
+
+
 def test_shapes_without_weights(folder):
     kinds, parameters = model_kinds(folder)
-    assert sorted(kinds) == [(2, 16, 32, 1), (4, 8, 16, 1), (4, 16, 16, 1), (4, 32, 16, 1)]
-    assert parameters > sum(count * d1 * d2 for count, d1, d2, _ in kinds) + 2 * 50 * 16
+    assert sorted(kinds) == [Kind(2, 16, 32), Kind(4, 8, 16), Kind(4, 16, 16), Kind(4, 32, 16)]
+    assert parameters > sum(count * d1 * d2 for count, d1, d2, *_ in kinds) + 2 * 50 * 16
     assert torch.get_default_device().type == "cpu"
 
 
