@@ -11,6 +11,9 @@ from torch.optim import LBFGS, Optimizer
 
 from gsr_kernels.distributed.flat import FlatModel
 
+# their names, and what their attach() takes
+ENGINES = {"deepspeed": ("DeepSpeed", "engine"), "megatron": ("Megatron-Core", "optimizer")}
+
 
 def innermost(optimizer: object) -> Optimizer:
     """Return the torch optimizer inside any wrapper; TypeError for one whose gradients or steps no method can reach."""
@@ -20,12 +23,12 @@ def innermost(optimizer: object) -> Optimizer:
         inner = getattr(optimizer, "optim", None)
     kinds = [kind for one in (optimizer, inner) for kind in type(one).__mro__]
     # its own Adam and its like are ordinary optimizers
-    engines = [kind.__module__ + kind.__name__ for kind in kinds if not kind.__module__.startswith("deepspeed.ops")]
-    if any("deepspeed" in one.lower() for one in engines):
-        raise TypeError(
-            "optimizer: DeepSpeed steps flat partitions inside its engine: use "
-            "gsr_kernels.integrations.deepspeed.attach(engine, ...)"
-        )
+    owners = [kind.__module__ + kind.__name__ for kind in kinds if not kind.__module__.startswith("deepspeed.ops")]
+    for engine, (name, given) in ENGINES.items():
+        if any(engine in one.lower() for one in owners):
+            raise TypeError(
+                f"optimizer: {name} steps flat partitions: use gsr_kernels.integrations.{engine}.attach({given}, ...)"
+            )
     optimizer = inner if isinstance(inner, Optimizer) else optimizer
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")

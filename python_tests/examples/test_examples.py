@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gsr_kernels.__main__ import main
 from python_tests.distributed.ranks import launch
-from python_tests.integrations import zero
+from python_tests.integrations import mcore, zero
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -147,3 +147,10 @@ def test_deepspeed_zero(torchrun):
     torchrun("deepspeed_zero.py", 2, "--folder", "zero", "--steps", "2", **prepared)
     printed, _ = torchrun("deepspeed_zero.py", 2, "--folder", "zero", "--steps", "3", **prepared)
     assert printed.startswith("step 2 loss") and Path("zero", "latest").read_text() == "global_step3"
+
+
+def test_megatron_core(torchrun):
+    prepared = {"before": [(mcore.stay_on_a_cpu,)]}
+    torchrun("megatron_core.py", 2, "--folder", "mcore", "--tensor", "2", "--steps", "2", **prepared)
+    printed, _ = torchrun("megatron_core.py", 2, "--folder", "mcore", "--tensor", "2", "--steps", "3", **prepared)
+    assert printed.startswith("step 2 loss") and Path("mcore", "step-000003", "metadata.json").exists()
