@@ -148,9 +148,12 @@ def _carry(optimizer: Any, handle: Handle, stage: int | None) -> None:
 
     def load_state_dict(saved: dict[str, Any]) -> None:
         load(saved)
-        # Megatron-Core 0.16 gives all states of torch's Adam one counter, which each would count up
-        for kept in optimizer.optimizer.state.values():
-            kept.update({"step": kept["step"].clone()} if "step" in kept else {})
+        # Megatron-Core 0.16 leaves all states of torch's Adam one counter, of the wrong step, which each would count up
+        inner = optimizer.optimizer
+        for group in inner.param_groups:
+            for kept in (inner.state.get(one, {}) for one in group["params"]):
+                if "step" in kept and "step" in group:
+                    kept["step"] = torch.full_like(kept["step"], group["step"])
         if KEY in saved["optimizer"] and Handle.of(optimizer.optimizer) is handle:
             handle.load_state_dict(saved["optimizer"][KEY])
 

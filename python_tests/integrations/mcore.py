@@ -68,7 +68,9 @@ def on_a_cpu():
         mock.patch.multiple("torch.cuda.random", **state),
         mock.patch("torch._dynamo.config.disable", True),
         mock.patch.object(filesystem_async, "_get_write_results_queue", queue.Queue),
-        mock.patch.object(filesystem_async.FileSystemWriterAsync, "write_preloaded_data_multiproc", write_here),
+        mock.patch.object(
+            filesystem_async.FileSystemWriterAsync, "write_preloaded_data_multiproc", staticmethod(write_here)
+        ),
         AsIfCuda(),
     ):
         warnings.simplefilter("ignore")
@@ -252,7 +254,7 @@ def resumed(folder):
     found = {}
     for tensor, stages in ((2, 1), (1, 2)):
         models, path = [], Path(folder, f"{tensor}-{stages}")
-        path.mkdir(exist_ok=True)
+        (path / "checkpoint").mkdir(parents=True, exist_ok=True)
         for resume in (False, True):
             model, optimizer = make(tensor, stages, dtype=torch.bfloat16)
             prefix = f"stage{parallel_state.get_pipeline_model_parallel_rank()}."
@@ -265,13 +267,13 @@ def resumed(folder):
             with Decomposed() as decomposed:
                 handle = attach(optimizer, bases=path / "bases", out_of_span="keep")
                 if resume:
-                    saved = dist_checkpointing.load(states(is_loading=True), str(path))
+                    saved = dist_checkpointing.load(states(is_loading=True), str(path / "checkpoint"))
                     model.module.load_state_dict({k.removeprefix(prefix): v for k, v in saved["model"].items()})
                     optimizer.load_state_dict(saved["optimizer"])
                     steps = handle.state_dict()["steps"]
                 else:
                     train(model, optimizer, 0, 2)
-                    dist_checkpointing.save(states(), str(path))
+                    dist_checkpointing.save(states(), str(path / "checkpoint"))
                     # another format, which Megatron-Core cannot read with torch's Adam
                     kept = states("fully_reshardable")["optimizer"]["optimizer"]["gsr_kernels"]
                     key = kept.key if isinstance(kept, ShardedObject) else None
