@@ -14,9 +14,9 @@ from bench.docs.pages import DOCS, fill
 from bench.results import RESULTS
 from bench.studies import encoder, language, stats
 from bench.studies.answer import Answer
-from bench.studies.curves import KEPT, Point
+from bench.studies.curves import Point
 from bench.studies.frontier import PACKED
-from bench.studies.study import BASELINE, Study
+from bench.studies.study import BASELINE, KEPT, Study
 from bench.studies.tables import MARGIN, Metrics, Tables
 
 PAGE, APPENDIX = DOCS / "evidence.md", DOCS / "evidence_appendix.md"

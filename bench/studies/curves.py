@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-# what is compared at equal learning
-KEPT, AP = "held-out kept", "AP"
+from bench.studies.study import KEPT
+
+# beside KEPT, what is compared at equal learning
+AP = "AP"
 
 
 class Point(NamedTuple):

@@ -112,11 +112,11 @@ def _json(path: Path) -> Any:
 
 MODEL = "a second copy of the model"
 CONFIGURATIONS = {
-    "seqft": Configuration("SeqFT", "seqft", (5e-5, 1.2e-4, 3e-4)),
-    "gsr": Configuration("GSR", "gsr", (1.2e-4, 3e-4), {}, "the weights' singular bases"),
-    "ewc": Configuration("EWC", "ewc", (1.2e-4, 3e-4), {}, "two numbers for each parameter"),
+    "seqft": Configuration("SeqFT", "seqft", (1.2e-4, 3e-4)),
     "lwf": Configuration("LwF", "lwf", (1.2e-4, 3e-4), {}, MODEL),
+    "ewc": Configuration("EWC", "ewc", (1.2e-4, 3e-4), {}, "two numbers for each parameter"),
     "lwf-firm": Configuration("LwF, λ 3", "lwf", (3e-4, 7.5e-4), {"lam": 3}, MODEL),
+    "gsr": Configuration("GSR", "gsr", (1.2e-4, 3e-4), {}, "the weights' singular bases"),
 }
 # none was fixed yet
 PLAN = Plan(1.2e-4, {})

@@ -1,4 +1,4 @@
-"""The statistics of eight seeds: means, intervals, an exact paired test, the smallest difference it could detect."""
+"""The statistics of a few seeds: means, intervals, an exact paired test, the smallest difference it could detect."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ import pytest
 
 from bench.studies import frontier, language
 from bench.studies.answer import Answer
-from bench.studies.curves import AP, KEPT, Point, at_learning, curves, reaches
+from bench.studies.curves import AP, Point, at_learning, curves, reaches
 from bench.studies.frontier import Run
-from bench.studies.study import Configuration, Plan
+from bench.studies.study import KEPT, Configuration, Plan
 
 CURVE = [
     Point(lr, learning, {KEPT: kept}) for lr, learning, kept in ((0, 10, 100), (1, 30, 60), (2, 50, 0), (3, 40, 5))
