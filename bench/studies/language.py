@@ -56,6 +56,7 @@ MODEL, BASES = "a second copy of the model", "the weights' singular bases"
 ALL = {"targets": "all-linear"}
 CONFIGURATIONS = {
     "seqft": Configuration("SeqFT", "seqft", (LOW, MID, BEST, HIGH)),
+    "seqft-long": Configuration("SeqFT, 1.7 × the steps", "seqft", (2e-4, LOW), {"steps": 102}),
     "gsr": Configuration("GSR", "gsr", (LOW, MID, BEST), {}, BASES),
     "gsr-full": Configuration("GSR-full", "gsr-full", (LOW, MID, BEST), {}, BASES),
     "psp": Configuration("PSP", "psp", (BEST, HIGH, TOP), {}, BASES),
