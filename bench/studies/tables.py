@@ -205,10 +205,15 @@ def comparisons(name: str, pairs: Iterable[tuple[str, Seeds, Seeds]], metric: st
     adjusted = stats.holm({title: comparison.p for title, comparison in judged.items()})
     rows = []
     for title, c in judged.items():
-        cells = [spread(c.difference), f"{c.p:.3f}", f"{adjusted[title]:.3f}", points(c.detectable)]
+        cells = [spread(c.difference), chance(c.p), chance(adjusted[title]), points(c.detectable)]
         rows.append([title, len(found[title][0]), *cells, "yes" if c.equivalent else "no"])
     header = [f"difference in {name}", "p", "p, Holm", "detectable", f"within ±{100 * MARGIN:.0f}"]
     return table(["", "seeds", *header], rows)
+
+
+def chance(p: float) -> str:
+    """Return a p value; one that three digits cannot hold is said to be smaller."""
+    return "< 0.001" if p < 0.0005 else f"{p:.3f}"
 
 
 def points(value: float) -> str:
