@@ -42,6 +42,7 @@ class Answer:
         made = {"frontier tuned": self.tuning()}
         if self.planned():
             made |= {f"frontier at {share:.0%}": self.compared(share) for share in SHARES}
+            made |= {f"frontier against {name}": self.compared(1.0, name) for name in self.study.plan.added}
         return {f"{self.study.name} {mark}": made[mark] for mark in made}
 
     def title(self, name: str) -> str:
@@ -49,9 +50,9 @@ class Answer:
         return self.study.gone.get(name) or self.study.configurations[name].title
 
     def planned(self) -> dict[str, Curves]:
-        """Return the fresh curves of the plan's configurations, of the seeds on which all of its rates were run."""
+        """Return the fresh curves of what was planned or added, of the seeds on which all of its rates were run."""
         found = {}
-        for name, rates in self.study.plan.rates.items():
+        for name, rates in (self.study.plan.rates | self.study.plan.added).items():
             of = self.fresh.get(name, {})
             whole = {seed: curve for seed, curve in of.items() if {each.lr for each in curve} >= set(rates)}
             if len(whole) > 1:
@@ -62,15 +63,14 @@ class Answer:
         """Return by seed the level of learning at which is compared."""
         return {seed: share * at_rate(curve, self.study.plan.best).learning for seed, curve in base.items()}
 
-    def compared(self, share: float) -> str:
-        """Return all planned comparisons at a share of the baseline's learning, one family of Holm's."""
+    def compared(self, share: float, against: str = BASELINE) -> str:
+        """Return the plan's configurations against one, at a share of the baseline's learning: one family of Holm's."""
         found, pairs = self.planned(), []
         levels = self.levels(found[BASELINE], share)
+        names = [name for name in self.study.plan.rates if name in found and name != against]
         for kept in self.kept:
-            base = _at(found[BASELINE], levels, kept)
-            for name, of in found.items():
-                if name != BASELINE:
-                    pairs.append((f"{self.title(name)}: {kept}", _at(of, levels, kept), base))
+            base = _at(found[against], levels, kept)
+            pairs += [(f"{self.title(name)}: {kept}", _at(found[name], levels, kept), base) for name in names]
         return comparisons(f"what is kept at {share:.0%} of SeqFT's learning", pairs, COMPARED)
 
     def answer(self) -> str:

@@ -130,10 +130,11 @@ def tuning(study: Study) -> Iterator[Run]:
 
 def planned(study: Study) -> Iterator[Run]:
     """Yield the plan's runs on fresh seeds, seed by seed, so that all are level wherever this is stopped."""
-    for seed in SEEDS:
-        for name, rates in study.plan.rates.items():
-            for lr in rates:
-                yield Run(name, lr, seed)
+    for rates in (study.plan.rates, study.plan.added):
+        for seed in SEEDS:
+            for name, of in rates.items():
+                for lr in of:
+                    yield Run(name, lr, seed)
 
 
 def execute(study: Study, run: Run, folder: Path) -> dict:

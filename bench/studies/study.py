@@ -27,11 +27,13 @@ class Configuration:
 class Plan:
     """Runs on fresh seeds, fixed before the first of them: the rates of each configuration.
 
-    ``best`` is the rate of the baseline whose learning all are compared at.
+    ``best`` is the rate of the baseline whose learning all are compared at. What was ``added`` once the others had been
+    seen is in no family of tests with them.
     """
 
     best: float
     rates: Mapping[str, tuple[float, ...]]
+    added: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

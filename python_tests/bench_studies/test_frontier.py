@@ -72,6 +72,8 @@ def test_seeds_are_compared_in_pairs_at_the_baselines_learning(answer):
     # half way between GSR's two rates: 40 % of the text and a mean score of 40
     assert "| GSR: held-out kept | 2 | 20.0 [20.0, 20.0] | 0.500 | 1.000 |" in whole
     assert "| GSR: AP | 2 | 10.0 [10.0, 10.0] | 0.500 | 1.000 |" in whole
+    # the same from the other side
+    assert "| SeqFT: AP | 2 | -10.0".upper() in answer.compared(1.0, "gsr").upper()
     # 45 of seed 0 is GSR's lower rate, and lies half way between SeqFT's
     assert answer.levels(answer.planned()["seqft"], 0.9)[0] == pytest.approx(45)
     assert "| nothing more | GSR | 1.0 × | 40.0 [40.0, 40.0] | 40.0 [40.0, 40.0] | 2 of 2 |" in answer.answer()
