@@ -93,7 +93,7 @@ def by_triton(drawn: Drawn) -> Callable[[], object]:
     def launch() -> Tensor:
         rescale_all[grid](
             table, 0, count, drawn.partials, extremes, drawn.g, drawn.delta, scales, drawn.finite, drawn.rho,
-            reference.FLOOR, DTYPE=tl.bfloat16, TRANSPOSED=False, STORED=False, BLOCK=BLOCK, **options(num_warps=8),
+            reference.FLOOR, 0, 0, DTYPE=tl.bfloat16, BLOCK=BLOCK, **options(num_warps=8),
         )  # fmt: skip
         return drawn.delta
 

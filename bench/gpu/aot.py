@@ -38,7 +38,8 @@ COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], (0x[0-9a-
 # with a mask: of scalars there is none
 LOAD = re.compile(r"@%p\d+ ld\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bsuf](\d+) ")
 # where matrices are loaded: lines of the source, file by file; δ is a vector
-LOADING = tiles, product, *(kernel.fn for kernel in (step_kernels.largest, convert, scale_factor))
+KERNELS = step_kernels.largest, step_kernels.first_product, convert, scale_factor
+LOADING = tiles, product, *(kernel.fn for kernel in KERNELS)
 MATRIX_LOADS = {
     (Path(inspect.getsourcefile(source) or "").name, max(first, 1) + i)
     for source in LOADING
@@ -140,7 +141,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--docs", action="store_true", help="alone: write the table of docs/kernels.md anew")
     arguments = parser.parse_args(argv)
     if arguments.docs:
-        arguments.sm, arguments.only = [90], f"{SHIPPED} (?!.*{UNALIGNED})"
+        arguments.sm, arguments.only = [90], f"{SHIPPED}(?!.*{UNALIGNED})"
     chosen = [case for case in cases(arguments.all) if re.search(arguments.only, case.name)]
     chosen = [case for case in chosen if arguments.sm is None or case.architecture in arguments.sm]
     if not chosen:

@@ -36,7 +36,8 @@ SHARES = {
     "convert|scale_factor": 3,
     "by cuBLAS": 7,
     # a gradient off 16 bytes is rare
-    f"_product .*{UNALIGNED}": 14,
+    f"first_product .*{UNALIGNED}": 7,
+    f"_product .*{UNALIGNED}": 20,
     SHIPPED: 1,
     "_product .*AdamW": 10,
     "_product": 3,
@@ -46,6 +47,8 @@ SHARES = {
 }
 # (transposed, stored): square and kept wide, kept tall, dropped wide, dropped tall
 FORMS = {"inside": (False, False), "inside tall": (True, False), "wide": (False, True), "tall": (True, True)}
+# of the kernels before g is rescaled: G V, Gᵀ U
+FIRST = {False: "", True: ", transposed"}
 POINTERS = {
     "table": "*i64", "tiles": "*i32", "finite": "*i1", "rho": "*fp32", "partials": "*fp32", "extremes": "*fp32",
     "delta": "*fp32", "scales": "*fp32", "g": "*fp32", "coefficients": "*fp32", "start": "i32", "count": "i32",
@@ -74,10 +77,12 @@ def step_cases(architecture: int) -> Iterator[Case]:
         for shape, (transposed, stored) in FORMS.items():
             form = Form(gradient, stored_as, transposed, stored, even=True)
             for align in (8, 1):
-                yield _product("first_product", f"{pair} {shape}", form, architecture, align)
+                # whether its product is stored is no variant
+                if stored:
+                    yield _product("first_product", pair + FIRST[transposed], form, architecture, align)
                 # the second product does not ask which way the first one was taken, unless it was stored
                 for update in () if shape == "inside tall" else (None, *UPDATES[gradient]):
-                    label = f"{pair} {shape}" + ("" if update is None else f", AdamW {_dtypes(update)}")
+                    label = f"{pair} {shape}" + _adamw(update)
                     yield _product("second_product", label, replace(form, update=update), architecture, align)
 
 
@@ -91,20 +96,21 @@ def _product(name: str, label: str, form: Form, architecture: int, align: int) -
     )  # fmt: skip
 
 
-def _dtypes(update: Update) -> str:
+def _adamw(update: Update | None) -> str:
+    if update is None:
+        return ""
     kept = (update.weight, update.moment, *((update.copied,) if update.copied else ()))
-    return " ".join(str(TYPES[dtype]) for dtype in kept)
+    return ", AdamW " + " ".join(str(TYPES[dtype]) for dtype in kept)
 
 
 def row_cases(architecture: int) -> Iterator[Case]:
     """Yield the other kernels of the step, and the stage operators."""
     for operand in (tl.float16, tl.bfloat16):
+        constants = {"DTYPE": operand, "BLOCK": BLOCK}
+        yield Case(step_kernels.rescale_all, f"rescale_all {operand}", architecture, POINTERS, constants,
+                   options(num_warps=8))  # fmt: skip
         for form, (transposed, stored) in FORMS.items():
             shape = {"DTYPE": operand, "TRANSPOSED": transposed}
-            if form != "inside tall":
-                constants = {**shape, "STORED": stored, "BLOCK": BLOCK}
-                yield Case(step_kernels.rescale_all, f"rescale_all {operand} {form}", architecture, POINTERS, constants,
-                           options(num_warps=8))  # fmt: skip
             for align in (8, 1) if stored else ():
                 cut = configuration("first_product", architecture, "as stored")
                 constants = {**shape, "ALIGN": align, "BM": cut.BM, "BN": cut.BN}
@@ -119,40 +125,41 @@ def row_cases(architecture: int) -> Iterator[Case]:
             constants = {"G_DTYPE": gradient, "ALIGN": align, "BLOCK": BLOCK}
             label = f"largest {gradient}" + ("" if align > 1 else UNALIGNED)
             yield Case(step_kernels.largest, label, architecture, POINTERS, constants, options(), aligned=align > 1)
+    pointers = dict.fromkeys(("n", "s", "h", "k", "g", "out", "work", "p_c"), "*fp32")
+    sizes = {"size": "i32", "k": "i32", "gap": "fp32", "rho": "fp32", "floor": "fp32"}
+    stage = partial(Case, architecture=architecture, options=options())
+    yield stage(stages.turn, "skew", signature=sizes | pointers, constants={"SIDE": stages.SIDE})
+    yield stage(stages.middle, "recompose", signature=sizes | pointers, constants={"SIDE": stages.SIDE})
+    yield stage(rescale.rescale_rows, "rescale", signature=pointers | sizes, constants={"BLOCK": BLOCK})
     for dtype in (tl.float16, tl.bfloat16, tl.float32):
-        p = f"*{dtype}"
-        pointers = dict.fromkeys(("n", "s", "h", "k", "g", "p_a", "p_b", "p_c"), p)
-        yield Case(stages.turn, f"skew {dtype}", architecture, pointers | {"size": "i32", "gap": "fp32"},
-                   {"SIDE": stages.SIDE}, options())  # fmt: skip
-        yield Case(stages.middle, f"recompose {dtype}", architecture, pointers | {"out": "*fp32", "size": "i32"},
-                   {"SIDE": stages.SIDE}, options())  # fmt: skip
-        rows = pointers | {"work": "*fp32", "out": "*fp32", "k": "i32", "rho": "fp32", "floor": "fp32"}
-        yield Case(rescale.rescale_rows, f"rescale {dtype}", architecture, rows, {"BLOCK": BLOCK}, options())
-        yield Case(product.multiply, f"project, recompose {dtype}", architecture, pointers,
-                   {"DTYPE": dtype, "BM": 64, "BN": 64, "BK": 32}, options(num_warps=4, num_stages=2),
+        yield Case(product.multiply, f"project, recompose {dtype}", architecture,
+                   pointers | dict.fromkeys(("p_a", "p_b"), f"*{dtype}"),
+                   {"BM": 64, "BN": 64, "BK": 32}, options(num_warps=4, num_stages=2),
                    product=dtype != tl.float32)  # fmt: skip
 
 
 def cublas_cases(architecture: int) -> Iterator[Case]:
     """Yield the kernels around the products of cuBLAS."""
+    case = partial(_around_cublas, architecture)
+    cut = configuration("second_product", architecture, "as stored")
+    tile = {"BM": cut.BM, "BN": cut.BN}
     for gradient, stored_as in PAIRS:
-        pair = f"{TYPES[gradient]} by cuBLAS, {TYPES[stored_as]}"
-        for shape, (transposed, stored) in FORMS.items():
-            form = Form(gradient, stored_as, transposed, stored, even=True)
-            cut = configuration("second_product", architecture, "as stored")
-            tile = {"G_DTYPE": TYPES[gradient], "ALIGN": 8, "BM": cut.BM, "BN": cut.BN}
-            case = partial(_around_cublas, f"{pair} {shape}", architecture)
-            yield case("reduce_product", {**form.constants, **tile}, num_warps=8)
-            for update in () if shape == "inside tall" else (None, *UPDATES[gradient]):
-                written = replace(form, update=update).written
-                yield case("write_result", {"STORED": stored, **tile, **written}, num_warps=8)
-        whole = {"DTYPE": TYPES[stored_as], "ALIGN": 8, "BLOCK": BLOCK}
-        yield _around_cublas(pair, architecture, "convert", {"G_DTYPE": TYPES[gradient], **whole})
-        yield _around_cublas(pair, architecture, "scale_factor", whole)
+        constants = {"G_DTYPE": TYPES[gradient], "DTYPE": TYPES[stored_as], "BLOCK": BLOCK}
+        yield case("convert", f"{TYPES[gradient]} by cuBLAS, {TYPES[stored_as]}", constants)
+    for stored_as in (tl.float16, tl.bfloat16):
+        yield case("scale_factor", f"by cuBLAS, {stored_as}", {"DTYPE": stored_as, "BLOCK": BLOCK})
+        for transposed, name in FIRST.items():
+            constants = {"DTYPE": stored_as, "TRANSPOSED": transposed, **tile}
+            yield case("reduce_product", f"by cuBLAS, {stored_as}{name}", constants, num_warps=8)
+    for gradient, updates in UPDATES.items():
+        for update in (None, *updates):
+            form = Form(gradient, gradient, False, False, even=True, update=update)
+            constants = {"G_DTYPE": TYPES[gradient], **form.written, **tile}
+            yield case("write_result", f"{TYPES[gradient]} by cuBLAS" + _adamw(update), constants, num_warps=8)
 
 
-def _around_cublas(label: str, architecture: int, name: str, constants: dict[str, Any], **compiler: int) -> Case:
-    kernel = getattr(cublas_kernels, name)
+def _around_cublas(architecture: int, name: str, label: str, constants: dict[str, Any], **compiler: int) -> Case:
+    kernel, constants = getattr(cublas_kernels, name), constants | {"ALIGN": 8}
     return Case(kernel, f"{name} {label}", architecture, POINTERS, constants, options(**compiler), aligned=True)
 
 
@@ -184,9 +191,7 @@ def adapter_cases(architecture: int) -> Iterator[Case]:
             yield Case(stability.count_rows, f"sign_counts {dtype}", architecture, pointers, shape, compiler,
                        product=True)  # fmt: skip
             pointers = dict.fromkeys(("p_w", "p_left", "p_right"), f"*{dtype}") | {"share": "fp32"}
-            for how, largest in (("magnitude", True), ("sum", False)):
-                yield Case(merge.merge_tiles, f"merge {dtype}, {how}", architecture, pointers,
-                           shape | {"MAGNITUDE": largest}, compiler, product=True)  # fmt: skip
+            yield Case(merge.merge_tiles, f"merge {dtype}", architecture, pointers, shape, compiler, product=True)
 
 
 def sketch_cases(architecture: int) -> Iterator[Case]:

@@ -99,32 +99,38 @@ def _answering(value: object) -> Callable[..., object]:
     return lambda *given, **named: value
 
 
-def install() -> None:
-    """Make this process believe in the GPU, with the sizes of ``SMALL``; before anything imports Triton."""
-    os.environ["TRITON_INTERPRET"] = "1"
+def answer() -> None:
+    """Have torch, and who decides what runs on a GPU, believe in one."""
     for name, value in ANSWERS.items():
         _replace(torch.cuda, name, _answering(value))
     for name in ("Stream", "Event", "CUDAGraph"):
         _replace(torch.cuda, name, type(name, (Marker,), {}))
     for name in ("graph", "stream", "device"):
         _replace(torch.cuda, name, contextmanager(lambda *given, **named: (yield)))
-    from bench import runner
     from gsr_kernels.backends import cuda, dispatch
 
     # before anybody takes it by its name
     _replace(dispatch, "has_kernels", lambda device: True)
+    _replace(dispatch, "_check_asked", lambda backend, device: None)
+    _replace(cuda, "refusal", lambda device: "")
+    _replace(cuda, "limit", lambda device: cuda.SMALL)
+    _replace(cuda, "small_svd", small_svd)
+    OnTheCPU().__enter__()
+
+
+def install() -> None:
+    """Make this process believe in the GPU, with the sizes of ``SMALL``; before anything imports Triton."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    answer()
+    from bench import runner
+
     for module, values in SMALL.items():
         for name, value in values.items():
             _replace(import_module(module), name, value)
     settings = runner._settings
     # of two flags of two values the first of both, and the second of both
     _replace(runner, "_settings", lambda *given: [*settings(*given)][::3])
-    _replace(dispatch, "_check_asked", lambda backend, device: None)
-    _replace(cuda, "refusal", lambda device: "")
-    _replace(cuda, "limit", lambda device: cuda.SMALL)
-    _replace(cuda, "small_svd", small_svd)
     quicken_interpreter()
-    OnTheCPU().__enter__()
 
 
 def quicken_interpreter() -> None:

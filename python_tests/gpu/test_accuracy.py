@@ -1,10 +1,19 @@
 import pytest
 import torch
 
-from python_tests.gpu.weights import BF16, FP16, FP32, PAIRS, RAGGED, SHAPES, draw
+from python_tests.gpu.weights import BF16, FP16, FP32, PAIRS, RAGGED, SHAPES, TRUNCATED, draw
 from python_tests.oracle import by_triton, diagonal, double, error, two_products
 
 MODES = ["drop", "keep"]
+# rows off 16 bytes are kernels of their own, of which each of these is two: every pair of dtypes once
+UNALIGNED = {
+    (17, 33): [(FP32, FP16), (BF16, BF16)],
+    (256, 1, 64): [(FP16, FP16), (FP32, BF16)],
+    (130, 257): [(BF16, FP16), (FP16, BF16)],
+    (1999, 777): [(BF16, FP16), (BF16, FP16)],
+}
+CASES = [(shape, mode, pair) for shape in RAGGED if shape not in UNALIGNED for mode in MODES for pair in PAIRS]
+CASES += [(shape, mode, pair) for shape, pairs in UNALIGNED.items() for mode, pair in zip(MODES, pairs)]
 
 
 def step(G, basis, rho, mode, out=None, backend="triton"):
@@ -38,17 +47,16 @@ def test_shapes_of_models(check, shape, mode, pair):
         check(G, basis, mode, backend=backend)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", RAGGED, ids=str)
+@pytest.mark.parametrize("shape, mode, pair", CASES, ids=str)
 def test_ragged(check, shape, mode, pair):
     basis, G = draw(shape, *pair)
-    for backend in ("triton", "cublas"):
+    # around cuBLAS every pair of dtypes is met aligned
+    for backend in ("triton",) if shape in list(UNALIGNED)[:3] else ("triton", "cublas"):
         check(G, basis, mode, backend=backend)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(2048, 2048), (8192, 2048)], ids=str)
+@pytest.mark.parametrize("shape", TRUNCATED, ids=str)
 def test_truncated(check, shape, mode):
     basis, G = draw(shape, BF16, FP16, rank=256)
     check(G, basis, mode)

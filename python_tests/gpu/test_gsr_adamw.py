@@ -6,16 +6,18 @@ from torch import nn
 
 from gsr_kernels import GSRAdamW, attach
 from gsr_kernels.backends.triton.plan_cache import Steps
-from python_tests.gpu.weights import BF16, FP32
+from python_tests.gpu.weights import BF16, FP32, STEPS
 from python_tests.oracle import error
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1}
-STATES = [{}, {"state_dtype": FP32}, {"master_weights": True}]
+# of other states what is kept outside the span as well, by one kernel for all shapes
+STATES = [{}, {"state_dtype": FP32, "out_of_span": "keep"}, {"master_weights": True, "out_of_span": "keep"}]
 
 
 @pytest.fixture(autouse=True)
-def as_in_training(on_gpu):
-    """No default device: an optimizer is built as a training script builds it."""
+def as_in_training(on_gpu, monkeypatch):
+    """No default device: an optimizer is built as a training script builds it. Triton, if torch is faster, too."""
+    monkeypatch.setenv("GSR_KERNELS_BACKEND", "triton")
     with torch.device("cpu"):
         yield
 
@@ -49,24 +51,26 @@ def take_steps(model, optimizer, steps):
         optimizer.step()
 
 
-@pytest.mark.parametrize("options", [{}, {"out_of_span": "keep"}, {"rank": 64}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"out_of_span": "keep"}, {"rank": 64}, {"backend": "cublas"}], ids=str)
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-def test_it_is_attach_and_adamw(dtype, options, updates, record):
+def test_it_is_attach_and_adamw(dtype, options, updates, record, monkeypatch):
+    options = dict(options)
+    monkeypatch.setenv("GSR_KERNELS_BACKEND", options.pop("backend", "triton"))
     left = make_model(dtype)
     right = copy.deepcopy(left)
     fused = GSRAdamW(left, rho=0.5, **SETTINGS, **options)
     apart = torch.optim.AdamW(right.parameters(), fused=True, **SETTINGS)
     attach(right, apart, rho=0.5, **options)
-    take_steps(left, fused, range(50))
-    take_steps(right, apart, range(50))
-    assert updates == [3] * 50
+    take_steps(left, fused, range(STEPS))
+    take_steps(right, apart, range(STEPS))
+    assert updates == [3] * STEPS
     # attach rounds G' to the dtype of G, the fused step does not
     allowed = {FP32: 1e-4, BF16: 3e-2}[dtype]
     for a, b in zip(left.parameters(), right.parameters()):
         found = error(a, b)
         record(f"{tuple(a.shape)} {dtype}", count=a.numel(), error=f"{found:.3e}")
         assert found <= allowed
-        assert fused.state[a]["step"].item() == 50
+        assert fused.state[a]["step"].item() == STEPS
 
 
 @pytest.mark.parametrize("options", STATES, ids=str)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gsr_kernels.backends.triton.plan import Plan
-from python_tests.gpu.weights import BF16, FP16, FP32, draw
+from python_tests.gpu.weights import BF16, FP16, FP32, REPEATS, draw
 from python_tests.oracle import by_triton
 
 # unlike shapes, dtypes and forms, two of a kind, one ragged
@@ -52,11 +52,11 @@ def test_the_same_bits_a_thousand_times(record, model):
     plan.run(gradients, outs)
     first = [out.clone() for out in outs]
     differing = torch.zeros((), dtype=torch.int64)
-    for _ in range(1000):
+    for _ in range(REPEATS):
         plan.run(gradients, outs)
         for out, one in zip(outs, first):
             differing += (out != one).any()
-    record("differing of 1000 repeats", count=1000, error=differing.item())
+    record(f"differing of {REPEATS} repeats", count=REPEATS, error=differing.item())
     assert differing.item() == 0
 
 

@@ -10,6 +10,9 @@ PAIRS = [(BF16, FP16), (FP32, FP16), (FP16, FP16), (BF16, BF16), (FP32, BF16), (
 SHAPES = [(2048, 2048), (1024, 2048), (8192, 2048), (2048, 8192), (4096, 14336)]
 # one direction is one number, right or wrong by luck: 1 x 64 many times
 RAGGED = [(17, 33), (96, 40), (256, 1, 64), (130, 257), (1999, 777), (3, 136, 72)]
+TRUNCATED = [(2048, 2048), (8192, 2048)]
+# steps of a training, and of one plan
+STEPS, REPEATS = 50, 1000
 
 
 def draw(shape, gradient, stored, rank=None, scale=1.0):

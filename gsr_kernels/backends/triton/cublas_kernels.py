@@ -26,7 +26,7 @@ from gsr_kernels.backends.triton.fields import (
     number,
     sizes,
 )
-from gsr_kernels.backends.triton.step_kernels import add_tile, reduce_tile, tile_of
+from gsr_kernels.backends.triton.step_kernels import reduce_tile, tile_of
 from gsr_kernels.backends.triton.tiles import INTERPRETED, inverse, load_tile, power_of_two, store_tile
 
 # programs that share the rows of a matrix; the interpreter takes them one by one
@@ -55,14 +55,12 @@ def convert(
                 tl.store(p_operand + row * d2.to(tl.int64) + o, values.to(DTYPE), mask=inside)
 
 
-@triton.jit(do_not_specialize=["start", "count"])
+@triton.jit(do_not_specialize=["start", "count", "scaled", "stored"])
 def reduce_product(
-    table, tiles, start, count, partials, extremes,
-    G_DTYPE: tl.constexpr, DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, STORED: tl.constexpr, ALIGN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    table, tiles, start, count, partials, extremes, scaled, stored,
+    DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Reduce the first product with the other factor to the sums of each tile; STORED, leave it without G's scale."""
-    scaled: tl.constexpr = tl.float16 == DTYPE and tl.float16 != G_DTYPE
+    """Reduce the first product with the other factor to the sums of each tile; ``stored``, leave it without a scale."""
     for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
         matrix, row, column = tile_of(tiles, index, BM, BN)
         d1, d2, k = sizes(table, matrix, ALIGN)
@@ -74,9 +72,9 @@ def reduce_product(
         strip: tl.constexpr = BN // 4
         for at in range(column, column + BN, strip):
             product = load_tile(p_product, k, row, at, rows, k, BM, strip)
-            if scaled:
+            if scaled != 0:
                 product *= inverse(power_of_two(tl.load(extremes + matrix), 15))
-                if STORED:
+                if stored != 0:
                     store_tile(p_product, k, row, at, rows, k, product, BM, strip)
             reduce_tile(product, p_x, p_sums, row, at, rows, k, d2, TRANSPOSED, BM, strip)
 
@@ -98,10 +96,10 @@ def scale_factor(table, start, count, delta, DTYPE: tl.constexpr, ALIGN: tl.cons
                 tl.store(p_folded + row * k.to(tl.int64) + o, (values * shares).to(DTYPE), mask=inside)
 
 
-@triton.jit(do_not_specialize=["start", "count"])
+@triton.jit(do_not_specialize=["start", "count", "stored"])
 def write_result(
-    table, tiles, start, count, scales, finite, coefficients,
-    G_DTYPE: tl.constexpr, STORED: tl.constexpr, ALIGN: tl.constexpr,
+    table, tiles, start, count, scales, finite, coefficients, stored,
+    G_DTYPE: tl.constexpr, ALIGN: tl.constexpr,
     WEIGHT: tl.constexpr, MOMENT: tl.constexpr, COPIED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Finish the second product as ``step_kernels.second_product`` does."""
@@ -111,21 +109,24 @@ def write_result(
         ok = tl.load(finite + matrix) != 0
         p_result, scale = address(table, matrix, RESULT, tl.float32, ALIGN), inverse(tl.load(scales + matrix))
         p_g, g_stride = address(table, matrix, G, G_DTYPE, ALIGN), number(table, matrix, G_STRIDE, ALIGN)
-        if WEIGHT is None:
-            p_out, out_stride = address(table, matrix, OUT, G_DTYPE, ALIGN), number(table, matrix, OUT_STRIDE, ALIGN)
-            staying = tl.where(ok, 0, d1) if STORED else d1
-        else:
+        if WEIGHT is not None:
             ok = ok & (tl.load(coefficients + matrix * WIDTH + GO) != 0)
             state, loaded = kept(table, matrix, WEIGHT, MOMENT, COPIED, ALIGN), coefficients_of(coefficients, matrix)
         # nothing of a product with NaN in it: NaN times 0 would stay NaN
         rows = tl.where(ok, d1, 0)
+        # how many rows of G stay under the product
+        staying = d1 - tl.where(stored != 0, rows, 0)
         strip: tl.constexpr = BN // 8
         for at in range(column, column + BN, strip):
             result = load_tile(p_result, d2, row, at, rows, d2, BM, strip) * scale
+            result += load_tile(p_g, g_stride, row, at, staying, d2, BM, strip).to(tl.float32)
             if WEIGHT is None:
-                add_tile(result, p_g, g_stride, p_out, out_stride, row, at, d1, d2, staying, BM, strip)
+                p_out = address(table, matrix, OUT, G_DTYPE, ALIGN)
+                out_stride = number(table, matrix, OUT_STRIDE, ALIGN)
+                store_tile(p_out, out_stride, row, at, d1, d2, result, BM, strip)
             else:
+                # G is in the result
                 move(
                     result, state, loaded, table, matrix, p_g, g_stride, row, at, rows, d2,
-                    STORED, COPIED, ALIGN, BM, strip,
+                    True, COPIED, ALIGN, BM, strip,
                 )  # fmt: skip

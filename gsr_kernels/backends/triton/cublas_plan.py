@@ -55,7 +55,7 @@ class CublasPlan(Plan):
         )  # fmt: skip
         reduce = partial(
             kernels.reduce_product[self._grid(group.first[1], 4)],
-            table, self._tiles, *group.first, self._partials, self._extremes, G_DTYPE=TYPES[form.gradient],
+            table, self._tiles, *group.first, self._partials, self._extremes, int(form.scaled), int(form.stored),
             **form.constants, ALIGN=align, BM=first.BM, BN=first.BN, **options(num_warps=8),
         )  # fmt: skip
         scale = partial(
@@ -64,8 +64,8 @@ class CublasPlan(Plan):
         )  # fmt: skip
         write = partial(
             kernels.write_result[self._grid(group.second[1], 4)],
-            table, self._tiles, *group.second, self._scales, self._finite, self._coefficients,
-            G_DTYPE=TYPES[form.gradient], STORED=form.stored, ALIGN=align, **form.written,
+            table, self._tiles, *group.second, self._scales, self._finite, self._coefficients, int(form.stored),
+            G_DTYPE=TYPES[form.gradient], ALIGN=align, **form.written,
             BM=second.BM, BN=second.BN, **options(num_warps=8),
         )  # fmt: skip
         left = self._bind_fold(group, aligned) if form.stored else scale

@@ -58,12 +58,12 @@ class Form:
     @property
     def constants(self) -> dict[str, Any]:
         """Return the constants of the kernels before g is rescaled."""
-        return {"DTYPE": TYPES[self.operand], "TRANSPOSED": self.transposed, "STORED": self.stored}
+        return {"DTYPE": TYPES[self.operand], "TRANSPOSED": self.transposed}
 
     @property
     def constants_after(self) -> dict[str, Any]:
-        """Return the constants from there on: how g was found matters no more, unless the product is stored."""
-        return {**self.constants, "TRANSPOSED": self.transposed and self.stored}
+        """Return those of the second product: how g was found matters no more, unless the product is stored."""
+        return {**self.constants, "TRANSPOSED": self.transposed and self.stored, "STORED": self.stored}
 
     @property
     def written(self) -> dict[str, Any]:
@@ -75,9 +75,14 @@ class Form:
         return {**dtypes, "COPIED": None if copied is None else TYPES[copied]}
 
     @property
+    def scaled(self) -> bool:
+        """Return whether G is multiplied by a power of two, to fit fp16."""
+        return self.operand == torch.float16 and self.gradient != torch.float16
+
+    @property
     def bounded(self) -> bool:
         """Return whether max |G| must be known, to fit fp16."""
-        return self.operand == torch.float16 and (self.gradient != torch.float16 or self.stored)
+        return self.scaled or (self.operand == torch.float16 and self.stored)
 
     def configuration(self, kernel: str, architecture: int, aligned: bool = True) -> Configuration:
         """Return the tiles of a kernel for this form; unaligned, it is compiled otherwise for the same tiles."""

@@ -62,15 +62,17 @@ class Launches:
         first = form.configuration("first_product", self._architecture, aligned)
         return partial(
             kernels.first_product[self._grid(group.first[1], first.per_multiprocessor)],
-            self._addresses.table, self._tiles, *group.first, self._partials, self._extremes,
+            self._addresses.table, self._tiles, *group.first, self._partials, self._extremes, int(form.stored),
             G_DTYPE=TYPES[form.gradient], ALIGN=8 if aligned else 1, **form.constants, **first.sizes, **first.options,
         )  # fmt: skip
 
     def _bind_rescale(self, group: Group) -> Launch:
+        form = group.form
         return partial(
             kernels.rescale_all[self._grid(group.matrices[1], 1)],
             self._addresses.table, *group.matrices, self._partials, self._extremes, self._g, self._delta, self._scales,
-            self._finite, self.rho, self._floor, **group.form.constants_after, BLOCK=BLOCK, **options(num_warps=8),
+            self._finite, self.rho, self._floor, int(form.transposed), int(form.stored),
+            DTYPE=TYPES[form.operand], BLOCK=BLOCK, **options(num_warps=8),
         )  # fmt: skip
 
     def _bind_fold(self, group: Group, aligned: bool) -> Launch:

@@ -14,10 +14,10 @@ from gsr_kernels.backends.triton.stability import TILE, checked, product
 from gsr_kernels.backends.triton.tiles import divisor, load_tile, multiple, store_tile
 
 
-@triton.jit(do_not_specialize=["tasks", "rows", "columns", "rank", "stride"])
+@triton.jit(do_not_specialize=["tasks", "rows", "columns", "rank", "stride", "magnitude"])
 def merge_tiles(
-    p_w, p_left, p_right, tasks, rows, columns, rank, stride, share,
-    MAGNITUDE: tl.constexpr, PRECISION: tl.constexpr, ALIGN: tl.constexpr,
+    p_w, p_left, p_right, tasks, rows, columns, rank, stride, share, magnitude,
+    PRECISION: tl.constexpr, ALIGN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Add to a tile of W [rows, columns] the largest of the tasks' elements, or ``share`` of their sum."""
@@ -27,10 +27,8 @@ def merge_tiles(
     for task in range(tasks):
         p_b, p_a = p_left + task * rows.to(tl.int64) * rank, p_right + task * columns.to(tl.int64) * rank
         delta = product(p_b, p_a, rank, columns, row, column, rows, columns, rank, False, PRECISION, BM, BN, BK)
-        if MAGNITUDE:
-            merged = tl.where(tl.abs(delta) >= tl.abs(merged), delta, merged)
-        else:
-            merged += delta
+        larger = tl.where(tl.abs(delta) >= tl.abs(merged), delta, merged)
+        merged = tl.where(magnitude != 0, larger, merged + delta)
     w = load_tile(p_w, stride, row, column, rows, columns, BM, BN).to(tl.float32)
     store_tile(p_w, stride, row, column, rows, columns, w + share * merged, BM, BN)
 
@@ -46,7 +44,7 @@ def merge(W: Tensor, B: Tensor, A: Tensor, how: str, density: float) -> None:
     align = divisor(W.shape[1], B.shape[-1], W.stride(0))
     with on(W.device):
         merge_tiles[grid](
-            W, B, A, len(B), *W.shape, B.shape[-1], W.stride(0), share,
-            MAGNITUDE=how == "magnitude", PRECISION=precision, ALIGN=align, **TILE,
+            W, B, A, len(B), *W.shape, B.shape[-1], W.stride(0), share, int(how == "magnitude"),
+            PRECISION=precision, ALIGN=align, **TILE,
             **options(num_warps=8, num_stages=2),
         )  # fmt: skip

@@ -25,9 +25,9 @@ def _load(p, row, column, row_stride, column_stride, rows, columns, BR: tl.const
 )  # fmt: skip
 def multiply(
     p_a, p_b, p_c, rows, columns, depth, a_batch, a_row, a_column, b_batch, b_row, b_column,
-    DTYPE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """c [batch, rows, columns] = a [batch, rows, depth] b [batch, depth, columns], operands rounded to DTYPE."""
+    """c [batch, rows, columns] = a [batch, rows, depth] b [batch, depth, columns], a and b of one dtype, c float32."""
     batch = tl.program_id(2).to(tl.int64)
     row, column = tl.program_id(0) * BM, tl.program_id(1) * BN
     accumulator = tl.zeros([BM, BN], tl.float32)
@@ -36,13 +36,11 @@ def multiply(
         b = _load(p_b + batch * b_batch, step, column, b_row, b_column, depth, columns, BK, BN)
         if INTERPRETED:
             a, b = a.to(tl.float32), b.to(tl.float32)
-        else:
-            a, b = a.to(DTYPE), b.to(DTYPE)
         accumulator = tl.dot(a, b, accumulator, input_precision="ieee")
     o_row, o_column = row + tl.arange(0, BM), column + tl.arange(0, BN)
     p_tile = p_c + (batch * rows + o_row.to(tl.int64)[:, None]) * columns + o_column[None, :]
     mask = (o_row < rows)[:, None] & (o_column < columns)[None, :]
-    tl.store(p_tile, accumulator.to(p_c.dtype.element_ty), mask=mask)
+    tl.store(p_tile, accumulator, mask=mask)
 
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -57,8 +55,9 @@ def product(A: Tensor, B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     if operand not in TYPES:
         raise TypeError(f"backend='triton' takes fp16, bf16 and fp32, got {operand}: use backend='torch'")
     batch, rows, depth, columns = A.shape[:-2], A.shape[-2], A.shape[-1], B.shape[-1]
-    a, b = A.reshape(-1, rows, depth), B.reshape(-1, depth, columns)
-    c = torch.empty((a.shape[0], rows, columns), dtype=dtype or operand, device=A.device)
+    # conversions are torch's: in the kernel each pair of dtypes would be a variant to compile
+    a, b = A.reshape(-1, rows, depth).to(operand), B.reshape(-1, depth, columns).to(operand)
+    c = torch.empty((a.shape[0], rows, columns), dtype=torch.float32, device=A.device)
     # blocks of 64 do for every dtype without a spill; these operators are not on the optimizer's path
     BM, BN, BK = 64, 64, 32
     if c.numel():
@@ -66,6 +65,6 @@ def product(A: Tensor, B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         with on(c.device):
             multiply[grid](
                 a, b, c, rows, columns, depth, *a.stride(), *b.stride(),
-                DTYPE=TYPES[operand], BM=BM, BN=BN, BK=BK, **options(num_warps=4, num_stages=2),
+                BM=BM, BN=BN, BK=BK, **options(num_warps=4, num_stages=2),
             )  # fmt: skip
-    return c.view(*batch, rows, columns)
+    return c.view(*batch, rows, columns).to(dtype or operand)

@@ -25,12 +25,12 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
         o, m = start + offsets, offsets < k - start
         g = tl.zeros([BLOCK], tl.float32)
         for part in range(parts):
-            g += tl.load(p_partials + part * k.to(tl.int64) + o, mask=m, other=0.0).to(tl.float32)
+            g += tl.load(p_partials + part * k.to(tl.int64) + o, mask=m, other=0.0)
         tl.store(p_g + o, g, mask=m)
         # false for NaN as well
         strange += (tl.abs(g) < float("inf")).to(tl.int32) ^ 1
         most = tl.maximum(most, tl.abs(g))
-        sigma_max = tl.maximum(sigma_max, tl.load(p_s + o, mask=m, other=0.0).to(tl.float32))
+        sigma_max = tl.maximum(sigma_max, tl.load(p_s + o, mask=m, other=0.0))
     # values that other threads of the program wrote to p_g are read below
     tl.debug_barrier()
     finite = tl.sum(strange, 0) == 0
@@ -44,7 +44,7 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
     for start in range(0, k, BLOCK):
         o, m = start + offsets, offsets < k - start
         g = tl.load(p_g + o, mask=m, other=0.0) * scale
-        s = tl.load(p_s + o, mask=m, other=0.0).to(tl.float32)
+        s = tl.load(p_s + o, mask=m, other=0.0)
         alive = s > floor * largest_sigma
         sigma = tl.where(alive, tl.div_rn(s, unit), 1.0)
         up, down = alive & (g > 0), alive & (g < 0)
@@ -63,7 +63,7 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
         o, m = start + offsets, offsets < k - start
         before = tl.load(p_g + o, mask=m, other=0.0)
         g = before * scale
-        s = tl.load(p_s + o, mask=m, other=0.0).to(tl.float32)
+        s = tl.load(p_s + o, mask=m, other=0.0)
         alive = s > floor * largest_sigma
         sigma = tl.where(alive, tl.div_rn(s, unit), 1.0)
         part = tl.where(g > 0, share_up * sigma, tl.div_rn(share_down, sigma))
@@ -90,12 +90,13 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR) -> Tensor:
 
     A row with a NaN or Inf comes back as it came.
     """
-    g, S = g.contiguous(), S.contiguous()
-    out = torch.empty(g.shape, dtype=torch.float32, device=g.device)
+    # other dtypes are torch's to convert, so that the kernel is compiled once
+    dtype, g, S = g.dtype, g.float().contiguous(), S.float().contiguous()
+    out = torch.empty_like(g)
     if g.numel():
         k = g.shape[-1]
         with on(g.device):
             rescale_rows[(g.numel() // k,)](
                 g, S, torch.empty_like(out), out, k, float(rho), floor, BLOCK=BLOCK, **options()
             )
-    return out.to(g.dtype)
+    return out.to(dtype)

@@ -84,9 +84,10 @@ def _add_quarter(
 
 
 # sizes and seeds that are compiled in would make a kernel for every kind of them
+# a seed of one width: small and large ones are one kernel
 @triton.jit(do_not_specialize=["rows", "n", "width", "seed"])
 def sketch_kernel(
-    p_w, p_y, rows, n, width, seed, SPARSE: tl.constexpr,
+    p_w, p_y, rows, n, width, seed: tl.int64, SPARSE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Compute Y [rows, width] = W [rows, n] Ω, one program a tile. Ω as in the torch backend: see its ``omega``."""

@@ -3,7 +3,8 @@
 
 A matrix is a row of ``table``, see ``fields``. A tile is a row of ``tiles``, int32: matrix, and its index among the
 tiles of that matrix.
-TRANSPOSED: Gᵀ is multiplied. STORED: the first product is kept, for what is outside the span is dropped. ALIGN divides
+TRANSPOSED: Gᵀ is multiplied. STORED: the first product is kept, for what is outside the span is dropped; ``stored`` and
+``transposed`` say so where both are one kernel. ALIGN divides
 strides, d2 and k; where it is above 1 all addresses are multiples of 16 bytes.
 """
 
@@ -41,6 +42,7 @@ from gsr_kernels.backends.triton.tiles import (
     load_transposed,
     power_of_two,
     store_tile,
+    widened,
 )
 
 # programs that look for the largest magnitude of a matrix; the interpreter takes them one by one
@@ -79,10 +81,10 @@ def largest(table, start, count, extremes, G_DTYPE: tl.constexpr, ALIGN: tl.cons
         tl.atomic_max(extremes + matrix, tl.max(most, 0), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["start", "count"])
+@triton.jit(do_not_specialize=["start", "count", "stored"])
 def first_product(
-    table, tiles, start, count, partials, extremes,
-    G_DTYPE: tl.constexpr, DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, STORED: tl.constexpr, ALIGN: tl.constexpr,
+    table, tiles, start, count, partials, extremes, stored,
+    G_DTYPE: tl.constexpr, DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """G V, reduced with U to g = diag(Uᵀ G V); or Gᵀ U, reduced with V. A tile is BM rows and BN of the k directions.
@@ -102,20 +104,32 @@ def first_product(
             scale = power_of_two(tl.load(extremes + matrix + tl.zeros([BM], tl.int32)), 15)[:, None]
 
         accumulator = tl.zeros([BM, BN], tl.float32)
+        o_m, o_n, o_k = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
+        # where the depth ends, at once for what is outside: one comparison an entry and step
+        g_end, factor_end = tl.where(o_m < rows - row, depth, 0), tl.where(o_n < k - column, depth, 0)
+        if TRANSPOSED:
+            p_g, p_factor = p_g + row, p_factor + column
+            g_offsets, g_stride = o_m[:, None] + o_k[None, :] * stride, stride.to(tl.int64)
+            factor_offsets, factor_stride = o_k[:, None] * k + o_n[None, :], k.to(tl.int64)
+        else:
+            p_g, p_factor = p_g + row * stride.to(tl.int64), p_factor + column * d2.to(tl.int64)
+            g_offsets, g_stride = o_m[:, None] * stride + o_k[None, :], 1
+            factor_offsets, factor_stride = o_k[:, None] + o_n[None, :] * d2, 1
         for step in range(0, depth, BK):
-            if TRANSPOSED:
-                g = load_transposed(p_g, stride, row, step, rows, depth, BM, BK)
-                factor = load_tile(p_factor, k, step, column, depth, k, BK, BN)
-            else:
-                g = load_tile(p_g, stride, row, step, rows, depth, BM, BK)
-                factor = load_transposed(p_factor, d2, step, column, depth, k, BK, BN)
+            # by the hint Triton 3.9 knows of vectors along the depth, too
+            g_left, factor_left = tl.multiple_of(g_end - step, ALIGN), tl.multiple_of(factor_end - step, ALIGN)
+            g = tl.load(p_g + g_offsets, mask=o_k[None, :] < g_left[:, None], other=0.0)
+            factor = tl.load(p_factor + factor_offsets, mask=o_k[:, None] < factor_left[None, :], other=0.0)
+            # origins that move: a product with a stride at each step would take instructions
+            p_g += BK * g_stride
+            p_factor += BK * factor_stride
             if scaled:
-                g = g.to(tl.float32) * scale
+                g = widened(g) * scale
             accumulator = dot(g.to(DTYPE), factor, accumulator)
 
         if scaled:
             accumulator *= inverse(power_of_two(tl.load(extremes + matrix), 15))
-        if STORED:
+        if stored != 0:
             p_product = address(table, matrix, PRODUCT, tl.float32, ALIGN)
             store_tile(p_product, k, row, column, rows, k, accumulator, BM, BN)
         p_x = address(table, matrix, VH if TRANSPOSED else U, DTYPE, ALIGN)
@@ -135,10 +149,10 @@ def reduce_tile(
     tl.store(p_sums + o, tl.sum(product * x, 0), mask=o < k)
 
 
-@triton.jit(do_not_specialize=["start", "count"])
+@triton.jit(do_not_specialize=["start", "count", "transposed", "stored"])
 def rescale_all(
-    table, start, count, partials, extremes, g, delta, scales, finite, rho, floor,
-    DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, STORED: tl.constexpr, BLOCK: tl.constexpr,
+    table, start, count, partials, extremes, g, delta, scales, finite, rho, floor, transposed, stored,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add the partial sums to g in their order, and rescale: one program a matrix.
 
@@ -153,9 +167,9 @@ def rescale_all(
         ok, most = rescale_row(p_partials, parts, k, p_s, tl.load(rho), floor, g + begin, delta + begin, True, BLOCK)
         scale = tl.where(ok, 1.0, 1.0)
         if tl.float16 == DTYPE:
-            if STORED:
+            if stored != 0:
                 # an element of the first product is at most the norm of one row of what is multiplied
-                depth = d1 if TRANSPOSED else d2
+                depth = tl.where(transposed != 0, d1, d2)
                 most += tl.sqrt(depth.to(tl.float32)) * tl.load(extremes + matrix)
             scale = tl.where(ok, power_of_two(most, 15), 1.0)
             tl.debug_barrier()

@@ -51,6 +51,16 @@ def store_tile(p, stride, row, column, rows, columns, tile, BR: tl.constexpr, BC
 
 
 @triton.jit
+def widened(x):
+    """Return x in float32, of bf16 two elements by two instructions: the compiler takes three."""
+    if INTERPRETED or tl.bfloat16 != x.dtype:
+        return x.to(tl.float32)
+    return tl.inline_asm_elementwise(
+        "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2
+    )
+
+
+@triton.jit
 def dot(a, b, accumulator):
     """Return accumulator + a b in float32."""
     if INTERPRETED:

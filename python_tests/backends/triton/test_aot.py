@@ -18,6 +18,7 @@ from python_tests.oracle import error
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "kernels.md"
+PRODUCTS = "_product .* x "
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def run(tmp_path_factory):
 
 # the sample of every change, in halves that run side by side; the kernels of the step that multiply have
 # "gradient x basis" in their names
-@pytest.mark.parametrize("only, products", [(SHIPPED, 28), (f"^(?!.*{SHIPPED})", 17)], ids=["as shipped", "others"])
+@pytest.mark.parametrize("only, products", [(PRODUCTS, 37), (f"^(?!.*{PRODUCTS})", 0)], ids=["products", "others"])
 def test_what_ships_compiles_as_it_must(run, only, products):
     done = run("aot", "--only", only)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,12 +46,12 @@ def test_what_ships_compiles_as_it_must(run, only, products):
     rows = [row for row in done.stdout.splitlines() if re.search("_product .* x .* 90 ", row)]
     assert len(rows) == products and all("wgmma" in row for row in rows)
     assert all("cp.async" in row for row in rows if "unaligned" not in row)
-    if only == SHIPPED and f"triton {triton.__version__} " in PAGE.read_text():
+    if products and f"triton {triton.__version__} " in PAGE.read_text():
         told = re.findall(
             r"^\| (\w+_product .*?) \| (.*?) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE.read_text(), re.MULTILINE
         )
         found = [re.findall(r"^(\w+_product .*?)  +(\S+ \S+ \S+) +90 +(\d+) +(\d+) +(\d+) ", row)[0] for row in rows]
-        assert len(told) == 26 and set(told) <= set(found)
+        assert len(told) == 22 and set(told) <= set(found)
 
 
 def test_the_narrowest_load_of_a_matrix():
@@ -91,13 +92,23 @@ def test_what_must_not_ship(change, reason):
 
 
 def test_the_machine_code_of_the_products(run):
-    done = run("sass", "--only", "^(first_product bf16 x fp16 wide|second_product fp32 x fp16 wide, AdamW fp32 fp32)$")
+    done = run(
+        "sass",
+        "--only",
+        "^(first_product bf16 x fp16(, transposed)?|second_product (bf16|fp32) x fp16 wide, AdamW [^,]*)$",
+    )
     assert done.returncode == 0, done.stderr
-    first, second = (list(map(int, line.split()[-4:])) for line in done.stdout.splitlines()[1:])
-    # instructions, matrix instructions and stores to shared memory of a step along the depth, waits of a tile after it
-    assert first[0] <= 140 and first[1:3] == [2, 0]
-    # one wait for each of eight strips
-    assert second[0] <= 130 and second[1:] == [4, 0, 8]
+    lines = done.stdout.splitlines()[1:]
+    first, second = (
+        [list(map(int, line.split()[-4:])) for line in sorted(lines) if line.startswith(name)]
+        for name in ("first_product", "second_product")
+    )
+    # instructions, matrix instructions and stores to shared memory of a step along the depth, waits of a tile after it;
+    # 119 and 124 by Triton 3.6
+    assert len(first) == 2 and all(row[0] <= 142 and row[1:3] == [2, 0] for row in first)
+    # one wait for each of eight strips; where AdamW keeps two dtypes, one more for its coefficients
+    assert len(second) == 4 and all(row[0] <= 130 and row[1:3] == [4, 0] for row in second)
+    assert [row[3] for row in second] == [8, 9, 9, 8]
 
 
 def test_counts_in_machine_code():

@@ -10,7 +10,7 @@ from bench.gpu.kernels import row_cases
 
 for case in row_cases(90):
     names = case.kernel.arg_names
-    if not case.name.startswith(tuple(sys.argv[1:])):
+    if case.name.split()[0].rstrip(",") not in sys.argv[1:]:
         continue
     constants = {(names.index(name),): value for name, value in case.constants.items()}
     signature = {name: "constexpr" if name in case.constants else case.signature.get(name, "i32") for name in names}
@@ -30,7 +30,7 @@ from bench.gpu.kernels import row_cases, step_cases
 
 for case in [*step_cases(90), *row_cases(90)]:
     kernel, *rest = case.name.split()
-    if rest not in (["fp32", "x", "fp16", "wide"], ["fp16", "wide"]) or kernel == "fold":
+    if rest not in (["fp32", "x", "fp16"], ["fp32", "x", "fp16", "wide"], ["fp16"]) or kernel == "largest":
         continue
     names = case.kernel.arg_names
     constants = {(names.index(name),): value for name, value in case.constants.items()}
@@ -49,10 +49,10 @@ def run(*arguments):
 
 
 def test_stages_compile_where_every_size_is_one():
-    stages = ("skew", "rescale fp", "recompose", "project")
+    stages = ("skew", "rescale", "recompose", "project")
     done = run(ONES, *stages)
     assert done.returncode == 0, done.stderr
-    assert all(done.stdout.count(stage) >= 2 for stage in stages), done.stdout
+    assert all(stage in done.stdout for stage in stages), done.stdout
 
 
 def test_divisions_are_rounded():
