@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from gsr_kernels.continual.baselines import LwF
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.evaluators import evaluator
 from gsr_kernels.continual.examples import Source
@@ -43,7 +44,7 @@ def check_kind(kind: str, run: Sequence[Chosen]) -> None:
     for one in run:
         if kind == "classifier" and isinstance(one.method, AdapterMethod):
             raise ValueError(f"method {one.name} is for models that write, not for a classifier")
-        if kind != "causal" and any(getattr(each, "own_rows", 0) for each in one.make()):
+        if kind != "causal" and any(isinstance(each, LwF) and each.own_rows for each in one.make()):
             raise ValueError(f"method {one.name} has the model go on with a text: for decoders, not a {kind}")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from transformers import Trainer
+from transformers import GenerationConfig, Trainer
 
 from gsr_kernels.continual.baselines import LwF
 from gsr_kernels.continual.choose import Chosen
@@ -184,13 +184,17 @@ class Distilled(Strategy):
 
 @torch.no_grad()
 def own_text(model: Any, rows: int, tokens: int, seed: int) -> Tensor:
-    """Return text that a decoder writes by itself, ``[rows, tokens]``, each row from a token drawn by chance."""
-    sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-    length = {"max_new_tokens": tokens - 1, "min_new_tokens": tokens - 1}
+    """Return text of a copy of a decoder, ``[rows, tokens]``: each row begins with a token drawn by chance."""
+    own = model.generation_config
+    # in place of the model's own habits (a penalty for repetition, say), which are not what it learned; a copy's alone
+    model.generation_config = GenerationConfig(
+        do_sample=True, top_k=0, max_new_tokens=tokens - 1, min_new_tokens=tokens - 1,
+        pad_token_id=own.pad_token_id, eos_token_id=own.eos_token_id,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         first = torch.randint(model.config.get_text_config().vocab_size, (rows, 1)).to(model.device)
-        return model.generate(first, attention_mask=torch.ones_like(first), **sampling, **length)
+        return model.generate(first, attention_mask=torch.ones_like(first))
 
 
 def batch_of(trainer: Trainer, model: Any, rows: Any) -> tuple[Any, Tensor]:

@@ -81,9 +81,11 @@ def test_the_models_own_text_is_held_where_it_was(folder):
     )
     strategy.prepare(trainer, folder)
     assert torch.equal(torch.get_rng_state(), state)
-    written = own_text(strategy.model, 2 * OWN_STEPS, 5, 7)
+    before, habits = copy.deepcopy(strategy.model), copy.deepcopy(strategy.model)
+    habits.generation_config.repetition_penalty = 50.0
+    written = own_text(before, 2 * OWN_STEPS, 5, 7)
+    assert torch.equal(own_text(habits, 2 * OWN_STEPS, 5, 7), written)
     assert written.shape == (2 * OWN_STEPS, 5) and len(written.unique(dim=0)) == len(written)
-    before = copy.deepcopy(strategy.model)
     # nothing has changed yet
     labels = torch.tensor([[IGNORED, 3, 4]])
     assert trainer.compute_loss_func(None, labels).item() == pytest.approx(10, abs=1e-5)

@@ -133,6 +133,20 @@ class Wire(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def sent_in_steps(optimizer, act, *arguments):
+    """What is sent within each step of an optimizer that ``act(*arguments)`` has an engine take."""
+    seen, stepping = [], optimizer.step
+
+    def watched():
+        with Wire() as wire:
+            stepping()
+        seen.append(wire.seen)
+
+    optimizer.step = watched
+    act(*arguments)
+    return seen
+
+
 def traffic(layouts):
     """Messages of the second step of float32 weights, by the sides of the mesh, placements and option."""
     meshes = {sides: init_device_mesh("cpu", sides) for sides, _ in layouts}

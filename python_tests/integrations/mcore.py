@@ -16,7 +16,7 @@ from gsr_kernels import SpectralBasis
 from gsr_kernels.distributed.flat import mesh_of
 from gsr_kernels.methods import EWC, PSP
 from python_tests.distributed.decisions import refused
-from python_tests.distributed.matrices import Wire
+from python_tests.distributed.matrices import sent_in_steps
 from python_tests.distributed.storage import Decomposed
 from python_tests.distributed.training import BATCH, distance
 
@@ -208,21 +208,6 @@ def whole(model):
     return found
 
 
-def sent(model, optimizer, step):
-    """What is sent within a step of the inner optimizer."""
-    inner, seen = optimizer.optimizer, []
-    stepping = inner.step
-
-    def watched():
-        with Wire() as wire:
-            stepping()
-        seen.extend(wire.seen)
-
-    inner.step = watched
-    train(model, optimizer, step, step + 1)
-    return seen
-
-
 def checked(*checks):
     """The results of several checks, by their names."""
     with on_a_cpu():
@@ -240,7 +225,8 @@ def agreement():
             train(model, optimizer, 0, STEPS)
             far = distance(whole(model), reference)
             steps = handle.state_dict()["steps"], [weight.steps for weight in handle.weights]
-            found[tensor, out_of_span] = far, sent(model, optimizer, STEPS), steps
+            [sent] = sent_in_steps(optimizer.optimizer, train, model, optimizer, STEPS, STEPS + 1)
+            found[tensor, out_of_span] = far, sent, steps
     return found
 
 

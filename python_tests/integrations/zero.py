@@ -13,7 +13,7 @@ import gsr_kernels
 from gsr_kernels import SpectralBasis
 from gsr_kernels.methods import EWC
 from python_tests.distributed.decisions import refused
-from python_tests.distributed.matrices import Wire
+from python_tests.distributed.matrices import sent_in_steps
 from python_tests.distributed.storage import Decomposed
 from python_tests.distributed.training import BATCH, distance, make_model
 
@@ -100,21 +100,6 @@ def whole(engine):
     return found
 
 
-def sent(engine, step):
-    """What is sent within the steps of the inner optimizer, a list for each group."""
-    inner, seen = engine.optimizer.optimizer, []
-    stepping = inner.step
-
-    def watched():
-        with Wire() as wire:
-            stepping()
-        seen.append(wire.seen)
-
-    inner.step = watched
-    train(engine, step, step + 1)
-    return seen
-
-
 def agreement():
     """Distances from one process, messages of a step for each group, and steps counted, by stage and option."""
     found = {}
@@ -126,7 +111,8 @@ def agreement():
             train(engine, 0, STEPS)
             far = distance(whole(engine), reference)
             steps = handle.state_dict()["steps"], [weight.steps for weight in handle.weights]
-            found[stage, out_of_span] = far, sent(engine, STEPS), steps
+            sent = sent_in_steps(engine.optimizer.optimizer, train, engine, STEPS, STEPS + 1)
+            found[stage, out_of_span] = far, sent, steps
     return found
 
 
