@@ -189,6 +189,18 @@ def test_rescale_keeps_tiny_entries_beside_large_ones():
     assert error(rescale(g, S, 0.5), reference.rescale(g.double(), S.double(), 0.5)) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_least_numbers_are_members_of_their_group(dtype):
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    S = torch.ones(2, dtype=dtype)
+    for backend in ("torch", "triton") if dtype == torch.float32 else ("torch",):
+        found = ops.rescale(torch.tensor([least, 1.0], dtype=dtype), S, 1.0, backend=backend)
+        assert error(found, torch.full((2,), 0.5, dtype=torch.float64).sqrt()) < 1e-6
+    # alone, a number far below the root of the least one keeps its energy
+    alone = torch.tensor([torch.finfo(dtype).smallest_normal, 0], dtype=dtype)
+    assert error(rescale(alone, S, 1.0) * 2.0**100, alone.double() * 2.0**100) < 1e-6
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (24, 16), (16, 24)], ids=str)
 @pytest.mark.parametrize("out_of_span", MODES)
 def test_operator_contract(shape, out_of_span):

@@ -92,8 +92,9 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     const float s = sigma(thread + i * THREADS), scaled = g[i] * scale, energy = scaled * scaled;
-    if (s > 0 && scaled > 0) totals[0] += s, totals[1] += energy;
-    if (s > 0 && scaled < 0) totals[2] += 1 / s, totals[3] += energy;
+    // the sign is g's own: scaled may have become 0
+    if (s > 0 && g[i] > 0) totals[0] += s, totals[1] += energy;
+    if (s > 0 && g[i] < 0) totals[2] += 1 / s, totals[3] += energy;
   }
   reduce(totals, sums, Sum{});
   const float up = totals[1] / (totals[0] > 0 ? totals[0] : 1), down = totals[3] / (totals[2] > 0 ? totals[2] : 1);
@@ -101,9 +102,9 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     const int at = thread + i * THREADS;
-    const float s = sigma(at), scaled = g[i] * scale, share = scaled > 0 ? up * s : down / s;
+    const float s = sigma(at), scaled = g[i] * scale, share = g[i] > 0 ? up * s : down / s;
     const float size = sqrtf((1 - rho) * (scaled * scaled) + rho * share);
-    const bool moved = moving && s > 0 && scaled != 0;
+    const bool moved = moving && s > 0 && g[i] != 0;
     if (at < k) delta[place + at] = moved ? (copysignf(size, scaled) - scaled) * back : 0;
   }
   if (thread == 0) finite[blockIdx.x] = most[2] == 0;

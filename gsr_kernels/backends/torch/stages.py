@@ -49,10 +49,11 @@ def rescale(g: Tensor, S: Tensor, rho: float, floor: float = reference.FLOOR) ->
     dtype, wide = g.dtype, torch.promote_types(g.dtype, torch.float32)
     g, S = g.to(wide), S.to(wide)
     sigma_max = S.amax(-1, keepdim=True)
-    # 2^±126 is the last power of two whose inverse is a normal float32 as well
-    exponent = g.abs().amax(-1, keepdim=True).frexp().exponent.clamp(-126, 126)
+    # the last power of two whose inverse is a normal number as well
+    last = 1022 if wide == torch.float64 else 126
+    exponent = g.abs().amax(-1, keepdim=True).frexp().exponent.clamp(-last, last)
     scaled = g * power_of_two(-exponent, wide)
-    found = _rescale(torch, scaled, S / torch.where(sigma_max > 0, sigma_max, 1), rho, floor)
+    found = _rescale(torch, scaled, g, S / torch.where(sigma_max > 0, sigma_max, 1), rho, floor)
     return (found * power_of_two(exponent, wide)).to(dtype)
 
 
@@ -64,14 +65,17 @@ def rescaled_by_numpy(g: Vector, S: Vector, rho: float, floor: float = reference
     if rho == 0:
         return g.copy()
     with np.errstate(all="ignore"):
-        return _rescale(np, g.astype(np.float64), S.astype(np.float64), rho, floor).astype(np.float32)
+        return _rescale(np, g.astype(np.float64), g, S.astype(np.float64), rho, floor).astype(np.float32)
 
 
-def _rescale(xp: Any, g: Any, S: Any, rho: float, floor: float) -> Any:
-    """Compute ``reference.rescale`` by the functions of torch or of numpy, whose names agree."""
+def _rescale(xp: Any, g: Any, signs: Any, S: Any, rho: float, floor: float) -> Any:
+    """Compute ``reference.rescale`` by the functions of torch or of numpy, whose names agree.
+
+    ``signs`` has the sign of every g: a tiny one may have become 0 where g was scaled.
+    """
     alive = floor * xp.amax(S, -1)[..., None] < S
     squares, rescaled = g * g, g
-    for group, weight in ((alive & (g > 0), S), (alive & (g < 0), 1 / S)):
+    for group, weight in ((alive & (signs > 0), S), (alive & (signs < 0), 1 / S)):
         weight = xp.where(group, weight, 0)
         energy = xp.sum(xp.where(group, squares, 0), -1)[..., None]
         # only a group without members weighs nothing

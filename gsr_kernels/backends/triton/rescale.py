@@ -43,11 +43,13 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
     energy_up, energy_down = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for start in range(0, k, BLOCK):
         o, m = start + offsets, offsets < k - start
-        g = tl.load(p_g + o, mask=m, other=0.0) * scale
+        before = tl.load(p_g + o, mask=m, other=0.0)
+        g = before * scale
         s = tl.load(p_s + o, mask=m, other=0.0)
         alive = s > floor * largest_sigma
         sigma = tl.where(alive, tl.div_rn(s, unit), 1.0)
-        up, down = alive & (g > 0), alive & (g < 0)
+        # the sign is g's own: what was scaled may have become 0
+        up, down = alive & (before > 0), alive & (before < 0)
         weight_up += tl.where(up, sigma, 0.0)
         weight_down += tl.where(down, tl.div_rn(1.0, sigma), 0.0)
         energy_up += tl.where(up, g * g, 0.0)
@@ -66,11 +68,11 @@ def rescale_row(p_partials, parts, k, p_s, rho, floor, p_g, p_out, DIFFERENCE: t
         s = tl.load(p_s + o, mask=m, other=0.0)
         alive = s > floor * largest_sigma
         sigma = tl.where(alive, tl.div_rn(s, unit), 1.0)
-        part = tl.where(g > 0, share_up * sigma, tl.div_rn(share_down, sigma))
+        part = tl.where(before > 0, share_up * sigma, tl.div_rn(share_down, sigma))
         size = tl.sqrt_rn((1.0 - rho) * (g * g) + rho * part)
         # the root of a square that vanished is not g: at rho = 0 nothing moves
-        moved = m & alive & (tl.where(g != 0, moving, 0.0) > 0)
-        after = tl.where(g > 0, size, -size)
+        moved = m & alive & (tl.where(before != 0, moving, 0.0) > 0)
+        after = tl.where(before > 0, size, -size)
         delta = tl.where(moved, (after - g) * back, 0.0)
         most = tl.maximum(most, tl.abs(delta))
         tl.store(p_out + o, delta if DIFFERENCE else tl.where(moved, after * back, before), mask=m)
