@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         DataAwareGSR,
         GSRFull,
         InSpan,
+        LwFOwn,
         Method,
         ModelMethod,
         ScheduledOSF,
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "EWC", "GSR", "OSF", "PSP", "SR", "AdapterGSR", "AdaptiveOSF", "Chain", "DataAwareGSR", "EBLoRA", "GSRAdamW",
-    "GSRFull", "Handle", "InSpan", "Method", "ModelHandle", "ModelMethod", "OLoRA", "PSLoRA", "RiemannianAdamW",
-    "ScheduledOSF", "SpectralBasis", "TaskMethod", "adaptive_shares", "attach", "find_factors", "input_scales",
-    "layer_importance", "load_bases", "merge_and_unload", "merge_files", "randomized_svd", "rescale_gradient",
-    "save_bases", "scheduled_share", "shard_placement_fn",
+    "GSRFull", "Handle", "InSpan", "LwFOwn", "Method", "ModelHandle", "ModelMethod", "OLoRA", "PSLoRA",
+    "RiemannianAdamW", "ScheduledOSF", "SpectralBasis", "TaskMethod", "adaptive_shares", "attach", "find_factors",
+    "input_scales", "layer_importance", "load_bases", "merge_and_unload", "merge_files", "randomized_svd",
+    "rescale_gradient", "save_bases", "scheduled_share", "shard_placement_fn",
 ]  # fmt: skip
 
 # a name is imported at its first use from the first of these that has it, so that the command line's help needs no

@@ -26,7 +26,7 @@ FEATURES = (
             "_product|rescale_all|fold", ("transform", "tests")),
     Feature("[`GSRAdamW`](docs/gsr_adamw.md): GSR and AdamW in one step", ("optim/test_gsr_adamw.py",),
             "second_product .*AdamW", ("optimizer_step",)),
-    Feature("[PSP, OSF, SR, EWC, GSR-full, data-aware GSR](docs/methods.md)", ("methods",)),
+    Feature("[PSP, OSF, SR, EWC, LwFOwn, GSR-full, data-aware GSR](docs/methods.md)", ("methods",)),
     Feature("[Adapters](docs/adapters/compared.md): PS-LoRA, O-LoRA, EBLoRA, GSR; [merging](docs/adapters/merging.md)",
             ("adapters",), "stability|merge", ("adapters_gpu",)),
     Feature("[Several GPUs](docs/sharded.md): DDP, FSDP2, tensor parallel, DeepSpeed, FSDP1, Megatron-Core",

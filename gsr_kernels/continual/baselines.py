@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gsr_kernels.checks import check_number
 from gsr_kernels.continual.examples import Example
+from gsr_kernels.methods.lwf_own import divergence
 
 
 @dataclass(frozen=True)
@@ -50,29 +49,20 @@ class Replay:
 class LwF:
     """Learning without forgetting (Li and Hoiem 2016): what the model said before the task is learned beside it.
 
-    With ``own_rows`` it is text that the model wrote itself before the task that is learned beside it, as in
-    pseudorehearsal (Robins 1995) and self-synthesized rehearsal (arXiv 2403.01244): nothing of earlier tasks is kept.
-
     The loss gains ``lam T² KL(p_before ‖ p)`` of softmaxes at temperature T: of a classifier among the options of each
     earlier task, of a model that writes at every token that it learns.
 
     Args:
         lam: its weight, at least 0.
         temperature: T, above 0.
-        own_rows: rows of the model's own text in each step, in place of the task's; for decoders. 0: none.
-        own_tokens: of such a row, at least 2.
 
     Raises ValueError where one is out of range.
     """
 
     lam: float = 1.0
     temperature: float = 2.0
-    own_rows: int = 0
-    own_tokens: int = 64
 
     def __post_init__(self) -> None:
-        check_number("own_rows", self.own_rows, 0)
-        check_number("own_tokens", self.own_tokens, 2)
         check_number("lam", self.lam, 0)
         check_number("temperature", self.temperature, 0, above=True)
 
@@ -87,14 +77,12 @@ class LwF:
             total = logits.sum() * 0
             for group in range(int(owner.max())):
                 rows = learned & (own > group)
-                total = total + self._divergence(*(one[rows][:, owner == group] for one in (logits, before)))
+                ours, theirs = (one[rows][:, owner == group] for one in (logits, before))
+                total = total + divergence(ours, theirs, self.temperature)
         else:
             # a decoder's logits are of the next token
             shift = int(kind.name == "causal")
             learned = learned[:, shift:]
-            total = self._divergence(*(one[:, : one.shape[1] - shift][learned] for one in (logits, before)))
+            ours, theirs = (one[:, : one.shape[1] - shift][learned] for one in (logits, before))
+            total = divergence(ours, theirs, self.temperature)
         return self.lam * total / (learned.sum().clamp(min=1) if items is None else items)
-
-    def _divergence(self, logits: Tensor, before: Tensor) -> Tensor:
-        ours, theirs = (torch.log_softmax(one.float() / self.temperature, -1) for one in (logits, before))
-        return self.temperature**2 * F.kl_div(ours, theirs, reduction="sum", log_target=True)

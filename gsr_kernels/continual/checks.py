@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from gsr_kernels.continual.baselines import LwF
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.evaluators import evaluator
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.ranks import world
 from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.methods import LwFOwn
 
 # the methods that --fsdp supports, and their bounds: a matrix is nowhere whole there
 SHARDED = ("seqft", "gsr", "perft", "mtl")
@@ -44,7 +44,7 @@ def check_kind(kind: str, run: Sequence[Chosen]) -> None:
     for one in run:
         if kind == "classifier" and isinstance(one.method, AdapterMethod):
             raise ValueError(f"method {one.name} is for models that write, not for a classifier")
-        if kind != "causal" and any(isinstance(each, LwF) and each.own_rows for each in one.make()):
+        if kind != "causal" and any(isinstance(each, LwFOwn) for each in one.make()):
             raise ValueError(f"method {one.name} has the model go on with a text: for decoders, not a {kind}")
 
 

@@ -97,7 +97,7 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
     trained = sum(counts)
     # importance and values of the weights; the model before the task
     strategy = getattr(chosen.method, "strategy", "")
-    kept = {"Consolidated": 2 * 4 * trained, "Distilled": weights}.get(strategy, 0)
+    kept = {"Consolidated": 2 * 4 * trained, "Distilled": weights, "Rehearsed": weights}.get(strategy, 0)
     rows = settings.micro_batch or settings.batch // world()
     return Memory(
         weights,

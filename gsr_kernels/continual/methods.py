@@ -14,7 +14,20 @@ from gsr_kernels.adapters.merging import How
 from gsr_kernels.adapters.terms import OLoRA, PSLoRA, Term
 from gsr_kernels.continual.baselines import LwF, Replay
 from gsr_kernels.messages import imported
-from gsr_kernels.methods import EWC, GSR, OSF, PSP, SR, AdaptiveOSF, Chain, GSRFull, Method, ModelMethod, ScheduledOSF
+from gsr_kernels.methods import (
+    EWC,
+    GSR,
+    OSF,
+    PSP,
+    SR,
+    AdaptiveOSF,
+    Chain,
+    GSRFull,
+    LwFOwn,
+    Method,
+    ModelMethod,
+    ScheduledOSF,
+)
 from gsr_kernels.methods.base import TaskMethod
 
 # how firmly EWC holds (of 1e2, 1e3, 1e4 and 1e5 the best AP of a smaller model with a seed of its own), and how many
@@ -30,7 +43,7 @@ ACTING = ("gradient", "constrain", "transform")
 # the default of an argument without one
 EMPTY = inspect.Parameter.empty
 # arguments of a method that the runner itself gives, or that decide no numbers
-GIVEN = ("new", "earlier", "adapter", "protected", "backend")
+GIVEN = ("new", "earlier", "adapter", "protected", "backend", "seed")
 
 
 @dataclass(frozen=True)
@@ -115,9 +128,9 @@ DENSE_METHODS = {
     "lwf": DenseMethod("LwF", (LwF,), "Li and Hoiem 2016", "Distilled", keeps="the model before the task"),
     "lwf-own": DenseMethod(
         "LwF-own",
-        (partial(LwF, lam=3.0, own_rows=4),),
+        (LwFOwn,),
         "LwF on text of the model's own, as in arXiv 2403.01244",
-        "Distilled",
+        "Rehearsed",
         keeps="the model before the task",
     ),
     "replay": DenseMethod("Replay", (Replay,), "Rolnick et al. 2019", "Replayed", keeps="rows of earlier tasks"),

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from transformers import GenerationConfig, Trainer
+from transformers import Trainer
 
-from gsr_kernels.continual.baselines import LwF
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.kinds import IGNORED, Kind
 from gsr_kernels.continual.methods import EWC_ROWS
@@ -28,8 +27,6 @@ from gsr_kernels.methods import ModelMethod, TaskMethod
 # a file, and a directory of the shards
 BASES, SHARDS = "bases.safetensors", "bases"
 CONSOLIDATED = "ewc.safetensors"
-# steps for which text of the model's own is written
-OWN_STEPS = 8
 # rows of a task on which a method measures the model
 MEASURED_ROWS = 32
 
@@ -136,20 +133,12 @@ class Replayed(Strategy):
 
 
 class Distilled(Strategy):
-    """LwF: a copy of the model as it is before the task answers every batch as well, or text of its own."""
-
-    _hook: Any = None
+    """LwF: a copy of the model as it is before the task answers every batch as well."""
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Strategy.prepare."""
         [lwf] = self.chosen.make()
-        before = copy.deepcopy(self.model).eval().requires_grad_(False)
-        learned: Any = trainer.compute_loss_func
-        told = self._of_own_text(lwf, before, trainer) if lwf.own_rows else self._of_rows(lwf, before)
-        trainer.compute_loss_func = lambda *given, **more: learned(*given, **more) + told(*given, **more)
-
-    def _of_rows(self, lwf: LwF, before: Any) -> Callable[..., Tensor]:
-        seen: dict[str, Any] = {}
+        before, seen = copy.deepcopy(self.model).eval().requires_grad_(False), {}
         self._hook = self.model.register_forward_pre_hook(lambda _, args, inputs: seen.update(inputs), with_kwargs=True)
 
         def term(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
@@ -157,44 +146,37 @@ class Distilled(Strategy):
                 logits = before(**seen).logits
             return lwf.term(self.kind, outputs.logits, logits, labels, num_items_in_batch)
 
-        return term
-
-    def _of_own_text(self, lwf: LwF, before: Any, trainer: Trainer) -> Callable[..., Tensor]:
-        seed = trainer.args.seed
-        written = own_text(before, lwf.own_rows * OWN_STEPS, lwf.own_tokens, seed)
-
-        def term(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            # the same rows where a task is gone on with
-            drawn = torch.Generator().manual_seed(seed + trainer.state.global_step)
-            rows = written[torch.randperm(len(written), generator=drawn)[: lwf.own_rows].to(written.device)]
-            with torch.no_grad():
-                logits = before(rows).logits
-            # of a step in several parts, or on several ranks, each has its share
-            share = 1 if num_items_in_batch is None else (labels != IGNORED).sum() / num_items_in_batch
-            return share * lwf.term(self.kind, self.model(rows).logits, logits, rows, None)
-
-        return term
+        _add(trainer, term)
 
     def save(self, folder: Path) -> None:
         """See Strategy.save."""
-        if self._hook is not None:
-            self._hook.remove()
+        self._hook.remove()
         super().save(folder)
 
 
-@torch.no_grad()
-def own_text(model: Any, rows: int, tokens: int, seed: int) -> Tensor:
-    """Return text of a copy of a decoder, ``[rows, tokens]``: each row begins with a token drawn by chance."""
-    own = model.generation_config
-    # in place of the model's own habits (a penalty for repetition, say), which are not what it learned; a copy's alone
-    model.generation_config = GenerationConfig(
-        do_sample=True, top_k=0, max_new_tokens=tokens - 1, min_new_tokens=tokens - 1,
-        pad_token_id=own.pad_token_id, eos_token_id=own.eos_token_id,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        first = torch.randint(model.config.get_text_config().vocab_size, (rows, 1)).to(model.device)
-        return model.generate(first, attention_mask=torch.ones_like(first))
+class Rehearsed(Strategy):
+    """LwF on text that the model writes before the task."""
+
+    def prepare(self, trainer: Trainer, folder: Path) -> None:
+        """See Strategy.prepare: the term is a part of the loss, so that its gradient is clipped with the task's."""
+        [own] = self.chosen.make()
+        own.seed = trainer.args.seed
+        own.start(self.model)
+
+        def term(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            # the same rows where a task is gone on with
+            drawn = torch.Generator().manual_seed(own.seed + trainer.state.global_step)
+            # of a step in several parts, or on several ranks, each has its share
+            share = 1 if num_items_in_batch is None else (labels != IGNORED).sum() / num_items_in_batch
+            return share * own.loss(self.model, drawn)
+
+        _add(trainer, term)
+
+
+def _add(trainer: Any, term: Callable[..., Tensor]) -> None:
+    """Add a term to the loss of a trainer."""
+    learned = trainer.compute_loss_func
+    trainer.compute_loss_func = lambda *given, **more: learned(*given, **more) + term(*given, **more)
 
 
 def batch_of(trainer: Trainer, model: Any, rows: Any) -> tuple[Any, Tensor]:

@@ -55,6 +55,9 @@ def attach_to(trainer: Trainer, method: Any = None, **settings: Any) -> MethodCa
     if not trainer.is_deepspeed_enabled:
         load_converted(trainer)
     callback = MethodCallback(trainer, method, settings)
+    for one in model_methods(method):
+        # a checkpoint is loaded after this
+        one.start(trainer.model)  # type: ignore[arg-type]
     if not model_methods(method):
         if trainer.optimizer is not None:
             raise ValueError(

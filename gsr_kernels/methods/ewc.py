@@ -52,15 +52,13 @@ class EWC(ModelMethod):
 
 class _BoundEWC(BoundMethod):
     name = "EWC"
+    partly = True
 
     def __init__(self, method: EWC, model: nn.Module) -> None:
         self._method, self._model = method, model
         self.parameters = list(self._trained().values())
         if not self.parameters:
             raise ValueError("model has no parameter that requires gradients: there is nothing to hold")
-
-    def prepare(self, optimizer: Optimizer) -> None:
-        """Accept an optimizer of some of the parameters: the others have no gradient in its step."""
 
     def act(self, optimizer: Optimizer) -> None:
         scale, method = getattr(optimizer, "grad_scale", None), self._method

@@ -31,6 +31,9 @@ class ModelMethod(ABC):
     def bind(self, model: nn.Module) -> BoundMethod:
         """Return the method on one model. Raises TypeError and ValueError for a model that is not supported."""
 
+    def start(self, model: nn.Module) -> None:  # noqa: B027
+        """Take what the method needs of the model from before the task, where a checkpoint is loaded after it."""
+
     # attributes with what the method remembers of finished tasks, tensors by name
     remembers: ClassVar[tuple[str, ...]] = ()
 
@@ -58,6 +61,8 @@ class BoundMethod:
 
     # whether act() changes gradients before each step
     acts: ClassVar[bool] = True
+    # whether the optimizer may lack some of the parameters, which then have no gradient in its step
+    partly: ClassVar[bool] = False
     # a short name for messages
     name: str
     # those whose gradients it changes
@@ -66,7 +71,8 @@ class BoundMethod:
     def prepare(self, optimizer: Optimizer) -> None:
         """Ready an optimizer. Raises ValueError where it lacks one of the parameters, or ascends."""
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if missing := sum(id(parameter) not in held for parameter in self.parameters):
+        missing = sum(id(parameter) not in held for parameter in self.parameters)
+        if missing and not self.partly:
             raise ValueError(
                 f"optimizer lacks {missing} of the adapter's {len(self.parameters)} factors: build it after the "
                 "adapter was added"

@@ -94,7 +94,7 @@ def attach(
             begins.
         optimizer: holds the model's parameters; also inside Accelerate's wrapper.
         method: what to do, or several in the order of their use; or give ``rho``, short for ``GSR(rho=rho)``,
-            a number or ``{regex: number}``. Methods on a whole model (EWC, those on adapters) take no other argument.
+            a number or ``{regex: number}``. Methods on a whole model (EWC, LwFOwn, those on adapters) are given alone.
         rank: directions kept of each weight. None: all; an int, clamped to each weight's own rank; a float in (0, 1):
             that share of it; or ``{regex: either}``.
         targets: "all-linear", a regular expression or a list of name endings; see ``find_targets``.

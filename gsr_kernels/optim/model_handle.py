@@ -48,7 +48,7 @@ class ModelHandle(Unpickled):
             bound.start_task(self._optimizer, batches, loss)
 
     def finish_task(self, batches: Iterable[Any] | None = None, loss: Loss | None = None) -> None:
-        """Remember the task that was learned, where a method does (EWC, which needs its data; EBLoRA).
+        """Remember the task that was learned, where a method does (EWC, which needs its data; LwFOwn; EBLoRA).
 
         Raises ValueError where the data is missing or unusable; nothing has changed then.
         """
@@ -60,7 +60,7 @@ class ModelHandle(Unpickled):
         return {name: value for bound in self._bound for name, value in bound.scalars().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what the methods remember of finished tasks (EWC, EBLoRA). The optimizer's state does not hold it."""
+        """Return what EWC, LwFOwn and EBLoRA remember of finished tasks. The optimizer's state does not hold it."""
         return {
             f"{index}.{key}": tensor
             for index, method in enumerate(self.methods)

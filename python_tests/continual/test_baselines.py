@@ -13,7 +13,8 @@ from gsr_kernels.continual.baselines import LwF, Replay
 from gsr_kernels.continual.choose import choose
 from gsr_kernels.continual.kinds import IGNORED
 from gsr_kernels.continual.settings import RunSettings
-from gsr_kernels.continual.strategy import OWN_STEPS, Distilled, own_text
+from gsr_kernels.continual.strategy import Rehearsed
+from gsr_kernels.methods.lwf_own import OWN_STEPS, own_text
 from python_tests.continual.tiny import save_model, save_tasks, tiny_kind
 
 QUICK = ["--batch", "8", "--steps", "2", "--lr", "1e-2", "--test-rows", "4"]
@@ -73,7 +74,7 @@ def test_a_classifier_distils_the_options_of_earlier_tasks():
 def test_the_models_own_text_is_held_where_it_was(folder):
     settings = RunSettings(model=str(folder / "causal"))
     [chosen] = choose(["lwf-own"], ["own_rows=2", "own_tokens=5", "temperature=3"], [], settings).values()
-    strategy = Distilled(tiny_kind(settings), chosen, folder / "causal", 0)
+    strategy = Rehearsed(tiny_kind(settings), chosen, folder / "causal", 0)
     strategy.open(None)
     state = torch.get_rng_state()
     trainer = SimpleNamespace(
