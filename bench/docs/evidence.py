@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from bench.docs.figures import OTHERS, OURS, save
 from bench.docs.pages import DOCS, fill
 from bench.results import RESULTS
-from bench.studies import encoder, language, stats
+from bench.studies import best_case, encoder, language, stats
 from bench.studies.answer import Answer
 from bench.studies.curves import Point
 from bench.studies.frontier import PACKED
@@ -33,6 +33,7 @@ def write() -> None:
     for answer in answers:
         fill(PAGE, answer.page())
         fill(APPENDIX, answer.appendix())
+    fill(APPENDIX, {"best case": best_case.described()})
     FRONTIER.parent.mkdir(exist_ok=True)
     draw_frontier([answer for answer in answers if answer.planned()], FRONTIER)
 

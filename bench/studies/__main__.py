@@ -1,4 +1,4 @@
-"""`python -m bench.studies encoder | language`: the studies behind docs/evidence.md."""
+"""`python -m bench.studies encoder | language | best-case`: the studies behind docs/evidence.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.docs import evidence
 from bench.results import RESULTS
-from bench.studies import encoder, frontier
+from bench.studies import best_case, encoder, frontier
 
 COMMANDS = {
     "prepare": ("fill a folder with the model and the tasks", frontier.prepare),
@@ -31,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.set_defaults(act=act, study=study)
             if name == "prepare" and study is encoder.STUDY:
                 command.add_argument("--data", type=Path, required=True, help="folder in the CL_Benchmark layout")
+    alone = studies.add_parser(
+        "best-case", help="GSR's rescaled diagonal on one linear weight, written to bench/results"
+    )
+    alone.set_defaults(act=lambda: best_case.run())
     options = vars(parser.parse_args(argv))
-    options.pop("act")(options.pop("study"), options.pop("work"), **options)
+    options.pop("act")(*(options.pop(name) for name in ("study", "work") if name in options), **options)
 
 
 if __name__ == "__main__":

@@ -110,13 +110,22 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-MODEL = "a second copy of the model"
+# between neighbours lies a factor of two and a half; adapters are not for classifiers
+LOW, MID, HIGH, TOP = 5e-5, 1.2e-4, 3e-4, 7.5e-4
+# kept beside the weights while a task is learned
+MODEL, BASES = "a second copy of the model", "the weights' singular bases"
 CONFIGURATIONS = {
-    "seqft": Configuration("SeqFT", "seqft", (1.2e-4, 3e-4)),
-    "lwf": Configuration("LwF", "lwf", (1.2e-4, 3e-4), {}, MODEL),
-    "ewc": Configuration("EWC", "ewc", (1.2e-4, 3e-4), {}, "two numbers for each parameter"),
-    "lwf-firm": Configuration("LwF, λ 3", "lwf", (3e-4, 7.5e-4), {"lam": 3}, MODEL),
-    "gsr": Configuration("GSR", "gsr", (1.2e-4, 3e-4), {}, "the weights' singular bases"),
+    "seqft": Configuration("SeqFT", "seqft", (LOW, MID, HIGH, TOP)),
+    "lwf": Configuration("LwF", "lwf", (MID, HIGH, TOP), {}, MODEL),
+    "lwf-firm": Configuration("LwF, λ 3", "lwf", (HIGH, TOP), {"lam": 3}, MODEL),
+    "ewc": Configuration("EWC", "ewc", (MID, HIGH, TOP), {}, "two numbers for each parameter"),
+    "ewc-firm": Configuration("EWC, λ 10⁵", "ewc", (MID, HIGH, TOP), {"lam": 1e5}, "two numbers for each parameter"),
+    "ewc-hard": Configuration("EWC, λ 10⁶", "ewc", (HIGH, TOP), {"lam": 1e6}, "two numbers for each parameter"),
+    "gsr": Configuration("GSR", "gsr", (MID, HIGH), {}, BASES),
+    "gsr-full": Configuration("GSR-full", "gsr-full", (MID, HIGH), {}, BASES),
+    "psp": Configuration("PSP", "psp", (MID, HIGH, TOP), {}, BASES),
+    "osf": Configuration("OSF", "osf", (HIGH, TOP), {}, BASES),
+    "replay": Configuration("Replay 2 %", "replay", (MID, HIGH), {"share": 0.02}, "rows of earlier tasks"),
 }
 # none was fixed yet
 PLAN = Plan(1.2e-4, {})
