@@ -1,8 +1,9 @@
-"""GSR under DeepSpeed's ZeRO, the real one, on two processes of a CPU."""
+"""GSR under DeepSpeed's ZeRO, the real one, on two to four processes of a CPU."""
 
 import signal
 
 import pytest
+import torch
 
 from python_tests.distributed.ranks import run, start
 from python_tests.integrations import zero
@@ -25,24 +26,33 @@ REFUSED = {
 def results(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("zero"))
     checks = [(zero.agreement,), (zero.in_bf16,), (zero.resumed, folder), (zero.by_trainer, folder)]
-    results = run(2, *checks, (zero.second_task,), (zero.beside_fsdp2,), (zero.refusals,))
-    return results | run(4, (zero.on_more_ranks, folder))
+    of_two = run(2, *checks, (zero.second_task,), (zero.beside_fsdp2,), (zero.refusals,))
+    of_three, of_four = run(3, (zero.agreement,)), run(4, (zero.agreement,), (zero.on_more_ranks, folder))
+    agreements = [found for ranks in (of_two, of_three, of_four) for found in ranks.pop("agreement")]
+    return of_two | of_three | of_four | {"agreement": agreements}
 
 
 def test_every_stage_agrees_with_one_process(results):
+    assert len(results["agreement"]) == 2 + 3 + 4
     for found in results["agreement"]:
-        assert len(found) == 6
-        for far, _, (steps, of_weights) in found.values():
-            # DeepSpeed's partitions are float32
-            assert far <= 1e-6 and steps == zero.STEPS and of_weights == [zero.STEPS] * 3
+        assert len(found) == 2 * 3 * 2
+        for (dtype, *_), (far, _, (steps, of_weights), _) in found.items():
+            assert far <= {torch.float32: 2e-7, torch.float64: 1e-12}[dtype]
+            assert steps == zero.STEPS and of_weights == [zero.STEPS] * 3
+
+
+def test_weights_are_split_inside_a_row(results):
+    for cases in zip(*(found.values() for found in results["agreement"])):
+        assert sum(inside for *_, inside in cases[:2]) and sum(inside for *_, inside in cases[2:5])
+        assert sum(inside for *_, inside in cases[5:])
 
 
 def test_a_step_sums_a_diagonal_and_gathers_nothing(results):
     for found in results["agreement"]:
-        for (_, out_of_span), (_, seen, _) in found.items():
-            # 6 directions in the first group, 5 and 2 in the second, in float32
+        for (dtype, _, out_of_span), (_, seen, *_) in found.items():
+            # 6 directions in the first group, 5 and 2 in the second
             elements = (6, 5 + 2) if out_of_span == "keep" else (6 * 6, 5 * 5 + 2 * 2)
-            assert seen == [[("allreduce_", 4 * number)] for number in elements]
+            assert seen == [[("allreduce_", dtype.itemsize * number)] for number in elements]
 
 
 def test_bfloat16_is_trained_in_float32_partitions_and_skips_overflows(results):

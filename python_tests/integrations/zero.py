@@ -1,9 +1,12 @@
 """DeepSpeed's engine on a CPU: what the ranks do in the test beside this file."""
 
+import gc
 import os
 import signal
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -27,9 +30,14 @@ def prepare():
     rank, world = str(dist.get_rank()), str(dist.get_world_size())
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_SIZE": world}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    import deepspeed
+    # nor for its own Muon, whose functions it compiles where they are defined
+    with mock.patch("torch.compile", lambda function: function):
+        import deepspeed
+        import deepspeed.runtime.zero.muon.original_muon
 
     deepspeed.ops.__compatible_ops__ = {}
+    # ZeRO 3 collects garbage as it begins, which need not look through all that was imported
+    gc.freeze()
 
 
 def groups(model):
@@ -38,11 +46,37 @@ def groups(model):
     return [{"params": [first]}, {"params": rest + [p for p in model.parameters() if p.ndim < 2]}]
 
 
-def make_engine(stage, optimizer=torch.optim.SGD, bf16=False, **more):
+@contextmanager
+def in_double():
+    """Has engines keep float64, which DeepSpeed 0.19 has no setting for: its settings know float32 and 16 bits alone.
+
+    Its norm for clipping is float32 in any case.
+    """
+    from deepspeed import DeepSpeedEngine
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Init
+
+    configure = ZeROOptimizer._configure_master_weights
+
+    def master_weights(*args, **settings):
+        configure(*args, **settings)
+        return torch.float64
+
+    with (
+        mock.patch.object(DeepSpeedEngine, "get_data_types", lambda engine: (torch.float64, torch.float64)),
+        mock.patch.object(DeepSpeedEngine, "communication_data_type", torch.float64),
+        mock.patch.object(ZeROOptimizer, "_configure_master_weights", master_weights),
+        # of parameters that are made while it is open, which none is here
+        mock.patch.object(Init, "_set_dtype", lambda init, *settings: setattr(init, "dtype", torch.float32)),
+    ):
+        yield
+
+
+def make_engine(stage, optimizer=torch.optim.SGD, bf16=False, dtype=torch.float32, **more):
     prepare()
     import deepspeed
 
-    model = make_model(dtype=torch.float32)
+    model = make_model(dtype=dtype)
     settings = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
     config = {
         "train_micro_batch_size_per_gpu": BATCH // dist.get_world_size(),
@@ -50,8 +84,8 @@ def make_engine(stage, optimizer=torch.optim.SGD, bf16=False, **more):
         "gradient_clipping": CLIP,
         "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": stage},
         **more,
+        "zero_optimization": {"stage": stage, **more.get("zero_optimization", {})},
     }
     stepped = optimizer(groups(model), RATE if settings else 0.01, **settings)
     return deepspeed.initialize(model=model, optimizer=stepped, config=config)[0]
@@ -72,47 +106,64 @@ def train(engine, first, last, factor=1.0):
     for step in range(first, last):
         for micro in range(MICRO):
             mine = batch(step, micro)[rank * rows : (rank + 1) * rows] * factor
-            engine.backward(engine(mine.to(next(engine.module.parameters()).dtype)).float().square().sum() / rows)
+            found = engine(mine.to(next(engine.module.parameters()).dtype))
+            engine.backward(found.to(torch.promote_types(found.dtype, torch.float32)).square().sum() / rows)
             engine.step()
 
 
 def alone(out_of_span, begun=torch.float32):
-    """What one process trains in float32, from weights of a dtype."""
-    model = make_model(dtype=torch.float32).to(begun).float()
+    """What one process trains in float32 with clipping, from weights of a dtype; in float64 without."""
+    model = make_model(dtype=begun)
+    model = model.to(torch.promote_types(begun, torch.float32))
     optimizer = torch.optim.SGD(groups(model), RATE, momentum=0.9)
     gsr_kernels.attach(model, optimizer, rho=0.7, out_of_span=out_of_span)
     for step in range(STEPS):
         optimizer.zero_grad()
         for micro in range(MICRO):
-            (model(batch(step, micro)).square().sum() / BATCH / MICRO).backward()
-        assert nn.utils.clip_grad_norm_(model.parameters(), CLIP) > CLIP or step
+            (model(batch(step, micro).to(model[0].weight.dtype)).square().sum() / BATCH / MICRO).backward()
+        if begun != torch.float64:
+            assert nn.utils.clip_grad_norm_(model.parameters(), CLIP) > CLIP or step
         optimizer.step()
     return model
 
 
 def whole(engine):
-    """The weights in float32, in a model of one process."""
+    """The weights in the dtype of the partitions, in a model of one process."""
+    from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    found = make_model(dtype=torch.float32)
-    for parameter, mine in zip(found.parameters(), engine.module.parameters()):
-        parameter.data = safe_get_full_fp32_param(mine).clone()
+    held = list(engine.module.parameters())
+    found = make_model(dtype=torch.promote_types(held[0].dtype, torch.float32))
+    for parameter, mine in zip(found.parameters(), held):
+        # of DeepSpeed's functions the one rounds to float32, the other gives what the model computes with
+        with GatheredParameters(mine, enabled=mine.dtype == torch.float64):
+            weights = mine if mine.dtype == torch.float64 else safe_get_full_fp32_param(mine)
+            parameter.data = weights.detach().clone()
     return found
 
 
 def agreement():
-    """Distances from one process, messages of a step for each group, and steps counted, by stage and option."""
+    """Distances from one process, messages of a step for each group, steps counted, and weights that share a row.
+
+    By dtype, stage and option.
+    """
     found = {}
-    for out_of_span in ("keep", "drop"):
-        reference = alone(out_of_span)
-        for stage in (1, 2, 3):
-            engine = make_engine(stage)
-            handle = attach(engine, out_of_span=out_of_span)
-            train(engine, 0, STEPS)
-            far = distance(whole(engine), reference)
-            steps = handle.state_dict()["steps"], [weight.steps for weight in handle.weights]
-            sent = sent_in_steps(engine.optimizer.optimizer, train, engine, STEPS, STEPS + 1)
-            found[stage, out_of_span] = far, sent, steps
+    for dtype, held, more in (
+        (torch.float32, nullcontext(), {}),
+        (torch.float64, in_double(), {"gradient_clipping": 0.0, "zero_optimization": {"reduce_scatter": False}}),
+    ):
+        with held:
+            for out_of_span in ("keep", "drop"):
+                reference = alone(out_of_span, dtype)
+                for stage in (1, 2, 3):
+                    engine = make_engine(stage, dtype=dtype, **more)
+                    handle = attach(engine, out_of_span=out_of_span)
+                    train(engine, 0, STEPS)
+                    far = distance(whole(engine), reference)
+                    steps = handle.state_dict()["steps"], [weight.steps for weight in handle.weights]
+                    inside = [weight.scheme.layout._before() for weight in handle.weights]
+                    sent = sent_in_steps(engine.optimizer.optimizer, train, engine, STEPS, STEPS + 1)
+                    found[dtype, stage, out_of_span] = far, sent, steps, sum(map(bool, inside))
     return found
 
 
