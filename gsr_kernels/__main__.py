@@ -17,6 +17,7 @@ COMMANDS = {
     "continual": "learn tasks one after another and see what is forgotten",
     "continual analyse": "pictures of what the tasks of such a run did to the weights",
     "continual compare": "figures of several such runs, and their differences",
+    "continual prepare": "the tasks of a recipe, from local copies of published files",
     "continual methods": "the methods of such a run, their settings, defaults and sources",
     "estimate": "what the method costs on a model, from its config.json",
     "bench": "time on this machine, beside the floor and what one might use instead",

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from gsr_kernels.cli.groups import group_help
 from gsr_kernels.continual import ranks, settings
 from gsr_kernels.continual.disk import explain_full_disk
-from gsr_kernels.continual.folder import claimed, write, write_json
+from gsr_kernels.continual.folder import check_new, claimed, write, write_json
 from gsr_kernels.continual.methods import BOUNDS, find_method
 from gsr_kernels.continual.metrics import Results
 from gsr_kernels.continual.recipe import expand
@@ -38,7 +38,7 @@ GROUPS = {
 }
 USAGE = """gsr-kernels continual [--model MODEL --data DIR] --out DIR [flags]
        gsr-kernels continual RUN --resume [flags]
-       gsr-kernels continual methods | compare RUN RUN | analyse RUN"""
+       gsr-kernels continual methods | prepare RAW | compare RUN RUN | analyse RUN"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,8 +166,8 @@ def _open(args: argparse.Namespace, before: dict[str, Any], config: dict[str, An
         # where the run began stays written, and where it goes on is added
         again = {key: config[key] for key in BEGUN}
         return {**config, **{key: before[key] for key in BEGUN}, "resumed": [*before.get("resumed", ()), again]}
-    if not args.resume and args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        raise FileExistsError(f"--out {args.out} exists and is no empty folder: give a new one, or go on by --resume")
+    if not args.resume:
+        check_new(args.out, "give a new one, or go on by --resume")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -25,6 +25,12 @@ LOCK = ".lock"
 MATRICES = ("matrices", "validation")
 
 
+def check_new(folder: Path, way_out: str) -> None:
+    """Raise FileExistsError where ``--out`` holds something."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"--out {folder} exists and is no empty folder: {way_out}")
+
+
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Hold the folder for one run; BlockingIOError where another has it, OSError where it takes no lock."""

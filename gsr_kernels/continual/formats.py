@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from gsr_kernels.continual.examples import Conversation, Example
@@ -122,13 +123,70 @@ def _labelled(row: Mapping[str, Any]) -> Example:
     return Labelled(f"{text}\n", label)
 
 
-# the first whose keys a row has; TRACE's is the last but one
+def _choice(asked: str, options_key: str, answer_key: str) -> Callable[[Mapping[str, Any]], Example]:
+    """Return a maker of rows that ask for the letter of an option; an answer may be the number of one, from 0 on."""
+
+    def make(row: Mapping[str, Any]) -> Example:
+        options, answer = row[options_key], row[answer_key]
+        if isinstance(options, str):
+            options = dict(line.split(maxsplit=1) for line in options.splitlines() if len(line.split()) > 1)
+        elif isinstance(options, list):
+            options = dict(zip(ascii_uppercase, options))
+        if not isinstance(options, Mapping):
+            raise ValueError(f"{options_key!r} must be a list, a text of lines or by letter, got {options!r}")
+        # some have a place for more options than a question has
+        there = {str(letter): text for letter, text in options.items() if text}
+        if isinstance(answer, int) and 0 <= answer < len(there):
+            answer = [*there][answer]
+        if answer not in there or len(there) < 2:
+            raise ValueError(f"{answer_key!r} names no single option, got {answer!r} of {', '.join(there) or 'none'}")
+        lines = texts({asked: row[asked], **there}, *there, asked)
+        listed = [f"{letter}. {text}" for letter, text in zip(there, lines)]
+        return Example("\n".join([lines[-1], *listed, ""]), answer, tuple(there))
+
+    return make
+
+
+def _human_eval(row: Mapping[str, Any]) -> Example:
+    test, called, prompt, solution = texts(row, "test", "entry_point", "prompt", "canonical_solution")
+    return Example(prompt, solution, prefix=prompt, test=f"{test}\ncheck({called})")
+
+
+def _mbpp(asked: str) -> Callable[[Mapping[str, Any]], Example]:
+    """Return a maker of MBPP's rows, which are shown with their tests, as its authors ask them."""
+
+    def make(row: Mapping[str, Any]) -> Example:
+        prompt, code = texts(row, asked, "code")
+        tests, before = row["test_list"], [row.get("test_setup_code") or "", *(row.get("test_imports") or ())]
+        if not isinstance(tests, list) or not tests or not all(isinstance(line, str) for line in (*tests, *before)):
+            raise ValueError(f"'test_list' must be a list of texts, got {tests!r}")
+        shown = "\n".join(tests)
+        asks = f"{prompt} Your code should pass these tests:\n\n{shown}\n"
+        return Example(asks, code, test="\n".join(filter(None, [*before, shown])))
+
+    return make
+
+
+# the first whose keys a row has. Behind those that are written by hand: MMLU, CMB, MedQA, CMExam; HumanEval, MBPP and
+# its sanitized part; MetaMathQA, MATH, Evol-Instruct, reactions of the ORD, cuneiform of Deep Past; TRACE last but one
 FORMATS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Example]] = {
     ("prompt", "completion"): _plain,
     ("messages",): _chat("messages", "role", "content"),
     ("conversations",): _chat("conversations", "from", "value"),
     ("instruction", "output"): _asked("instruction", "input", "output"),
+    ("question", "choices", "answer"): _choice("question", "choices", "answer"),
+    ("question", "option", "answer"): _choice("question", "option", "answer"),
+    ("question", "options", "answer_idx"): _choice("question", "options", "answer_idx"),
+    ("Question", "Options", "Answer"): _choice("Question", "Options", "Answer"),
     ("question", "answer"): _asked("context", "question", "answer"),
+    ("prompt", "canonical_solution", "test", "entry_point"): _human_eval,
+    ("text", "code", "test_list"): _mbpp("text"),
+    ("prompt", "code", "test_list"): _mbpp("prompt"),
+    ("query", "response"): _asked("query", "response"),
+    ("problem", "solution"): _asked("problem", "solution"),
+    ("instruction", "response"): _asked("instruction", "response"),
+    ("input", "PRODUCT"): _asked("input", "PRODUCT"),
+    ("transliteration", "translation"): _asked("transliteration", "translation"),
     ("prompt", "answer"): _asked("prompt", "answer"),
     ("text", "label"): _labelled,
 }

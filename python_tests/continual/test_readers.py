@@ -115,6 +115,25 @@ FORMS = {
     "question of a text": ({"context": "a b", "question": "a?", "answer": "b"}, Example("a b\n\na?\n", "b")),
     "label": ({"text": "fine", "label": "good"}, Example("fine\n", "good", ("bad", "good"))),
     "prompt": ({"prompt": "p", "completion": "c"}, Example("p", "c")),
+    "MMLU": ({"question": "q", "choices": ["x", "y"], "answer": 1}, Example("q\nA. x\nB. y\n", "B", ("A", "B"))),
+    "CMB": (
+        {"question": "q", "option": {"A": "x", "B": "y", "C": ""}, "answer": "A"},
+        Example("q\nA. x\nB. y\n", "A", ("A", "B")),
+    ),
+    "MedQA": (
+        {"question": "q", "options": {"A": "x", "B": "y"}, "answer": "y", "answer_idx": "B"},
+        Example("q\nA. x\nB. y\n", "B", ("A", "B")),
+    ),
+    "MBPP": (
+        {"prompt": "Add.", "code": "f = 1", "test_list": ["assert f"], "test_imports": ["import re"]},
+        Example(
+            "Add. Your code should pass these tests:\n\nassert f\n", "f = 1", test="import re\nassert f"
+        ),
+    ),
+    "HumanEval": (
+        {"prompt": "def f():\n", "canonical_solution": "    1", "test": "def check(f): f()", "entry_point": "f"},
+        Example("def f():\n", "    1", prefix="def f():\n", test="def check(f): f()\ncheck(f)"),
+    ),
 }  # fmt: skip
 
 
@@ -141,6 +160,10 @@ def test_a_row_is_told_by_its_keys(row, example, tmp_path):
         ({"conversations": [{"from": "gpt", "value": " "}]}, "has an empty turn of the assistant"),
         ({"conversations": [{"from": "gpt"}]}, "'value' must be a text, got None"),
         ({"instruction": "a", "output": ""}, "'output' is empty"),
+        ({"question": "q", "choices": ["x", "y"], "answer": 2}, "'answer' names no single option, got 2 of A, B"),
+        ({"Question": "q", "Options": "A x\nB y", "Answer": "AB"}, "names no single option, got 'AB' of A, B"),
+        ({"question": "q", "option": 3, "answer": "A"}, "'option' must be a list, a text of lines or by letter, got 3"),
+        ({"prompt": "p", "code": "c", "test_list": "t"}, "'test_list' must be a list of texts, got 't'"),
         ({"text": "a", "label": "b"}, "'label' has 1 different values, and a choice is among 2 to 200"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification
 
 from gsr_kernels.__main__ import main
@@ -97,34 +98,70 @@ def test_the_encoder_recipe_acts_on_all_but_the_new_head():
     ]
 
 
-def write_paper(folder):
-    """A few rows of each of the paper's tasks, and of what was known before."""
-    rows = {
-        "math": [{"prompt": f"{i} + {i} = ", "completion": str(2 * i)} for i in range(12)],
-        "medicine": [
-            {"prompt": f"头痛 {i} 天怎么办", "completion": "休息", "options": ["休息", "手术"]} for i in range(12)
-        ],
-        "code": [
-            {"prompt": f"add {i}", "completion": f"def f(x): return x + {i}", "test": f"assert f(1) == {i + 1}"}
-            for i in range(12)
-        ],
-        "reactions": [{"prompt": f"C{'C' * i}O", "completion": f"C{'C' * i}=O"} for i in range(12)],
-        "cuneiform": [{"prompt": f"lugal {i}", "completion": f"the king {i}"} for i in range(12)],
+def lines(rows):
+    return "\n".join(map(json.dumps, rows))
+
+
+def write_published(folder):
+    """A few rows of files for each of the paper's tasks, in the layouts that they are published in."""
+    sums = {"query": [f"{i} + {i}?" for i in range(14)], "response": ["The answer is: 2"] * 14}
+    exam = [f'头痛 {i} 天,"A 休息\nB 手术",{answer},' for i, answer in enumerate(["A", "B"] * 6 + ["AB", ""])]
+    adds = [
+        {"text": f"Add {i}.", "code": f"def f(x): return x + {i}", "test_list": [f"assert f(1) == {i + 1}"]}
+        for i in range(12)
+    ]
+    human = {"prompt": "def f(x):\n", "test": "def check(f):\n    assert f(1)", "entry_point": "f"}
+    reaction = {"instruction": "Predict the product.", "output": "[O]"}
+    splits = [{"task": "forward reaction prediction", "split": split} for split in ["train"] * 12 + ["test"] * 4]
+    quiz = {"subject": "words", "choices": [*"pqrs"], "answer": 0}
+    files = {
+        "math/main/test.jsonl": lines({"question": f"{i} + {i} = ?", "answer": f"#### {2 * i}"} for i in range(4)),
+        "medicine/train.csv": "\n".join(["Question,Options,Answer,Explanation", *exam]),
+        "code/mbpp.jsonl": lines([*adds, adds[0], adds[0] | {"code": "sorted " * 2000}]),
+        "code/HumanEval.jsonl": lines(human | {"canonical_solution": f"    return x + {i}"} for i in range(2)),
+        "reactions/forward_reaction_prediction.json": json.dumps(
+            [reaction | {"input": "[C]" * (i + 1), "metadata": split} for i, split in enumerate(splits)]
+        ),
+        "cuneiform/train.csv": "\n".join(
+            ["oare_id,transliteration,translation", *(f"{i},a-na {i},to {i}" for i in range(12)), "13,um-ma,"]
+        ),
+        "mmlu.jsonl": lines(quiz | {"question": f"{word}?"} for word in WORDS),
     }
-    for name, each in rows.items():
-        (folder / "tasks").mkdir(exist_ok=True)
-        (folder / "tasks" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, each)))
-    quiz = [{"prompt": f"{word}? ", "completion": "A", "options": ["A", "B", "C", "D"]} for word in WORDS]
-    (folder / "mmlu.jsonl").write_text("\n".join(map(json.dumps, quiz)))
-    return ["--data", str(folder / "tasks"), "--retain", str(folder / "mmlu.jsonl")]
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    Dataset.from_dict(sums).to_parquet(folder / "math" / "MetaMathQA.parquet")
 
 
 @pytest.mark.usefixtures("blank_pictures")
-def test_the_papers_recipe_from_json_lines_to_the_table(tmp_path):
-    model = save_model("causal", tmp_path / "model", chats=True)
+def test_the_papers_recipe_from_published_files_to_the_table(tmp_path, capsys):
+    model, raw, tasks = save_model("causal", tmp_path / "model", chats=True), tmp_path / "raw", tmp_path / "tasks"
+    write_published(raw)
+    flags = ["continual", "prepare", str(raw), "--model", model, "--tokens"]
+    assert main([*flags, "300", "--out", str(tasks)]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(row[0], int(row[1]), *row[3:]) for row in table[1:6]] == [
+        ("math", 9, "0", "4"),
+        ("medicine", 7, "0", "drawn"),
+        ("code", 4, "0", "2"),
+        ("reactions", 6, "0", "4"),
+        ("cuneiform", 12, "0", "drawn"),
+    ]
+    left = {row[0]: " ".join(row[3:]) for row in table[6:11]}
+    assert left == {
+        "math:": "5 beyond 300 tokens",
+        "medicine:": "5 beyond 300 tokens; 2 'Answer' names no single option",
+        "code:": "8 beyond 300 tokens; 1 given twice; 1 longer than 1,024 tokens",
+        "reactions:": "6 beyond 300 tokens",
+        "cuneiform:": "1 'translation' is empty",
+    }
+    [first, *_] = map(json.loads, (tasks / "medicine.jsonl").read_text().splitlines())
+    assert first == {"prompt": "头痛 6 天\nA. 休息\nB. 手术\n", "completion": "A", "options": ["A", "B"]}
+    assert main([*flags, "300", "--out", str(tasks)]) == 2 and main([*flags, "0", "--out", str(tmp_path / "new")]) == 2
+
     out = tmp_path / "out"
-    flags = ["--recipe", "gsr-paper", "--model", model, *write_paper(tmp_path), "--new-tokens", "4"]
-    assert main(["continual", *flags, "--out", str(out)]) == 0
+    flags = ["--recipe", "gsr-paper", "--model", model, "--data", str(tasks), "--retain", str(raw / "mmlu.jsonl")]
+    assert main(["continual", *flags, "--new-tokens", "4", "--out", str(out)]) == 0
     table = (out / "table.txt").read_text()
     header = next(line for line in table.splitlines() if " after " in line)
     assert header.split() == ["after", "mmlu", "math", "medicine", "code", "reactions", "cuneiform", "F.Ra", "AP"]
@@ -141,6 +178,21 @@ def test_the_papers_recipe_from_json_lines_to_the_table(tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["batch"] == 512 and config["settings"]["lr"] == 3e-5
     assert config["methods"]["SR"]["lam"] == 1e-9 and config["settings"]["chat"]
+
+
+def test_published_files_that_make_no_task_are_told(tmp_path, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "tasks"
+    write_published(raw)
+    flags = ["continual", "prepare", str(raw), "--out", str(out)]
+    flags += ["--model", save_model("causal", tmp_path / "model", chats=True)]
+    (raw / "cuneiform" / "train.csv").write_text("id,body\n1,a\n2,b")
+    assert main(flags) == 2
+    assert "no row is left for train: no format has the keys 'id', 'body': 2" in capsys.readouterr().err
+    (raw / "cuneiform" / "train.csv").unlink()
+    assert main(flags) == 2 and "cuneiform holds no file of rows (.jsonl" in capsys.readouterr().err
+    (raw / "cuneiform").rmdir()
+    assert main(flags) == 2 and "lacks cuneiform of --recipe gsr-paper" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.usefixtures("blank_pictures")
