@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> None:
             f"RAW {args.raw} lacks {', '.join(lacking)} of --recipe {args.recipe}: make a folder of files for each"
         )
     metrics = metrics_of(asked.metric, names)
+    settings = RunSettings(**given(RunSettings, asked))
     with quiet():
-        kind = open_kind(settings := RunSettings(**given(RunSettings, asked)), *find_model(str(settings.model)))
+        kind = open_kind(settings, *find_model(str(settings.model)))
         if not isinstance(kind, Causal):
             raise ValueError(f"--model {settings.model} is no decoder, whose tokens are counted here")
         tasks = [prepare(args.raw / name, metrics.get(name, "exact"), kind, args.tokens, args.seed) for name in names]

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from gsr_kernels.__main__ import main
 from gsr_kernels.cli.continual import add_arguments
+from gsr_kernels.continual.readers import ORDERS
 from gsr_kernels.continual.recipe import SHIPPED, expand
 from gsr_kernels.optim.targets import find_targets
 from python_tests.continual.tiny import WORDS, save_model
@@ -195,17 +196,39 @@ def test_published_files_that_make_no_task_are_told(tmp_path, capsys):
     assert not out.exists()
 
 
+def write_benchmark(folder, category, task, rows, test, labels=("Good", "Bad")):
+    """CL_Benchmark's files of a task."""
+    (folder / category / task).mkdir(parents=True)
+    for file, content in (("train", rows), ("test", test), ("labels", labels)):
+        (folder / category / task / f"{file}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.usefixtures("blank_pictures")
+@pytest.mark.parametrize("order", ["long1", "long2", "long3"])
+def test_the_long_orders_run_and_leave_out_rows_without_a_gold_label(order, tmp_path):
+    of = {"MNLI": "NLI", "CB": "NLI", "RTE": "NLI", "IMDB": "SC", "yelp": "SC", "amazon": "SC", "SST-2": "SC"}
+    of |= dict.fromkeys(("dbpedia", "agnews", "yahoo"), "TC")
+    for task in ORDERS[order]:
+        rows = [{"label": ("Good", "Bad")[i % 2], "sentence": f"{WORDS[i]} {task}"} for i in range(6)]
+        unlabelled = [{"label": "-", "sentence": "nobody agreed"}] * (2 if task == "MNLI" else 0)
+        write_benchmark(tmp_path / "data", of.get(task, task), task, rows[:4], rows[4:] + unlabelled)
+    flags = ["--model", save_model("causal", tmp_path / "model"), "--data", str(tmp_path / "data"), "--order", order]
+    flags += ["--method", "seqft", "--steps", "1", "--batch", "4", "--out", str(tmp_path / "out")]
+    assert main(["continual", *flags]) == 0
+    told = " ".join((tmp_path / "out" / "table.txt").read_text().split())
+    assert f"after {' '.join(ORDERS[order])} F.Ra" in told and "for want of a gold label: 2 rows" in told
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tasks"]["MNLI"]["rows"]["test"] == 2
+
+
 @pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
     ("name", "kind", "more"),
     [("ps-lora-t5", "seq2seq", []), ("ps-lora-llama", "causal", []), ("osf-t5", "seq2seq", ["--order", "order1"])],
 )
 def test_recipes_on_a_partial_copy(name, kind, more, tmp_path):
-    for task in ("TC/dbpedia", "SC/amazon", "TC/agnews"):
-        (tmp_path / "data" / task).mkdir(parents=True)
-        rows = [{"label": ("Good", "Bad")[i % 2], "sentence": f"{WORDS[i % 10]} {i}"} for i in range(16)]
-        for file, content in (("train", rows[:12]), ("test", rows[12:]), ("labels", ["Good", "Bad"])):
-            (tmp_path / "data" / task / f"{file}.json").write_text(json.dumps(content))
+    rows = [{"label": ("Good", "Bad")[i % 2], "sentence": f"{WORDS[i % 10]} {i}"} for i in range(16)]
+    for category, task in (("TC", "dbpedia"), ("SC", "amazon"), ("TC", "agnews")):
+        write_benchmark(tmp_path / "data", category, task, rows[:12], rows[12:])
     out = tmp_path / "out"
     flags = ["--recipe", name, "--model", save_model(kind, tmp_path / "model"), "--data", str(tmp_path / "data"), *more]
     assert main(["continual", *flags, "--out", str(out)]) == 2 and not out.exists()
