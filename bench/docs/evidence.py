@@ -55,14 +55,18 @@ def write_earlier(study: Study, folder: Path, page: Path) -> None:
 def draw_frontier(answers: Sequence[Answer], path: Path) -> None:
     """Draw what is kept against what is learned: a column a configuration, beside the baseline's own curve in grey.
 
-    A row is one thing that is kept in one study. Dots are seeds, lines the means of their rates, from no training on.
+    A row is one thing that is kept in one study, its titles the configurations. Dots are seeds, lines the means of their
+    rates, from no training on.
     """
     rows = [(answer, kept) for answer in answers for kept in answer.kept]
-    names = [name for name in answers[0].planned() if name != BASELINE]
-    figure = Figure(figsize=(2.4 * len(names) + 0.6, 2.2 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), len(names), squeeze=False, sharex="row", sharey="row")
+    columns = max(len(answer.planned()) for answer in answers) - 1
+    figure = Figure(figsize=(2.4 * columns + 0.6, 2.3 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharex="row", sharey="row")
     for axes, (answer, kept) in zip(grid, rows):
         found = answer.planned()
+        names = [name for name in found if name != BASELINE]
+        for axis in axes[len(names) :]:
+            axis.set_axis_off()
         level = statistics.fmean(answer.levels(found[BASELINE], 1.0).values())
         for axis, name in zip(axes, names):
             axis.axvline(level, color="0.85", linewidth=1, zorder=0)
@@ -71,10 +75,10 @@ def draw_frontier(answers: Sequence[Answer], path: Path) -> None:
                 _draw_curve(axis, list(found[name].values()), kept, OURS, answer.title(name))
             axis.spines[["top", "right"]].set_visible(False)
             axis.tick_params(labelsize=7)
+            if kept == answer.kept[0]:
+                axis.set_title(answer.title(name), fontsize=10, color=OURS)
         what = "held-out text kept, %" if kept == KEPT else "mean score at the end, %"
         axes[0].set_ylabel(f"{answer.study.name} model\n{what}", fontsize=8)
-    for axis, name in zip(grid[0], names):
-        axis.set_title(answers[0].title(name), fontsize=10, color=OURS)
     for axis in grid[-1]:
         axis.set_xlabel("mean score right after learning, %", fontsize=8)
     save(figure, path)

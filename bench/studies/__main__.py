@@ -34,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     alone = studies.add_parser(
         "best-case", help="GSR's rescaled diagonal on one linear weight, written to bench/results"
     )
-    alone.set_defaults(act=lambda: best_case.run())
+    alone.set_defaults(act=best_case.run)
     options = vars(parser.parse_args(argv))
-    options.pop("act")(*(options.pop(name) for name in ("study", "work") if name in options), **options)
+    given = [options.pop(name) for name in ("act", "study", "work") if name in options]
+    given[0](*given[1:], **options)
 
 
 if __name__ == "__main__":

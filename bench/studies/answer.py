@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.docs.pages import table
 from bench.studies import frontier, stats
-from bench.studies.curves import Point, at_learning, at_rate, curves, reaches
+from bench.studies.curves import AP, Point, at_learning, at_rate, curves, reaches
 from bench.studies.study import BASELINE, Study
 from bench.studies.tables import Seeds, comparisons, spread
 
@@ -42,6 +42,7 @@ class Answer:
         made = {"frontier tuned": self.tuning()}
         if self.planned():
             made |= {f"frontier at {share:.0%}": self.compared(share) for share in SHARES}
+            made["frontier at the best rates"] = self.compared_at_best()
             made |= {f"frontier against {name}": self.compared(1.0, name) for name in self.study.plan.added}
         return {f"{self.study.name} {mark}": made[mark] for mark in made}
 
@@ -73,8 +74,34 @@ class Answer:
             pairs += [(f"{self.title(name)}: {kept}", _at(found[name], levels, kept), base) for name in names]
         return comparisons(f"what is kept at {share:.0%} of SeqFT's learning", pairs, COMPARED)
 
+    def best(self, name: str) -> float:
+        """Return the planned rate of a configuration whose AP was best on the tuning seeds."""
+        rates = (self.study.plan.rates | self.study.plan.added)[name]
+        tuned = self.tuned[name].values()
+
+        def score(lr: float) -> float:
+            return statistics.fmean(each.kept[AP] for curve in tuned for each in curve if each.lr == lr)
+
+        return max(rates, key=score)
+
+    def at_best(self, name: str) -> Seeds:
+        """Return the AP of the fresh seeds at that rate, as a share."""
+        lr = self.best(name)
+        return {seed: {COMPARED: at_rate(of, lr).kept[AP] / 100} for seed, of in self.planned()[name].items()}
+
+    def compared_at_best(self) -> str:
+        """Return the AP of the plan's configurations against the baseline's, each at its best rate."""
+        names = [name for name in self.study.plan.rates if name in self.planned()]
+        tested = [(f"{self.title(name)}, {self.best(name):g}", self.at_best(name)) for name in names]
+        (base, of_base), *others = tested
+        pairs = [(title, of, of_base) for title, of in others]
+        return comparisons(f"AP from {base}", pairs, COMPARED)
+
     def answer(self) -> str:
-        """Return what each planned configuration costs and keeps at the baseline's learning: mean and interval."""
+        """Return what each planned configuration costs and keeps at the baseline's learning: mean and interval.
+
+        The last column is its AP where it learns as it likes: at its best rate.
+        """
         found, times, rows = self.planned(), self.seconds(), []
         levels = self.levels(found[BASELINE], 1.0)
         for name, of in found.items():
@@ -86,9 +113,12 @@ class Answer:
                 kept.append(spread(stats.interval(values)))
             cost = self.study.configurations[name].cost or "nothing more"
             time = f"{times[name] / times[BASELINE]:.1f} ×"
-            rows.append([cost, self.title(name), time, *kept, f"{within} of {len(shared)}"])
+            own = spread(stats.interval([seed[COMPARED] for seed in self.at_best(name).values()]))
+            rows.append([cost, self.title(name), time, *kept, f"{within} of {len(shared)}", own])
         kept = [f"{each} ↑" for each in self.kept]
-        return table(["if you can afford", "take", "CPU time", *kept, "seeds that learn as much"], rows)
+        return table(
+            ["if you can afford", "take", "CPU time", *kept, "seeds that learn as much", "AP at its best rate ↑"], rows
+        )
 
     def tuning(self) -> str:
         """Return every configuration and rate of the tuning seeds, means over them."""

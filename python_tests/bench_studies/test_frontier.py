@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from bench.studies import frontier, language
+from bench.studies import __main__, best_case, frontier, language
 from bench.studies.answer import Answer
 from bench.studies.curves import AP, Point, at_learning, curves, reaches
 from bench.studies.frontier import Run
@@ -76,7 +76,13 @@ def test_seeds_are_compared_in_pairs_at_the_baselines_learning(answer):
     assert "| SeqFT: AP | 2 | -10.0".upper() in answer.compared(1.0, "gsr").upper()
     # 45 of seed 0 is GSR's lower rate, and lies half way between SeqFT's
     assert answer.levels(answer.planned()["seqft"], 0.9)[0] == pytest.approx(45)
-    assert "| nothing more | GSR | 1.0 × | 40.0 [40.0, 40.0] | 40.0 [40.0, 40.0] | 2 of 2 |" in answer.answer()
+    assert (
+        "| nothing more | GSR | 1.0 × | 40.0 [40.0, 40.0] | 40.0 [40.0, 40.0] | 2 of 2 | 45.0 [45.0, 45.0] |"
+        in answer.answer()
+    )
+    # the tuning seed's AP chose 1e-3 of SeqFT and 3e-3 of GSR
+    at_best = answer.compared_at_best()
+    assert "difference in AP from SEQFT, 0.001 |" in at_best and "| GSR, 0.003 | 2 | 10.0 [10.0, 10.0] |" in at_best
     assert "| OLD | 0.001 | 1 | 20.0 | 20.0 | 90.0 |" in answer.tuning()
 
 
@@ -105,4 +111,11 @@ def test_without_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"bench\.studies language tune"):
         Answer(STUDY, tmp_path / frontier.PACKED)
     with pytest.raises(FileNotFoundError, match="is not prepared"):
-        frontier.work(STUDY, tmp_path, frontier.tuning)
+        __main__.main(["language", "fresh", "--work", str(tmp_path)])
+
+
+def test_the_best_case_needs_no_folder(monkeypatch):
+    called = []
+    monkeypatch.setattr(best_case, "run", lambda: called.append("run"))
+    __main__.main(["best-case"])
+    assert called == ["run"]
