@@ -55,8 +55,8 @@ def write_earlier(study: Study, folder: Path, page: Path) -> None:
 def draw_frontier(answers: Sequence[Answer], path: Path) -> None:
     """Draw what is kept against what is learned: a column a configuration, beside the baseline's own curve in grey.
 
-    A row is one thing that is kept in one study, its titles the configurations. Dots are seeds, lines the means of their
-    rates, from no training on.
+    A row is one thing that is kept in one study, the titles are its configurations. Dots are seeds, lines the means of
+    their rates, from no training on.
     """
     rows = [(answer, kept) for answer in answers for kept in answer.kept]
     columns = max(len(answer.planned()) for answer in answers) - 1
