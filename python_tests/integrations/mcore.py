@@ -214,19 +214,23 @@ def checked(*checks):
         return {check.__name__: check(*arguments) for check, *arguments in checks}
 
 
-def agreement():
-    """Distances from one process, messages of a step and steps counted, by ranks of tensor parallelism and option."""
-    found = {}
+def agreement(folder):
+    """Distances from one process, messages of a step, steps counted and weights decomposed.
+
+    By ranks of tensor parallelism and option. With "drop" the first writes the bases, which the others read.
+    """
+    found, kept = {}, {"keep": None, "drop": Path(folder, "bases-of-any")}
     references = {out_of_span: alone(out_of_span) for out_of_span in ("keep", "drop")}
     for tensor in (1, 4, 2):
         for out_of_span, reference in references.items():
             model, optimizer = make(tensor)
-            handle = attach(optimizer, out_of_span=out_of_span)
-            train(model, optimizer, 0, STEPS)
+            with Decomposed() as decomposed:
+                handle = attach(optimizer, out_of_span=out_of_span, bases=kept[out_of_span])
+                train(model, optimizer, 0, STEPS)
             far = distance(whole(model), reference)
             steps = handle.state_dict()["steps"], [weight.steps for weight in handle.weights]
             [sent] = sent_in_steps(optimizer.optimizer, train, model, optimizer, STEPS, STEPS + 1)
-            found[tensor, out_of_span] = far, sent, steps
+            found[tensor, out_of_span] = far, sent, steps, decomposed.count
     return found
 
 

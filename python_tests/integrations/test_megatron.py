@@ -27,21 +27,35 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("megatron"))
-    checks = (mcore.agreement,), (mcore.in_16_bits,), (mcore.resumed, folder), (mcore.second_task,), (mcore.refusals,)
+    checks = (
+        (mcore.agreement, folder),
+        (mcore.in_16_bits,),
+        (mcore.resumed, folder),
+        (mcore.second_task,),
+        (mcore.refusals,),
+    )
     return run(4, (mcore.checked, *checks))["checked"]
 
 
 def test_tensor_and_data_parallel_agree_with_one_process(results):
     for ranks in results:
         assert len(ranks["agreement"]) == 6
-        for far, _, (steps, of_weights) in ranks["agreement"].values():
+        for far, _, (steps, of_weights), _ in ranks["agreement"].values():
             # Megatron's shards are float32
             assert far <= 1e-6 and steps == mcore.STEPS and of_weights == [mcore.STEPS] * 3
 
 
+def test_bases_are_found_by_any_ranks_of_tensor_parallelism(results):
+    for ranks in results:
+        counts = {case: count for case, (*_, count) in ranks["agreement"].items()}
+        # ranks of data parallelism share three weights; those of tensor parallelism each have the square one
+        assert counts[1, "drop"] == counts[1, "keep"] <= 1 <= counts[4, "keep"]
+        assert counts[4, "drop"] == counts[2, "drop"] == 0
+
+
 def test_a_step_sums_a_diagonal_and_gathers_nothing(results):
     for ranks in results:
-        for (tensor, out_of_span), (_, seen, _) in ranks["agreement"].items():
+        for (tensor, out_of_span), (_, seen, *_) in ranks["agreement"].items():
             # 12 directions of each: of two that tensor parallelism shards, and of a square one that it leaves whole
             cut, square = 4 * 2 * (12 if out_of_span == "keep" else 12 * 12), 4 * 12
             expected = {1: [cut + square], 2: [cut, square], 4: [cut]}[tensor]
