@@ -48,9 +48,7 @@ def transform_rows() -> Rows:
 
 def ratios() -> str:
     """Return the picture of the transform beside the literal chain, with its conditions."""
-    said = (
-        "*One gradient on a CPU, float32, full rank, ρ = 0.5, what the basis does not span dropped, medians of one run"
-    )
+    said = "*One gradient on a CPU, float32, full rank, ρ = 0.5, the part outside the basis dropped, medians of one run"
     return f"![Time of GSR beside the paper's form](docs/images/ratios.png)\n\n{said}: {measured(transform_rows())}.*"
 
 

@@ -38,7 +38,7 @@ class EBLoRA(ModelMethod):
 
     ``ΔW = scaling · s Q A``, with Q's columns and A's rows orthonormal and ``A F = 0``: all r singular values are
     equal, and inputs inside F are mapped as before. ``start_task`` begins a fresh adapter at ``s = 0`` with the top r
-    singular pairs of ``(I − F Fᵀ) Gᵀ``, G the mean of the frozen weights' gradients over all processes' batches; the
+    singular pairs of ``(I − F Fᵀ) Gᵀ``. G is the mean of the frozen weights' gradients over all processes' batches. The
     public code takes a fifth of the task. ``finish_task`` lets F grow by what follows from the same G.
 
     Args:

@@ -74,8 +74,8 @@ def adapter_names(model: nn.Module) -> list[str]:
 def find_factors(model: nn.Module, adapter: str | None = None) -> list[Factors]:
     """Return the factors of one adapter, by default the last one that was added, in the order of the modules.
 
-    Raises TypeError where model is no module, or a module of the adapter is no linear layer, a variant of LoRA (DoRA,
-    lora_bias), or sharded, ValueError where the model has no adapter of this name.
+    Raises TypeError where model is no module, and ValueError where it has no adapter of this name. A module of the
+    adapter raises TypeError where it is no linear layer, a variant of LoRA (DoRA, lora_bias), or sharded.
     """
     names = adapter_names(model)
     adapter = names[-1] if adapter is None else adapter

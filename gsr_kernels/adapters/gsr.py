@@ -28,8 +28,8 @@ Spectrum = Literal["adapter", "base"]
 class AdapterGSR(ModelMethod):
     """GSR of ``W + s B A`` through the gradients of B and A.
 
-    With G the gradient of the weight, which exists nowhere, GSR keeps what a basis does not span and adds to it
-    ``U diag(δ) Vh``, δ = g' − g of equation (7). What the factors would have been given then is
+    G, the gradient of the weight, is never formed. GSR keeps what a basis does not span of it, and adds
+    ``U diag(δ) Vh`` with δ = g' − g of equation (7). What the factors would have been given then is
 
         ∂B += s (U diag(δ)) (Vh Aᵀ)        ∂A += s (Bᵀ U) (diag(δ) Vh)
 
@@ -49,8 +49,8 @@ class AdapterGSR(ModelMethod):
         adapter: by default the last one that was added.
         rank: directions of W's basis, for "base"; None: all, which costs as much as the frozen layers' forward pass.
 
-    Raises ValueError for settings out of range; in ``attach`` TypeError and ValueError for adapters that are not
-    supported, and ValueError for "base" where processes train together.
+    Raises ValueError for settings out of range. In ``attach`` it raises TypeError and ValueError for adapters that are
+    not supported, and ValueError for "base" where processes train together.
     """
 
     rho: float

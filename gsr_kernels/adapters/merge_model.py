@@ -32,9 +32,9 @@ def merge_and_unload(
             modules that were trained whole beside the adapters (modules_to_save) the last one's stay.
         how, density, backend: see ``merging.merge``.
 
-    Raises as ``merging.merge``, ``find_factors`` and ``same_modules``, TypeError for an adapter with trainable tokens,
-    and ValueError where a factor holds NaN or Inf, a weight is tied to another, or the model has merged by itself;
-    nothing has changed then.
+    Raises as ``merging.merge``, ``find_factors`` and ``same_modules``, and TypeError for an adapter with trainable
+    tokens. Raises ValueError where a factor holds NaN or Inf, a weight is tied to another, or the model has merged by
+    itself. Nothing has changed then.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(f"model must be a peft.PeftModel, got {type(model).__name__}: get_peft_model makes one")

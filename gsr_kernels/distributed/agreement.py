@@ -19,8 +19,8 @@ def common_layout(layouts: Sequence[Layout]) -> Layout:
     apart = [one for one in _one_a_mesh(layouts) if not set(one.ranks) <= set(widest.ranks)]
     if apart:
         raise ValueError(
-            f"bases: some weights are on the ranks {sorted(apart[0].ranks)} and others on {sorted(widest.ranks)}, and "
-            "one directory takes them from a group that holds all; put them on one mesh, or leave bases= out"
+            f"bases: some weights are on the ranks {sorted(apart[0].ranks)} and others on {sorted(widest.ranks)}. One "
+            "directory takes them from a group that holds all: put them on one mesh, or leave bases= out"
         )
     return widest
 

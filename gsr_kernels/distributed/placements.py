@@ -85,9 +85,10 @@ def _read(name: str, parameter: Tensor) -> Layout:
 def shard_placement_fn(parameter: nn.Parameter, mesh: DeviceMesh | None = None) -> Shard | None:
     """Shard matrices along their short side, where "drop" is free of traffic: ``fully_shard(shard_placement_fn=…)``.
 
-    The price is memory: every rank then holds the long factor of the basis whole. Returns None, fully_shard's own
-    choice of the first dimension, where that is the short side, where the ranks do not divide the second, where tensor
-    parallelism has sharded the long side, and for experts, which are then sharded into whole matrices.
+    The price is memory: every rank then holds the long factor of the basis whole. None leaves fully_shard its own
+    choice, the first dimension. It is returned where that is the short side, where the ranks do not divide the second,
+    and where tensor parallelism has sharded the long side. Experts get it too: they are then sharded into whole
+    matrices.
 
     Args:
         mesh: that of fully_shard, by ``functools.partial(shard_placement_fn, mesh=mesh)``; of two dimensions (HSDP)

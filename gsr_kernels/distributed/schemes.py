@@ -165,8 +165,8 @@ def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Head
         return Whole(layout)
     if layout.flat and len(layout.shape) > 2:
         raise ValueError(
-            f"targets: {name} holds several matrices in one parameter, {tuple(layout.shape)}, of which an engine that "
-            "flattens weights gives each rank an interval; leave it out of targets=, or shard it by fully_shard (FSDP2)"
+            f"targets: {name} holds several matrices in one parameter, {tuple(layout.shape)}. An engine that flattens "
+            "weights gives each rank an interval of them: leave it out of targets=, or shard it by fully_shard (FSDP2)"
         )
     if type(method) is not GSR:
         raise TypeError(

@@ -36,8 +36,8 @@ def part(state: Mapping[str, Tensor], key: str) -> State:
 class Method:
     """Base of all methods: frozen settings and functions of ``(G, W, basis, state)``, one weight at a time.
 
-    ``W``, ``G`` ``[.., d1, d2]`` and ``basis`` have the same leading dimensions (experts, heads); ``state`` holds what
-    a method keeps for a weight during a task, tensors only, changed in place.
+    ``W``, ``G`` ``[.., d1, d2]`` and ``basis`` have the same leading dimensions (experts, heads). ``state`` holds what
+    a method keeps for a weight during a task: tensors only, changed in place.
     """
 
     # whether the singular basis of W enters: where it does not, decompose() may return any other

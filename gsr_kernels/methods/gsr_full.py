@@ -23,10 +23,10 @@ class GSRFull(Method):
 
         N'_ij = c w_i w_j N_ij        w_i = (mean σ / σ_i)^(p/2)        σ_i at least 1e-3 σ_max
 
-    with c such that ``‖N'‖ = ‖N‖``. It is a two-sided preconditioner fixed for the task: with
-    ``P_L = U diag(w) Uᵀ`` and ``P_R = V diag(w) Vh`` a square weight takes two products, ``P_L G P_R``, a tall one
-    ``U diag(w) ((Uᵀ G) P_R)`` three, of which the middle one is small; a wide one is its mirror. The norms that c needs
-    are those of the intermediate products, since U and V keep norms. P_L and P_R take the memory of U and Vh again.
+    with c such that ``‖N'‖ = ‖N‖``. It is a two-sided preconditioner fixed for the task, of ``P_L = U diag(w) Uᵀ``
+    and ``P_R = V diag(w) Vh``. A square weight takes two products, ``P_L G P_R``. A tall one takes three,
+    ``U diag(w) ((Uᵀ G) P_R)``, of which the middle one is small. A wide one is its mirror. The norms that c needs are
+    those of the intermediate products, since U and V keep norms. P_L and P_R take the memory of U and Vh again.
 
     Args:
         p: how strongly, at least 0; 0 is the projection on the span.

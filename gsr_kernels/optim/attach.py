@@ -212,8 +212,8 @@ def attach(
         [weight.name for weight in cut], [weight.scheme.layout for weight in cut]
     ):
         raise ValueError(
-            "shard_bases: ranks that share a weight hold other sharded weights beside it than each other, and "
-            "would gather in different orders; place the weights on one mesh, or leave it out"
+            "shard_bases: ranks that share a weight hold unlike sharded weights beside it. They would gather in "
+            "different orders: place the weights on one mesh, or leave it out"
         )
     there, path = False, None if bases is None else os.fspath(bases)
     if path is not None:

@@ -112,8 +112,8 @@ class Handle(Unpickled):
         """Return what the gradient that a weight has now would do to each of its singular directions.
 
         Keys, each ``[.., k]``: ``sigma``; ``g`` and ``rescaled``, the diagonal of Uᵀ G V before and after the method;
-        ``turn_left`` and ``turn_right``, the norms of the rows of H and K (paper, equation 3), how fast the step turns
-        each singular vector.
+        ``turn_left`` and ``turn_right``. The last two say how fast the step turns each singular vector. They are the
+        norms of the rows of H and K (paper, equation 3).
 
         Raises ValueError where the name is not that of a weight under the method, or it has no gradient.
         """
