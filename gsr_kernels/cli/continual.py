@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from gsr_kernels.cli.groups import group_help
 from gsr_kernels.continual import ranks, settings
+from gsr_kernels.continual.checks import usual_methods
 from gsr_kernels.continual.disk import explain_full_disk
 from gsr_kernels.continual.folder import check_new, claimed, write, write_json
 from gsr_kernels.continual.methods import BOUNDS, find_method
@@ -56,7 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--retain", action="append", type=Path, metavar="FILE", help="known before: rows or a text; repeatable")
     add("--known", type=known, help=argparse.SUPPRESS)
     add("--metric", action="append", metavar="NAME", help="of all tasks, or TASK=NAME; repeatable")
-    add("--method", action="append", metavar="NAMES", help="with commas; see continual methods")
+    add(
+        "--method",
+        action="append",
+        metavar="NAMES",
+        help="with commas, of continual methods; default: seqft,gsr, of a decoder lwf-own too",
+    )
     add("--set", action="append", metavar="M.NAME=VALUE", help="a setting of method M; repeatable")
     add("--sweep", action="append", metavar="M.NAME=V,V", help="a run for each value; repeatable")
     add("--baseline", metavar="METHOD", help="to compare the others with (default: seqft)")
@@ -140,7 +146,8 @@ def prepared(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
         raise FileNotFoundError(f"--resume: {out} holds no run to go on with: see its name, or give flags to start one")
     args = all_flags(parser.parse_args, arguments, before)
     args.out, args.resume = out, by_hand.resume
-    names = tuple(name.strip() for given in args.method or ["seqft,gsr"] for name in given.split(","))
+    methods = args.method or usual_methods(args.model, args.kind, args.fsdp)
+    names = tuple(name.strip() for given in methods for name in given.split(","))
     if not all(names):
         raise ValueError(f"--method {','.join(names)} holds an empty name: one comma stands between two names")
     if args.bounds:

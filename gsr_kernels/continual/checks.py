@@ -10,11 +10,26 @@ from gsr_kernels.continual.evaluators import evaluator
 from gsr_kernels.continual.examples import Source
 from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.ranks import world
-from gsr_kernels.continual.settings import RunSettings
+from gsr_kernels.continual.settings import USUAL, RunSettings
+from gsr_kernels.messages import need
 from gsr_kernels.methods import LwFOwn
 
 # the methods that --fsdp supports, and their bounds: a matrix is nowhere whole there
 SHARDED = ("seqft", "gsr", "perft", "mtl")
+
+
+def usual_methods(model: str | None, kind: str | None, fsdp: bool | None) -> list[str]:
+    """Return the methods of a run that names none: those of ``USUAL`` that its model can have."""
+    if fsdp:
+        return [name for name in USUAL if name in SHARDED]
+    if model is not None:
+        need("continual", "transformers")
+        from gsr_kernels.continual.kinds import KINDS, kind_of
+        from gsr_kernels.continual.models import find_config
+
+        if kind_of(find_config(model), kind) is not KINDS["causal"]:
+            return [*USUAL[:-1]]
+    return [*USUAL]
 
 
 def check_processes(settings: RunSettings, run: Sequence[Chosen]) -> None:
@@ -39,13 +54,18 @@ def check_processes(settings: RunSettings, run: Sequence[Chosen]) -> None:
             )
 
 
-def check_kind(kind: str, run: Sequence[Chosen]) -> None:
+def check_kind(kind: str, positions: int | None, run: Sequence[Chosen]) -> None:
     """Raise ValueError for a method that is not for such a model."""
     for one in run:
         if kind == "classifier" and isinstance(one.method, AdapterMethod):
             raise ValueError(f"method {one.name} is for models that write, not for a classifier")
-        if kind != "causal" and any(isinstance(each, LwFOwn) for each in one.make()):
-            raise ValueError(f"method {one.name} has the model go on with a text: for decoders, not a {kind}")
+        for own in (each for each in one.make() if isinstance(each, LwFOwn)):
+            if kind != "causal":
+                raise ValueError(f"method {one.name} has the model go on with a text: for decoders, not a {kind}")
+            try:
+                own.check_length(positions)
+            except ValueError as error:
+                raise ValueError(f"method {one.name}: {error}") from error
 
 
 def metrics_of(given: Sequence[str] | None, tasks: Sequence[str]) -> dict[str, str]:

@@ -50,7 +50,14 @@ def find_model(name: str) -> tuple[Any, Any]:
     """Return a model's configuration and tokenizer; ValueError or FileNotFoundError where there is none."""
     import transformers
 
-    return _found(transformers.AutoConfig, name), _found(transformers.AutoTokenizer, name)
+    return find_config(name), _found(transformers.AutoTokenizer, name)
+
+
+def find_config(name: str) -> Any:
+    """Return a model's configuration; ValueError or FileNotFoundError where there is none."""
+    import transformers
+
+    return _found(transformers.AutoConfig, name)
 
 
 def open_kind(settings: RunSettings, config: Any, tokenizer: Any) -> Kind:

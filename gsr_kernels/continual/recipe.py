@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ def expand(argv: Sequence[str], demo: bool = True) -> list[str]:
 
     Without a model in either those of the demo's recipe come first, where ``demo`` is true. A recipe's keys are names
     of flags: a list gives a flag several times, a mapping as KEY=VALUE, true stands for a flag without a value. A
-    repeatable flag that is given by hand takes the place of the recipe's, ``--set`` comes on top of it.
+    repeatable flag that is given by hand takes the place of the recipe's, ``--set`` comes on top of it. A setting of a
+    method that is not among those by hand, or whose own flag is given by hand, is left out.
 
     Raises FileNotFoundError for neither a file nor a shipped recipe, ValueError for no YAML mapping of such values.
     """
@@ -40,9 +43,20 @@ def _before(name: str, argv: list[str]) -> list[str]:
         if flag == "--recipe":
             raise ValueError(f"--recipe {name}: a recipe names no other recipe")
         # settings of methods add up, and a later one wins
+        if flag == "--set" and isinstance(value, dict):
+            value = {key: each for key, each in value.items() if _holds(str(key), argv, by_hand)}
         if flag not in by_hand or flag == "--set":
             flags += tokens(name, flag, value)
     return [*flags, *argv]
+
+
+def _holds(key: str, argv: Sequence[str], by_hand: set[str]) -> bool:
+    """Return whether a recipe's setting of a method is one of a run with these flags by hand."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--method", action="append", default=[])
+    methods = re.split("[,+]", ",".join(parser.parse_known_args(argv)[0].method))
+    method, _, setting = key.rpartition(".")
+    return f"--{setting.replace('_', '-')}" not in by_hand and (methods == [""] or not method or method in methods)
 
 
 def _names(argv: Sequence[str]) -> set[str]:

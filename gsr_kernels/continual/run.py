@@ -76,7 +76,7 @@ class Run:
             self.kind = open_kind(self.settings, config, tokenizer)
             self._commit = getattr(config, "_commit_hash", None)
             classifies = isinstance(self.kind, Classifier)
-            check_kind(self.kind.name, [*self.chosen.values()])
+            check_kind(self.kind.name, self.kind.positions, [*self.chosen.values()])
             self._bare = check_weights(config, self.kind, self.chosen.values())
         if not classifies and self.settings.head_lr is not None:
             raise ValueError("head_lr is for a classifier's new head; a model that writes has none")

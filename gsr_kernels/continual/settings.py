@@ -16,6 +16,8 @@ KINDS = ("causal", "seq2seq", "classifier")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 LOGS = ("tensorboard", "trackio", "wandb")
 DTYPES = ("float32", "bfloat16")
+# what a run learns by that names no method; the last is for models that go on with a text, held whole
+USUAL = ("seqft", "gsr", "lwf-own")
 # of a setting that decides no numbers
 SAME = "the numbers are the same"
 SEEDS = "at least 1, or different numbers from 0 on with commas between"
@@ -85,7 +87,7 @@ class RunSettings:
     model: str | None = option(
         None, "a folder, or a name on a hub; default: the demo's", str, free="its files are the same"
     )
-    methods: tuple[str, ...] = ("seqft", "gsr")
+    methods: tuple[str, ...] = USUAL
     demo: DemoSettings | None = None
     # of weights that are taken apart by heads, see attach()
     heads: Mapping[str, int | tuple[int, int]] | None = None

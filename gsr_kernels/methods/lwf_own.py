@@ -61,7 +61,7 @@ class LwFOwn(ModelMethod):
 
     def start(self, model: nn.Module) -> None:
         """Copy a model as it is and have the copy write: ``bind`` does it where nobody has."""
-        _check_model(model)
+        self._check(model)
         self._before = copy.deepcopy(model).eval().requires_grad_(False)
         self._before.zero_grad()
         self._written = own_text(self._before, self.own_rows * OWN_STEPS, self.own_tokens, self.seed)
@@ -70,7 +70,7 @@ class LwFOwn(ModelMethod):
 
     def bind(self, model: nn.Module) -> BoundMethod:
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        _check_model(model)
+        self._check(model)
         if self._before is None:
             self.start(model)
         return _BoundLwFOwn(self, model)
@@ -103,6 +103,24 @@ class LwFOwn(ModelMethod):
             raise ValueError(f"LwFOwn: the state is of another model, which differs in {(wrong or ['written'])[0]}")
         self._before.load_state_dict(found, strict=False)
         self._written = saved["written"].to(self._written.device, copy=True)
+
+    def check_length(self, positions: int | None) -> None:
+        """Raise ValueError where the rows are longer than a model has positions; None: as many as one likes."""
+        if positions is not None and self.own_tokens > positions:
+            raise ValueError(f"own_tokens must be at most {positions}, the model's positions, got {self.own_tokens}")
+
+    def _check(self, model: Any) -> None:
+        config = getattr(model, "config", None)
+        if not callable(getattr(model, "generate", None)) or getattr(config, "is_encoder_decoder", True):
+            raise TypeError(
+                f"model: LwFOwn has the model go on with a text, for transformers' decoders, not for "
+                f"{type(model).__name__}; give attach() the decoder itself where it is inside"
+            )
+        # ZeRO 3 gives its parameters an id
+        sharded = any(hasattr(one, "placements") or hasattr(one, "ds_id") for one in model.parameters())
+        if sharded or any(map(is_fsdp1, model.modules())):
+            raise TypeError("model is sharded, and LwFOwn needs it whole on every rank: use DistributedDataParallel")
+        self.check_length(getattr(model.config.get_text_config(), "max_position_embeddings", None))
 
     def __repr__(self) -> str:
         told = ("lam", "temperature", "own_rows", "own_tokens", "seed")
@@ -158,19 +176,6 @@ def own_text(model: Any, rows: int, tokens: int, seed: int) -> Tensor:
         torch.manual_seed(seed)
         first = torch.randint(model.config.get_text_config().vocab_size, (rows, 1)).to(model.device)
         return model.generate(first, attention_mask=torch.ones_like(first))
-
-
-def _check_model(model: Any) -> None:
-    config = getattr(model, "config", None)
-    if not callable(getattr(model, "generate", None)) or getattr(config, "is_encoder_decoder", True):
-        raise TypeError(
-            f"model: LwFOwn has the model go on with a text, for transformers' decoders, not for "
-            f"{type(model).__name__}; give attach() the decoder itself where it is inside"
-        )
-    # ZeRO 3 gives its parameters an id
-    sharded = any(hasattr(one, "placements") or hasattr(one, "ds_id") for one in model.parameters())
-    if sharded or any(map(is_fsdp1, model.modules())):
-        raise TypeError("model is sharded, and LwFOwn needs it whole on every rank: use DistributedDataParallel")
 
 
 def _tensors(model: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -51,6 +52,18 @@ def test_a_recipe_stands_before_what_is_given_by_hand(tmp_path):
     demo = expand(["--recipe", name])
     assert demo[-len(flags) - 2 :] == [*flags, "--recipe", name] and demo[:2] == ["--seeds", "3"]
     assert "5e-4" not in demo and "seqft" not in demo and "all-linear" in demo
+
+
+def test_a_setting_of_a_method_goes_with_its_method_and_yields_to_its_own_flag(tmp_path):
+    name = recipe(tmp_path, "set: {seqft.lr: 1e-4, lwf-own.lr: 2e-3, lwf-own.lam: 1}")
+
+    def sets(*by_hand):
+        flags = expand(["--recipe", name, "--model", "m", *by_hand])
+        return [value for flag, value in pairwise(flags) if flag == "--set"]
+
+    assert sets() == ["seqft.lr=1e-4", "lwf-own.lr=2e-3", "lwf-own.lam=1"]
+    assert sets("--lr", "1") == ["lwf-own.lam=1"]
+    assert sets("--method", "psp,seqft+gsr") == ["seqft.lr=1e-4"] and sets("--method=psp") == []
 
 
 @pytest.mark.parametrize(

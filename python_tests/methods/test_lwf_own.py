@@ -191,6 +191,8 @@ def test_bad_input_is_refused():
     for model in (torch.nn.Linear(2, 2), encoder_decoder):
         with pytest.raises(TypeError, match=f"for transformers' decoders, not for {type(model).__name__}"):
             attach(model, torch.optim.SGD(model.parameters()), LwFOwn())
+    with pytest.raises(ValueError, match="own_tokens must be at most 64, the model's positions, got 65"):
+        attach(llama(), torch.optim.SGD(llama().parameters()), LwFOwn(own_tokens=65))
     with pytest.raises(ValueError, match=r"attach\(\) first, then handle.load_state_dict"):
         LwFOwn().load_state_dict({})
     model, wider = llama(), llama(width=32)
