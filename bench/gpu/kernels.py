@@ -35,6 +35,7 @@ SHIPPED = "_product (bf16|fp32) x fp16"
 SHARES = {
     "convert|scale_factor": 3,
     "by cuBLAS": 7,
+    "by TMA": 3,
     # a gradient off 16 bytes is rare
     f"first_product .*{UNALIGNED}": 7,
     f"_product .*{UNALIGNED}": 20,
@@ -80,6 +81,8 @@ def step_cases(architecture: int) -> Iterator[Case]:
                 # whether its product is stored is no variant
                 if stored:
                     yield _product("first_product", pair + FIRST[transposed], form, architecture, align)
+                if stored and align > 1 and architecture == 90:
+                    yield _product("tma", pair + FIRST[transposed], form, architecture, align)
                 # the second product does not ask which way the first one was taken, unless it was stored
                 for update in () if shape == "inside tall" else (None, *UPDATES[gradient]):
                     label = f"{pair} {shape}" + _adamw(update)
@@ -89,10 +92,14 @@ def step_cases(architecture: int) -> Iterator[Case]:
 def _product(name: str, label: str, form: Form, architecture: int, align: int) -> Case:
     cut = form.configuration(name, architecture, align > 1)
     constants = {"G_DTYPE": TYPES[form.gradient], "ALIGN": align, **cut.sizes}
-    constants |= {**form.constants_after, **form.written} if name == "second_product" else form.constants
+    if name == "second_product":
+        kernel, constants = step_kernels.second_product, {**constants, **form.constants_after, **form.written}
+    else:
+        kernel, constants = step_kernels.first_product, {**constants, **form.constants, "TMA": name == "tma"}
+    named = "first_product by TMA" if name == "tma" else name
     return Case(
-        getattr(step_kernels, name), f"{name} {label}" + ("" if align > 1 else UNALIGNED), architecture, POINTERS,
-        constants, cut.options, product=True, aligned=align > 1,
+        kernel, f"{named} {label}" + ("" if align > 1 else UNALIGNED), architecture, POINTERS, constants, cut.options,
+        product=True, aligned=align > 1,
     )  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from bench.gpu.aot import compiled, dump
 from bench.gpu.kernels import Case, step_cases
 
 SHIPPED = (
-    r"^(first_product (bf16|fp32) x fp16(, transposed)?|second_product bf16 x fp16 (wide|inside), AdamW fp32 fp32 bf16"
-    r"|second_product fp32 x fp16 wide, AdamW fp32 fp32)$"
+    r"^(first_product (by TMA )?(bf16|fp32) x fp16(, transposed)?|first_product by TMA bf16 x bf16|second_product "
+    r"(bf16 x fp16 (wide|inside), AdamW fp32 fp32 bf16|fp32 x fp16 wide, AdamW fp32 fp32))$"
 )
 COLUMNS = {"kernel": 58, "instructions": 12, "GMMA": 4, "stores": 6, "waits": 5}
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.+?)\s*;")

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from gsr_kernels.io.decisions import Decisions, name_of
 
-# Triton's grouped products, cuBLAS's with kernels around them, and torch alone, which needs no check
-WAYS = ("triton", "cublas", "torch")
+# Triton's grouped products, cuBLAS's with kernels around them, torch alone, which needs no check; and Triton's with the
+# first product by TMA, which is not taken untimed: it stands behind torch
+WAYS = ("triton", "cublas", "torch", "tma")
 # seconds for all timing of one call
 BUDGET = 3.0
 
@@ -65,7 +66,7 @@ class Verdict:
     @property
     def backend(self) -> str:
         """Return the fastest way, or the first that is right."""
-        right = [way for way in WAYS if way not in self.wrong]
+        right = [way for way in self.seconds or WAYS if way not in self.wrong]
         return min(right, key=lambda way: self.seconds.get(way, 0.0))
 
     @property
@@ -102,7 +103,7 @@ def _read(found: object) -> Verdict | None:
 def choose(
     machine: str,
     cases: Iterable[Case],
-    check: Callable[[str, Case], str],
+    check: Callable[[str, Case], str | None],
     clock: Callable[[str, Case], float],
     budget: float = BUDGET,
 ) -> dict[str, Verdict]:
@@ -113,7 +114,7 @@ def choose(
     Args:
         machine: see ``machine``.
         cases: what will be stepped; of one key the largest is timed.
-        check: returns why a way is wrong for a kind of step, empty where it is right.
+        check: returns why a way is wrong for a kind of step, empty where it is right, None where there is no such way.
         clock: returns the seconds that a way takes.
         budget: seconds of timing, the largest matrices first; what it does not reach is only checked, and timed by
             another process.
@@ -123,11 +124,12 @@ def choose(
         largest.setdefault(case.key, case)
     missing = [case for case in largest.values() if verdict(machine, case) is None]
     for case in tqdm(missing, desc="checking and timing kernels", unit="kind", disable=not missing):
-        wrong = {way: why for way in WAYS[:-1] if (why := _checked(check, way, case))}
+        checked = {way: _checked(check, way, case) for way in WAYS if way != "torch"}
+        wrong = {way: why for way, why in checked.items() if why}
         seconds: dict[str, float] = {}
         if budget > 0:
             begun = time.perf_counter()
-            seconds = {way: _timed(clock, way, case) for way in WAYS if way not in wrong}
+            seconds = {way: _timed(clock, way, case) for way in WAYS if checked.get(way, "") == ""}
             budget -= time.perf_counter() - begun
         for way, why in wrong.items():
             warnings.warn(
@@ -167,7 +169,7 @@ def choose_on_all_ranks(
         _agreed.add(key)
 
 
-def _checked(check: Callable[[str, Case], str], way: str, case: Case) -> str:
+def _checked(check: Callable[[str, Case], str | None], way: str, case: Case) -> str | None:
     try:
         return check(way, case)
     except Exception as error:

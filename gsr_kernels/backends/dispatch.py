@@ -1,4 +1,4 @@
-"""Decide which backend computes an operator: torch, Triton's kernels, those around cuBLAS, or the CUDA extension."""
+"""Decide which backend computes an operator: torch, Triton's kernels, alone or around cuBLAS, or the CUDA extension."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def backend_for(
         backend: what the caller asks for. A step of a form that the asked for kernels do not support is torch's.
 
     Raises:
-        ValueError: an unknown backend, "triton" or "cublas" on a CPU outside Triton's interpreter, "cuda" where the
-            extension does not support the device or k.
+        ValueError: an unknown backend, one of Triton on a CPU outside its interpreter, "tma" on a GPU other than
+            Hopper, "cuda" where the extension does not support the device or k.
         TypeError: dtypes of a step that nobody computes on a GPU.
     """
     device = device or CPU
@@ -108,6 +108,11 @@ def unsupported(
     return ""
 
 
+def has_tma(device: torch.device) -> bool:
+    """Return whether Triton's products come by TMA on a device: the tiles are Hopper's. The interpreter has it."""
+    return architecture(device) in (0, 90)
+
+
 def interpreted() -> bool:
     """Return whether Triton runs kernels in its interpreter, on a CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -122,8 +127,10 @@ def kernels_installed() -> bool:
 def _check_asked(backend: str, device: torch.device) -> None:
     check_choice("backend", backend, Backend)
     on_gpu = device.type == "cuda"
-    if backend in ("triton", "cublas") and not on_gpu and not interpreted():
+    if backend in ("triton", "cublas", "tma") and not on_gpu and not interpreted():
         raise ValueError(f"backend={backend!r} needs tensors on a CUDA device, or TRITON_INTERPRET=1; got {device}")
+    if backend == "tma" and not has_tma(device):
+        raise ValueError(f"backend='tma' needs a GPU of compute capability 9.0, got {device}: use backend='triton'")
     if backend == "cuda" and (not on_gpu or cuda.refusal(device)):
         reason = cuda.refusal(device) if on_gpu else f"it needs tensors on a CUDA device, got {device}"
         raise ValueError(f"backend='cuda' is unavailable: {reason}")

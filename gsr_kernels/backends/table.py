@@ -19,7 +19,7 @@ def function(op: str, backend: str) -> Function:
 
 @cache
 def _functions(backend: str) -> dict[str, Function]:
-    registered = {"torch": _torch, "triton": _triton, "cublas": _cublas, "cuda": _cuda}
+    registered = {"torch": _torch, "triton": _triton, "cublas": _cublas, "tma": _tma, "cuda": _cuda}
     return {one.__name__: one for one in registered[backend]()}
 
 
@@ -47,11 +47,19 @@ def _triton() -> tuple[Function, ...]:
 
 
 def _cublas() -> tuple[Function, ...]:
-    from gsr_kernels.backends.triton.cublas_plan import CublasPlan
+    return (_by_plan("cublas"),)
+
+
+def _tma() -> tuple[Function, ...]:
+    return (_by_plan("tma"),)
+
+
+def _by_plan(backend: str) -> Function:
+    from gsr_kernels.backends.triton.plan_cache import plan_class
     from gsr_kernels.backends.triton.rescale_gradient import rescale_gradients
 
     # under the name by which it is found
-    return (update_wrapper(partial(rescale_gradients, kind=CublasPlan), rescale_gradients),)
+    return update_wrapper(partial(rescale_gradients, kind=plan_class(backend)), rescale_gradients)
 
 
 def _cuda() -> tuple[Function, ...]:

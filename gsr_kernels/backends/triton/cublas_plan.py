@@ -47,6 +47,7 @@ class CublasPlan(Plan):
 
     def _bind(self, group: Group, aligned: bool) -> list[Launch]:
         form, table, matrices, align = group.form, self._addresses.table, group.matrices, 8 if aligned else 1
+        inner, outer = group.tiles["first_product"], group.tiles["second_product"]
         rows = partial(self._grid, group.matrices[1] * kernels.SLICES.value)
         first, second = (form.configuration(f"{name}_product", self._architecture) for name in ("first", "second"))
         convert = partial(
@@ -54,8 +55,8 @@ class CublasPlan(Plan):
             G_DTYPE=TYPES[form.gradient], DTYPE=TYPES[form.operand], ALIGN=align, BLOCK=BLOCK, **options(),
         )  # fmt: skip
         reduce = partial(
-            kernels.reduce_product[self._grid(group.first[1], 4)],
-            table, self._tiles, *group.first, self._partials, self._extremes, int(form.scaled), int(form.stored),
+            kernels.reduce_product[self._grid(inner[1], 4)],
+            table, self._tiles, *inner, self._partials, self._extremes, int(form.scaled), int(form.stored),
             **form.constants, ALIGN=align, BM=first.BM, BN=first.BN, **options(num_warps=8),
         )  # fmt: skip
         scale = partial(
@@ -63,8 +64,8 @@ class CublasPlan(Plan):
             DTYPE=TYPES[form.operand], ALIGN=align, BLOCK=BLOCK, **options(),
         )  # fmt: skip
         write = partial(
-            kernels.write_result[self._grid(group.second[1], 4)],
-            table, self._tiles, *group.second, self._scales, self._finite, self._coefficients, int(form.stored),
+            kernels.write_result[self._grid(outer[1], 4)],
+            table, self._tiles, *outer, self._scales, self._finite, self._coefficients, int(form.stored),
             G_DTYPE=TYPES[form.gradient], ALIGN=align, **form.written,
             BM=second.BM, BN=second.BN, **options(num_warps=8),
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,18 +88,17 @@ class Form:
         """Return the tiles of a kernel for this form; unaligned, it is compiled otherwise for the same tiles."""
         if not aligned:
             return configuration(kernel, architecture, "unaligned")
-        converted = self.gradient != self.operand if kernel == "first_product" else not self.stored
+        converted = not self.stored if kernel == "second_product" else self.gradient != self.operand
         return configuration(kernel, architecture, "converted" if converted else "as stored")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring matrices of one form that share launches and the workspace, and the ranges of their tiles."""
+    """Neighbouring matrices of one form that share launches and the workspace, and the tiles of each kernel."""
 
     form: Form
     matrices: tuple[int, int]
-    first: tuple[int, int]
-    second: tuple[int, int]
+    tiles: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class Launches:
     _scales: Tensor
     _finite: Tensor
     _coefficients: Tensor
+    # what walks tiles, each a table of its own in a group
+    _walking: tuple[str, ...] = ("first_product", "second_product")
     _around: tuple[Launch, Launch] | None
 
     def _bind_measure(self, span: Span, aligned: bool) -> Launch:
@@ -57,13 +59,14 @@ class Launches:
         first, rescale = self._bind_first_product(group, aligned), self._bind_rescale(group)
         return [first, rescale, *fold, self.bind_second_product(group, aligned)]
 
-    def _bind_first_product(self, group: Group, aligned: bool) -> Launch:
-        form = group.form
-        first = form.configuration("first_product", self._architecture, aligned)
+    def _bind_first_product(self, group: Group, aligned: bool, kernel: str = "first_product") -> Launch:
+        form, tiles = group.form, group.tiles[kernel]
+        first = form.configuration(kernel, self._architecture, aligned)
         return partial(
-            kernels.first_product[self._grid(group.first[1], first.per_multiprocessor)],
-            self._addresses.table, self._tiles, *group.first, self._partials, self._extremes, int(form.stored),
-            G_DTYPE=TYPES[form.gradient], ALIGN=8 if aligned else 1, **form.constants, **first.sizes, **first.options,
+            kernels.first_product[self._grid(tiles[1], first.per_multiprocessor)],
+            self._addresses.table, self._tiles, *tiles, self._partials, self._extremes, int(form.stored),
+            G_DTYPE=TYPES[form.gradient], ALIGN=8 if aligned else 1, TMA=kernel == "tma",
+            **form.constants, **first.sizes, **first.options,
         )  # fmt: skip
 
     def _bind_rescale(self, group: Group) -> Launch:
@@ -76,21 +79,21 @@ class Launches:
         )  # fmt: skip
 
     def _bind_fold(self, group: Group, aligned: bool) -> Launch:
-        form = group.form
+        form, tiles = group.form, group.tiles["first_product"]
         first = form.configuration("first_product", self._architecture, aligned)
         return partial(
-            kernels.fold[self._grid(group.first[1], 4)],
-            self._addresses.table, self._tiles, *group.first, self._delta, self._scales, DTYPE=TYPES[form.operand],
+            kernels.fold[self._grid(tiles[1], 4)],
+            self._addresses.table, self._tiles, *tiles, self._delta, self._scales, DTYPE=TYPES[form.operand],
             TRANSPOSED=form.transposed, ALIGN=8 if aligned else 1, BM=first.BM, BN=first.BN, **options(num_warps=8),
         )  # fmt: skip
 
     def bind_second_product(self, group: Group, aligned: bool) -> Launch:
         """Return the last launch of a group, which works on what those before it left."""
-        form = group.form
+        form, tiles = group.form, group.tiles["second_product"]
         second = form.configuration("second_product", self._architecture, aligned)
         return partial(
-            kernels.second_product[self._grid(group.second[1], second.per_multiprocessor)],
-            self._addresses.table, self._tiles, *group.second, self._delta, self._scales, self._finite,
+            kernels.second_product[self._grid(tiles[1], second.per_multiprocessor)],
+            self._addresses.table, self._tiles, *tiles, self._delta, self._scales, self._finite,
             self._coefficients, G_DTYPE=TYPES[form.gradient], ALIGN=8 if aligned else 1,
             **form.constants_after, **form.written, **second.sizes, **second.options,
         )  # fmt: skip

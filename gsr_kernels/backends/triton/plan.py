@@ -139,7 +139,7 @@ class Plan(Launches):
             for span in self._spans:
                 self._bind_measure(replace(span, count=0), all(aligned[i] for i in span.groups))()
             for form, even in tqdm(distinct, desc="compiling", unit="form"):
-                for launch in self._bind(Group(form, (0, 0), (0, 0), (0, 0)), even):
+                for launch in self._bind(Group(form, (0, 0), dict.fromkeys(self._walking, (0, 0))), even):
                     launch()
 
     def capture(self, gradients: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
@@ -237,14 +237,15 @@ class Plan(Launches):
                 rows[i] |= {fields.DIAGONAL.value: int(diagonal[i])}
                 place += int(taken[i])
                 sums += int(parts[i] * k[i])
-            spans = []
-            for kernel, shapes in (("first_product", (height, k)), ("second_product", (d1, d2))):
+            spans = {}
+            for kernel in self._walking:
                 cut = kinds[a].configuration(kernel, self._architecture)
-                sides = zip(*(side[a:b].tolist() for side in shapes))
+                written = (d1, d2) if kernel == "second_product" else (height, k)
+                sides = zip(*(side[a:b].tolist() for side in written))
                 tiles.append(tile_table(range(a, b), list(sides), cut.BM, cut.BN))
-                spans.append((count, len(tiles[-1])))
+                spans[kernel] = (count, len(tiles[-1]))
                 count += len(tiles[-1])
-            self._groups.append(Group(kinds[a], (a, b - a), spans[0], spans[1]))
+            self._groups.append(Group(kinds[a], (a, b - a), spans))
         self._tiles = torch.from_numpy(np.concatenate(tiles)).to(self.device)
         self._even = [group.form.even for group in self._groups]
 

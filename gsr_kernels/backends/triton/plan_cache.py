@@ -13,6 +13,7 @@ from gsr_kernels.backends.triton.cublas_plan import CublasPlan
 from gsr_kernels.backends.triton.forms import Form, Update, kind
 from gsr_kernels.backends.triton.moments import Moments, Settings
 from gsr_kernels.backends.triton.plan import Plan
+from gsr_kernels.backends.triton.tma_plan import TmaPlan
 from gsr_kernels.basis import SpectralBasis
 
 # the plans that one method keeps: all weights, those that had a gradient, groups that visit from host memory
@@ -22,8 +23,8 @@ _compiled: set[tuple[torch.device, str, Form]] = set()
 
 
 def plan_class(backend: str) -> type[Plan]:
-    """Return the plan of a backend, "triton" or "cublas"."""
-    return Plan if backend == "triton" else CublasPlan
+    """Return the plan of a backend, "triton", "cublas" or "tma"."""
+    return {"triton": Plan, "cublas": CublasPlan, "tma": TmaPlan}[backend]
 
 
 class Steps:
@@ -35,7 +36,7 @@ class Steps:
 
     Args:
         rho, out_of_span: of all weights, see ``Plan``.
-        backend: "triton" or "cublas".
+        backend: see ``plan_class``.
     """
 
     def __init__(self, rho: float, out_of_span: str, backend: str = "triton") -> None:

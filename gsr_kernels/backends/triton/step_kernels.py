@@ -85,11 +85,12 @@ def largest(table, start, count, extremes, G_DTYPE: tl.constexpr, ALIGN: tl.cons
 def first_product(
     table, tiles, start, count, partials, extremes, stored,
     G_DTYPE: tl.constexpr, DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """G V, reduced with U to g = diag(Uᵀ G V); or Gᵀ U, reduced with V. A tile is BM rows and BN of the k directions.
 
-    Its sums over rows go to partials [row tiles, k], to rows of their own: no atomics.
+    Its sums over rows go to partials [row tiles, k], to rows of their own: no atomics. With TMA, which takes aligned
+    matrices alone, tiles come by descriptors that are made here.
     """
     scaled: tl.constexpr = tl.float16 == DTYPE and tl.float16 != G_DTYPE
     for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
@@ -107,7 +108,13 @@ def first_product(
         o_m, o_n, o_k = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
         # where the depth ends, at once for what is outside: one comparison an entry and step
         g_end, factor_end = tl.where(o_m < rows - row, depth, 0), tl.where(o_n < k - column, depth, 0)
-        if TRANSPOSED:
+        if TMA and TRANSPOSED:
+            g_tiles = tl.make_tensor_descriptor(p_g, [d1, d2], [stride.to(tl.int64), 1], [BK, BM])
+            factor_tiles = tl.make_tensor_descriptor(p_factor, [d1, k], [k.to(tl.int64), 1], [BK, BN])
+        elif TMA:
+            g_tiles = tl.make_tensor_descriptor(p_g, [d1, d2], [stride.to(tl.int64), 1], [BM, BK])
+            factor_tiles = tl.make_tensor_descriptor(p_factor, [k, d2], [d2.to(tl.int64), 1], [BN, BK])
+        elif TRANSPOSED:
             p_g, p_factor = p_g + row, p_factor + column
             g_offsets, g_stride = o_m[:, None] + o_k[None, :] * stride, stride.to(tl.int64)
             factor_offsets, factor_stride = o_k[:, None] * k + o_n[None, :], k.to(tl.int64)
@@ -116,13 +123,18 @@ def first_product(
             g_offsets, g_stride = o_m[:, None] * stride + o_k[None, :], 1
             factor_offsets, factor_stride = o_k[:, None] + o_n[None, :] * d2, 1
         for step in range(0, depth, BK):
-            # by the hint Triton 3.9 knows of vectors along the depth, too
-            g_left, factor_left = tl.multiple_of(g_end - step, ALIGN), tl.multiple_of(factor_end - step, ALIGN)
-            g = tl.load(p_g + g_offsets, mask=o_k[None, :] < g_left[:, None], other=0.0)
-            factor = tl.load(p_factor + factor_offsets, mask=o_k[:, None] < factor_left[None, :], other=0.0)
-            # origins that move: a product with a stride at each step would take instructions
-            p_g += BK * g_stride
-            p_factor += BK * factor_stride
+            if TMA and TRANSPOSED:
+                g, factor = g_tiles.load([step, row]).T, factor_tiles.load([step, column])
+            elif TMA:
+                g, factor = g_tiles.load([row, step]), factor_tiles.load([column, step]).T
+            else:
+                # by the hint Triton 3.9 knows of vectors along the depth, too
+                g_left, factor_left = tl.multiple_of(g_end - step, ALIGN), tl.multiple_of(factor_end - step, ALIGN)
+                g = tl.load(p_g + g_offsets, mask=o_k[None, :] < g_left[:, None], other=0.0)
+                factor = tl.load(p_factor + factor_offsets, mask=o_k[:, None] < factor_left[None, :], other=0.0)
+                # origins that move: a product with a stride at each step would take instructions
+                p_g += BK * g_stride
+                p_factor += BK * factor_stride
             if scaled:
                 g = widened(g) * scale
             accumulator = dot(g.to(DTYPE), factor, accumulator)
@@ -134,9 +146,22 @@ def first_product(
             store_tile(p_product, k, row, column, rows, k, accumulator, BM, BN)
         p_x = address(table, matrix, VH if TRANSPOSED else U, DTYPE, ALIGN)
         p_sums = partials + tl.load(table + matrix * FIELDS + PARTIALS) + (row // BM) * k.to(tl.int64)
-        left, right = halves(accumulator, BM, BN)
-        reduce_tile(left, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED, BM, BN // 2)
-        reduce_tile(right, p_x, p_sums, row, column + BN // 2, rows, k, d2, TRANSPOSED, BM, BN // 2)
+        if TMA:
+            left, right = halves(accumulator, BM, BN)
+            reduce_halves(left, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED, BM, BN // 2)
+            reduce_halves(right, p_x, p_sums, row, column + BN // 2, rows, k, d2, TRANSPOSED, BM, BN // 2)
+        else:
+            reduce_halves(accumulator, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED, BM, BN)
+
+
+@triton.jit
+def reduce_halves(
+    product, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Reduce both halves of a tile: the whole of it does not fit the registers."""
+    left, right = halves(product, BM, BN)
+    reduce_tile(left, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED, BM, BN // 2)
+    reduce_tile(right, p_x, p_sums, row, column + BN // 2, rows, k, d2, TRANSPOSED, BM, BN // 2)
 
 
 @triton.jit

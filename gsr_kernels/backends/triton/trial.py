@@ -13,6 +13,7 @@ from torch import Tensor
 from gsr_kernels import reference
 from gsr_kernels.backends import choice
 from gsr_kernels.backends.choice import Case
+from gsr_kernels.backends.dispatch import has_tma
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient
 from gsr_kernels.backends.triton.forms import UPDATES, Update
 from gsr_kernels.backends.triton.moments import Moments, Settings
@@ -38,14 +39,16 @@ def settle(device: torch.device, cases: Iterable[Case]) -> None:
     choice.choose_on_all_ranks(device, cases, partial(choose, clock=partial(clock, device=device)))
 
 
-def check(way: str, case: Case, device: torch.device) -> str:
-    """Return why a way is wrong for a kind of step, empty where it is right.
+def check(way: str, case: Case, device: torch.device) -> str | None:
+    """Return why a way is wrong for a kind of step, empty where it is right, None where it is no way of its own.
 
     It is compared with float64 on a small matrix of the same form, in memory that held NaN. The error may be twice that
     of the same products rounded at the same places. A gradient with a NaN must change nothing.
     """
     d1, d2, k = case.shape
     odd = 1 if d2 % 8 or k % 8 else 0
+    if way == "tma" and (odd or not has_tma(device)):
+        return None
     rows, columns = (odd + (SHORT if side == min(d1, d2) else LONG) for side in (d1, d2))
     generator = torch.Generator().manual_seed(0)
     W, G = (torch.randn(rows, columns, generator=generator) for _ in range(2))

@@ -38,14 +38,16 @@ def run(tmp_path_factory):
 
 # the sample of every change, in halves that run side by side; the kernels of the step that multiply have
 # "gradient x basis" in their names
-@pytest.mark.parametrize("only, products", [(PRODUCTS, 37), (f"^(?!.*{PRODUCTS})", 0)], ids=["products", "others"])
+@pytest.mark.parametrize("only, products", [(PRODUCTS, 41), (f"^(?!.*{PRODUCTS})", 0)], ids=["products", "others"])
 def test_what_ships_compiles_as_it_must(run, only, products):
     done = run("aot", "--only", only)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " kernels, 0 fail" in done.stdout
     rows = [row for row in done.stdout.splitlines() if re.search("_product .* x .* 90 ", row)]
     assert len(rows) == products and all("wgmma" in row for row in rows)
-    assert all("cp.async" in row for row in rows if "unaligned" not in row)
+    assert all(("TMA" if "by TMA" in row else "cp.async") in row for row in rows if "unaligned" not in row)
+    stacks = [re.findall(r" 90 +\d+ +(\d+) ", row)[0] for row in rows if "by TMA" in row]
+    assert stacks == (["0"] * 4 if products else [])
     if products and f"triton {triton.__version__} " in PAGE.read_text():
         told = re.findall(
             r"^\| (\w+_product .*?) \| (.*?) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE.read_text(), re.MULTILINE
@@ -92,20 +94,21 @@ def test_what_must_not_ship(change, reason):
 
 
 def test_the_machine_code_of_the_products(run):
-    done = run(
-        "sass",
-        "--only",
-        "^(first_product bf16 x fp16(, transposed)?|second_product (bf16|fp32) x fp16 wide, AdamW [^,]*)$",
-    )
+    by_tma = "first_product by TMA (bf16 x fp16|bf16 x bf16|fp16 x fp16, transposed)"
+    updating = "second_product (bf16|fp32) x fp16 wide, AdamW [^,]*"
+    done = run("sass", "--only", f"^(first_product bf16 x fp16(, transposed)?|{by_tma}|{updating})$")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()[1:]
-    first, second = (
+    first, by_tma, second = (
         [list(map(int, line.split()[-4:])) for line in sorted(lines) if line.startswith(name)]
-        for name in ("first_product", "second_product")
+        for name in ("first_product bf16", "first_product by TMA", "second_product")
     )
     # instructions, matrix instructions and stores to shared memory of a step along the depth, waits of a tile after it;
     # 119 and 124 by Triton 3.6
     assert len(first) == 2 and all(row[0] <= 142 and row[1:3] == [2, 0] for row in first)
+    # four times the product of such a step; as the operands lie, and with G rounded in registers, 74, 76 and 176 by 3.6
+    stored_too, rounded = [row for row in by_tma if row[0] <= 80], [row for row in by_tma if 80 < row[0] <= 180]
+    assert len(stored_too) == 2 and len(rounded) == 1 and all(row[1:3] == [4, 0] for row in by_tma)
     # one wait for each of eight strips; where AdamW keeps two dtypes, one more for its coefficients
     assert len(second) == 4 and all(row[0] <= 130 and row[1:3] == [4, 0] for row in second)
     assert [row[3] for row in second] == [8, 9, 9, 8]
