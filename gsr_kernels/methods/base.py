@@ -104,11 +104,15 @@ class Method:
         for G, W, basis, state in matrices:
             # in one pass over G: isfinite() takes five
             finite = torch.linalg.vector_norm(G, torch.inf, dim=(-2, -1)).isfinite()
-            found = self.gradient(G, W, basis, state)
-            check_gradient(self, found, G, W, finite)
-            torch.where(finite[..., None, None], found.to(G.dtype), G, out=G)
+            self._rewrite(G, W, basis, state, finite)
             flags.append(finite)
         return flags
+
+    def _rewrite(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State, finite: Tensor) -> None:
+        """Rewrite the finite ones of a weight's gradients in place."""
+        found = self.gradient(G, W, basis, state)
+        check_gradient(self, found, G, W, finite)
+        torch.where(finite[..., None, None], found.to(G.dtype), G, out=G)
 
 
 def of_any_task(method: Any) -> Any:

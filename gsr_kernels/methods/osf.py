@@ -87,6 +87,16 @@ class OSF(Method):
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
         return torch.zeros_like(G) if "held" in state else PROTECTING[self.variant](*operands(G, basis))
 
+    def _rewrite(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State, finite: Tensor) -> None:
+        """See Method; without another tensor of G's size."""
+        if "held" in state:
+            G.masked_fill_(finite[..., None, None], 0)
+            return
+        wide, U, Vh = operands(G, basis)
+        PROTECTING[self.variant](wide, U, Vh, wide, finite)
+        if wide is not G:
+            G.copy_(wide)
+
     def constrain(self, W: Tensor, basis: SpectralBasis, state: State) -> None:
         """Give the protected parts of W their values back.
 
@@ -95,9 +105,16 @@ class OSF(Method):
         start = state["start"]
         if "held" in state:
             W.copy_(start)
-        else:
-            change, U, Vh = operands(W - start, basis)
-            torch.add(start, PROTECTING[self.variant](change, U, Vh, out=change), out=W)
+            return
+        W.sub_(start)
+        try:
+            change, U, Vh = operands(W, basis)
+            PROTECTING[self.variant](change, U, Vh, change)
+            if change is not W:
+                W.copy_(change)
+        finally:
+            # whatever interrupts: a weight is no change
+            W.add_(start)
 
     def _holds(self, name: str) -> bool:
         return isinstance(self.protect, Mapping) and self.protect[name] == 1

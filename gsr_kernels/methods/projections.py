@@ -45,17 +45,25 @@ def keep_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
     return spread(block(G, U, Vh), U, Vh)
 
 
-def remove_block(G: Tensor, U: Tensor, Vh: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return ``G − U Uᵀ G V Vᵀ``: everything but the block of these directions. ``out`` may be G."""
-    N = block(G, U, Vh).neg_()
+def remove_block(G: Tensor, U: Tensor, Vh: Tensor, out: Tensor | None = None, finite: Tensor | None = None) -> Tensor:
+    """Return ``G − U Uᵀ G V Vᵀ``: everything but the block of these directions.
+
+    ``out`` may be G. A matrix that is not ``finite [..]`` is returned as it is.
+    """
+    N = _minus(block(G, U, Vh), finite)
     tall = G.shape[-2] >= G.shape[-1]
     return _add(G, U, product(N, Vh), out) if tall else _add(G, product(U, N), Vh, out)
 
 
-def complement(G: Tensor, U: Tensor, Vh: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return ``(I − U Uᵀ) G (I − V Vᵀ)``, which no column of U and no row of Vh touches. ``out`` may be G."""
-    left = _add(G, U, product(U.mT, G).neg_(), out)
-    return _add(left, product(left, Vh.mT).neg_(), Vh, left)
+def complement(G: Tensor, U: Tensor, Vh: Tensor, out: Tensor | None = None, finite: Tensor | None = None) -> Tensor:
+    """Return ``(I − U Uᵀ) G (I − V Vᵀ)``, which no column of U and no row of Vh touches; see ``remove_block``."""
+    left = _add(G, U, _minus(product(U.mT, G), finite), out)
+    return _add(left, _minus(product(left, Vh.mT), finite), Vh, left)
+
+
+def _minus(N: Tensor, finite: Tensor | None) -> Tensor:
+    """Return ``−N``, of a matrix that is not finite zeros."""
+    return N.neg_() if finite is None else N.neg_().where(finite[..., None, None], 0)
 
 
 def _add(G: Tensor, A: Tensor, B: Tensor, out: Tensor | None) -> Tensor:

@@ -45,6 +45,20 @@ def test_constrain_projects_the_change_of_the_weight(shape, variant):
     assert error(moved, W + literal(change, basis.U, basis.Vh, variant)) < 1e-10
 
 
+def test_a_weight_stays_a_weight_when_its_correction_is_interrupted(monkeypatch):
+    W = torch.randn(6, 4)
+    method, moved = OSF(), W + 0.01
+    basis, state = method.decompose("W", W, None, None), {"start": W.clone()}
+
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gsr_kernels.methods.projections.product", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        method.constrain(moved, basis, state)
+    torch.testing.assert_close(moved, W + 0.01)
+
+
 def test_one_share_is_rounded_down_and_no_further():
     W = torch.randn(100, 120)
     assert [OSF(share).decompose("w", W, None, None).rank for share in (0.29, 0.299, 1e-3)] == [29, 29, 1]
