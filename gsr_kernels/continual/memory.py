@@ -22,10 +22,13 @@ from gsr_kernels.methods.base import of_any_task
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
 
-# of a CPU, as seen on decoders of three widths: a decomposition, in float64, takes so many times its weight's float32,
+# of a CPU, as seen on models of three kinds: a decomposition, in float64, takes so many times its weight's float32,
 # which the allocator keeps, and LAPACK; training itself loads libraries
 DECOMPOSITION = 12
-LAPACK, LIBRARIES = 28 * 10**6, 11 * 10**6
+LAPACK, LIBRARIES = 19 * 10**6, 20 * 10**6
+# of what a step saves glibc's heap leaves such a share in holes, tensors of MAPPED bytes on apart; they lie in what a
+# decomposition left, where there was one
+HOLES, MAPPED = 0.2, 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Memory:
     copied: int
     # for the largest basis to be taken
     decomposition: int
-    # beside the gradients, of the largest parameter, and of libraries
+    # beside the gradients, of the largest parameter, of libraries, and of an allocator
     beside: int
 
     @property
@@ -59,8 +62,8 @@ class Memory:
         return held + max(self.moments + step, self.copied)
 
 
-def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
-    """Return what training takes on this machine's device, of rows of at most so many tokens.
+def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> Memory:
+    """Return what training takes on this machine's device, of rows of at most so many tokens, and labels.
 
     ``model`` is on the meta device. Of several processes it is what each of them takes, by DDP.
     """
@@ -99,17 +102,19 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: int) -> Memory:
     strategy = getattr(chosen.method, "strategy", "")
     kept = {"Consolidated": 2 * 4 * trained, "Distilled": weights, "Rehearsed": weights}.get(strategy, 0)
     rows = settings.micro_batch or settings.batch // world()
+    saved = _activations(model, kind, rows, *longest)
+    holes = int(HOLES * sum(each for each in saved or () if each < MAPPED))
     return Memory(
         weights,
         size * trained,
         2 * size * trained,
         bases,
-        _activations(model, kind, rows, longest),
+        None if saved is None else sum(saved),
         kept + start,
         kept if strategy == "Consolidated" else 0,
         copied,
         decomposition,
-        size * max(counts) * copies + LIBRARIES * on_cpu,
+        size * max(counts) * copies + (LIBRARIES + max(0, holes - decomposition)) * on_cpu,
     )
 
 
@@ -118,8 +123,8 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _activations(model: Any, kind: Kind, rows: int, length: int) -> int | None:
-    """Return the bytes that a step's rows leave to the backward pass, and its first gradient, of the logits.
+def _activations(model: Any, kind: Kind, rows: int, length: int, answer: int) -> list[int] | None:
+    """Return the bytes of each tensor that a step leaves to the backward pass, and of its first gradient, the logits'.
 
     None where the model cannot run without values.
     """
@@ -132,8 +137,10 @@ def _activations(model: Any, kind: Kind, rows: int, length: int) -> int | None:
             saved[storage._cdata] = storage
         return tensor
 
-    tokens = torch.zeros(rows, length, dtype=torch.int64, device="meta")
-    more = {"labels": tokens} if isinstance(kind, Seq2Seq) else {}
+    tokens = labels = torch.zeros(rows, length, dtype=torch.int64, device="meta")
+    more = {}
+    if isinstance(kind, Seq2Seq):
+        more["decoder_input_ids"] = labels = torch.zeros(rows, answer, dtype=torch.int64, device="meta")
     padding = model.config.pad_token_id
     if isinstance(kind, Causal):
         # some look for padding in the values, to warn of it
@@ -143,9 +150,9 @@ def _activations(model: Any, kind: Kind, rows: int, length: int) -> int | None:
             outputs = model.train()(input_ids=tokens, **more)
             # a classifier's logits are few
             if not isinstance(kind, Classifier):
-                kind.loss(model)(outputs, tokens, 1)
+                kind.loss(model)(outputs, labels, 1)
     except (RuntimeError, TypeError):
         return None
     finally:
         model.config.pad_token_id = padding
-    return sum(storage.nbytes() for storage in saved.values()) + outputs.logits.nbytes
+    return [*(storage.nbytes() for storage in saved.values()), outputs.logits.nbytes]

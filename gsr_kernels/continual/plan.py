@@ -26,13 +26,13 @@ WAY_OUT = "see that --model's folder holds the tokenizer of its weights (tokeniz
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a task, of all seeds: how many there are, whose prompt or completion is cut, and the tokens of one."""
+    """Rows of a task, of all seeds: how many there are, whose prompt or completion is cut; most tokens, most labels."""
 
     task: str
     count: int
     prompts: int
     completions: int
-    longest: int
+    longest: tuple[int, int]
 
     def __str__(self) -> str:
         counts = {"prompts": self.prompts, "completions": self.completions}
@@ -53,14 +53,15 @@ def survey(kind: Kind, drawn: Iterable[Source]) -> list[Rows]:
     with tqdm(desc="rows into tokens", total=total, unit="row", leave=False, disable=not first() or None) as bar:
         for name, rows in tasks.items():
             _check_text(kind, name, [*rows])
-            longest = 0
+            lengths = []
             for row in rows:
-                longest = max(longest, _tokens(kind, name, row))
+                lengths.append(_tokens(kind, name, row))
                 bar.update()
             prompts, completions = (
                 sum(row in cut for row in rows) for cut in (kind.truncated, kind.truncated_completions)
             )
-            found.append(Rows(name, len(rows), prompts, completions, longest))
+            tokens, labels = map(max, zip(*lengths))
+            found.append(Rows(name, len(rows), prompts, completions, (tokens, labels)))
     return found
 
 
@@ -83,12 +84,12 @@ def describe(
         cut = cuts[task.name]
         counts = len(task.train), len(task.validation), len(task.test), cut.prompts, cut.completions
         lines.append((task.name, *map(str, counts)))
-    longest = max(cuts[task.name].longest for task in draw)
+    tokens, labels = map(max, zip(*(cuts[task.name].longest for task in draw)))
     columns = ("weights", "gradients", "moments", "bases", "activations", "kept", "copied")
     table: list[Sequence[str]] = [("method", "steps", *columns, "at most")]
     room, process, too_much, stays, passes = _room(), _process(), [], 0, [0]
     for name, one in chosen.items():
-        memory = needed(model, kind, one, longest)
+        memory = needed(model, kind, one, (tokens, labels))
         most = _size(memory.peak) if memory.activations is not None else f"over {_size(memory.peak)}"
         sizes = [*(_size(getattr(memory, column)) for column in columns), most]
         if one.settings_of_run.fsdp:
@@ -161,8 +162,8 @@ def _holds(kind: Kind, text: str, tokens: Sequence[int]) -> bool:
     return bool(known) and (bool(kind.tokenizer.decode(known).strip()) or not text.strip())
 
 
-def _tokens(kind: Kind, task: str, row: Example) -> int:
-    """Return the number of a row's tokens, its prompt's or its labels'; ValueError for one that the model has not."""
+def _tokens(kind: Kind, task: str, row: Example) -> tuple[int, int]:
+    """Return the numbers of a row's tokens and of its labels; ValueError for one that the model has not."""
     try:
         features = kind.features(row)
     except ValueError as error:
@@ -174,4 +175,4 @@ def _tokens(kind: Kind, task: str, row: Example) -> int:
             f"{task}: the row {row.prompt[:60]!r} has the token {largest} ({kind.tokenizer.decode([largest])!r}), and "
             f"the model knows {kind.vocabulary}, from 0 on: {WAY_OUT}"
         )
-    return max(len(features["input_ids"]), len(labels))
+    return len(features["input_ids"]), len(labels)

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from gsr_kernels import GSR, attach
 from gsr_kernels.__main__ import main
 from gsr_kernels.continual.choose import choose
 from gsr_kernels.continual.kinds import Causal
-from gsr_kernels.continual.memory import LIBRARIES, _activations, needed
+from gsr_kernels.continual.memory import HOLES, LIBRARIES, _activations, needed
 from gsr_kernels.continual.models import load
 from gsr_kernels.continual.settings import RunSettings
 from python_tests.continual.tiny import save_model, save_tasks, tiny_kind
@@ -56,7 +56,15 @@ def test_a_model_that_looks_for_padding_has_activations_too():
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
     # the logits and their softmax, at least
-    assert _activations(model, Causal(None, 8), 2, 8) > 2 * 2 * 8 * 300 * 4 and config.pad_token_id == 0
+    assert sum(_activations(model, Causal(None, 8), 2, 8, 8)) > 2 * 2 * 8 * 300 * 4 and config.pad_token_id == 0
+
+
+def test_a_decoder_that_answers_in_few_labels_saves_little_of_them(tmp_path):
+    kind = tiny_kind(RunSettings(model=save_model("seq2seq", tmp_path), batch=8))
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(T5Config.from_pretrained(tmp_path))
+    short, long = (sum(_activations(model, kind, 2, 64, labels)) for labels in (2, 64))
+    assert short < long / 2
 
 
 def test_what_is_unknown_is_no_upper_bound(tmp_path, capsys, monkeypatch):
@@ -139,7 +147,7 @@ def test_the_plans_memory_is_what_training_holds(tmp_path):
     with torch.device("meta"):
         bare = type(model)(model.config)
     methods = choose(("seqft", "gsr", "ewc", "osf", "ps-lora", "eblora"), [], [], settings)
-    found = {name: needed(bare, kind, one, 20) for name, one in methods.items()}
+    found = {name: needed(bare, kind, one, (20, 20)) for name, one in methods.items()}
     weights = sum(parameter.nbytes for parameter in model.parameters())
     handle = attach(model, torch.optim.AdamW(model.parameters()), GSR(0.5))
     bases = sum(basis.U.nbytes + basis.S.nbytes + basis.Vh.nbytes for basis in handle.bases.values())
@@ -149,7 +157,9 @@ def test_the_plans_memory_is_what_training_holds(tmp_path):
     # beside the gradients one parameter's more, of the largest
     beside = max(parameter.nbytes for parameter in model.parameters()) + LIBRARIES
     assert gsr.peak == 3 * weights + bases + gsr.decomposition + weights + gsr.activations + beside
-    assert seqft.peak == 4 * weights + seqft.activations + beside
+    # the holes of the heap lie in what the decomposition left
+    holes = int(HOLES * sum(_activations(bare, kind, 4, 20, 20)))
+    assert seqft.peak == 4 * weights + seqft.activations + beside + holes
     matrices = sum(weight.parameter.nbytes for weight in handle.weights)
     # no more than all directions are protected
     assert (found["osf"].bases, found["osf"].kept) == (bases, matrices)
