@@ -117,13 +117,18 @@ def scratch_of(one: Chosen, chosen: Mapping[str, Chosen]) -> str:
 
 
 def find_baseline(name: str | None, chosen: Mapping[str, Chosen]) -> str:
-    """Return the title of the method that the others are compared with; ValueError where the run has none such."""
+    """Return the title of the method that the others are compared with, of a swept one its title without values.
+
+    Raises ValueError where the run has none such.
+    """
     if name is None:
         return METHODS["seqft"].title
-    found = [one.title for one in chosen.values() if one.chained and name in (one.name, one.title)]
+    there = [one for one in chosen.values() if one.chained]
+    found = [one.title for one in there if name in (one.name, one.title)]
+    found += [one.method.title for one in there if name in ("+".join(one.parts), one.method.title)]
     if not found:
-        there = ", ".join(one.name for one in chosen.values() if one.chained)
-        raise ValueError(f"baseline {name} is no method of this run, which has {there}")
+        names = dict.fromkeys(each for one in there for each in ("+".join(one.parts), one.name))
+        raise ValueError(f"baseline {name} is no method of this run, which has {', '.join(names)}")
     return found[0]
 
 

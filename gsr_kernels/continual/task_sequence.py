@@ -188,6 +188,8 @@ class TaskSequence:
             task.name for split, tasks in self._scored.items() for task in tasks if task.name not in scores[split]
         ]
         if lacking:
+            if file.is_file() and first():
+                self.bar.write(f"seed {self.seed}  before any training: {file} lacks {', '.join(lacking)}: scored now")
             self.bar.set_description(f"seed {self.seed} · before any training")
             model = load(self.kind, self.start, self.settings.dtype, self.seed)
             for split, found in self.scores(model, self.folder / "answers", lacking).items():

@@ -5,11 +5,13 @@ import random
 import numpy as np
 import pytest
 
+from gsr_kernels.continual.choose import choose, find_baseline
 from gsr_kernels.continual.differences import confidence, interval, over
 from gsr_kernels.continual.figures import measure, summary
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 from gsr_kernels.continual.plots import draw_forgetting, draw_spectra, lost
 from gsr_kernels.continual.report import report, table, verdict
+from gsr_kernels.continual.settings import RunSettings
 
 
 def matrix(learned, kept, known=50.0):
@@ -168,3 +170,11 @@ def test_pictures_of_any_number_of_methods(methods, tmp_path):
     for draw in (draw_forgetting, draw_spectra):
         draw(results, tmp_path / "picture.png")
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_swept_baseline_is_called_by_its_method_or_by_one_of_its_values():
+    swept = choose(("seqft", "gsr"), [], ["gsr.rho=0,0.5"], RunSettings())
+    called = {"gsr": "GSR", "GSR": "GSR", "gsr.rho=0.5": "GSR rho=0.5", "GSR rho=0": "GSR rho=0", "seqft": "SeqFT"}
+    assert {name: find_baseline(name, swept) for name in called} == called
+    with pytest.raises(ValueError, match="baseline psp is no method of this run, which has seqft, gsr, "):
+        find_baseline("psp", swept)

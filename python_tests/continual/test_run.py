@@ -180,7 +180,9 @@ def test_a_task_a_seed_and_a_method_are_added_to_a_finished_run(models, data, tm
     shutil.rmtree(grown / "work/seed-0/gsr/models/first")
     more = ["--order", "first,second,third", "--method", "seqft", "--seeds", "2"]
     assert main(["continual", str(grown), "--resume", *more]) == 0
-    assert "GSR has no score on third after first: the models were not kept" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "GSR has no score on third after first: the models were not kept" in told
+    assert f"{grown}/work/seed-0/before.json lacks third: scored now" in told
     expected = measured(whole)
     row = expected["matrices"]["GSR"][0]["cells"][1]
     row[-1] = None
