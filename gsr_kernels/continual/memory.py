@@ -26,9 +26,9 @@ from gsr_kernels.options import resolve_rank
 # which the allocator keeps, and LAPACK; training itself loads libraries
 DECOMPOSITION = 12
 LAPACK, LIBRARIES = 19 * 10**6, 20 * 10**6
-# of what a step saves glibc's heap leaves such a share in holes, tensors of MAPPED bytes on apart; they lie in what a
-# decomposition left, where there was one
-HOLES, MAPPED = 0.2, 32 * 2**20
+# of what a step saves, tensors of MAPPED bytes on apart, glibc's heap leaves the share HOLES in holes. Gradients and
+# moments fill them, but for FEWEST, and they lie in what a decomposition left, where there was one
+HOLES, FEWEST, MAPPED = 0.7, 0.2, 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
     kept = {"Consolidated": 2 * 4 * trained, "Distilled": weights, "Rehearsed": weights}.get(strategy, 0)
     rows = settings.micro_batch or settings.batch // world()
     saved = _activations(model, kind, rows, *longest)
-    holes = int(HOLES * sum(each for each in saved or () if each < MAPPED))
+    small = sum(each for each in saved or () if each < MAPPED)
+    holes = max(int(FEWEST * small), int(HOLES * small) - 3 * size * trained)
     return Memory(
         weights,
         size * trained,
