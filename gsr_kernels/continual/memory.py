@@ -103,6 +103,10 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
     kept = {"Consolidated": 2 * 4 * trained, "Distilled": weights, "Rehearsed": weights}.get(strategy, 0)
     rows = settings.micro_batch or settings.batch // world()
     saved = _activations(model, kind, rows, *longest)
+    if strategy == "Rehearsed" and saved is not None:
+        # its own rows are a part of the same loss
+        [own] = made
+        saved += _activations(model, kind, own.own_rows, own.own_tokens, own.own_tokens) or []
     small = sum(each for each in saved or () if each < MAPPED)
     holes = max(int(FEWEST * small), int(HOLES * small) - 3 * size * trained)
     return Memory(

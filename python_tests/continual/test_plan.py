@@ -147,7 +147,7 @@ def test_the_plans_memory_is_what_training_holds(tmp_path):
     model = load(kind, settings.model, "float32", 0)
     with torch.device("meta"):
         bare = type(model)(model.config)
-    methods = choose(("seqft", "gsr", "ewc", "osf", "ps-lora", "eblora"), [], [], settings)
+    methods = choose(("seqft", "gsr", "ewc", "osf", "ps-lora", "eblora", "lwf-own"), [], [], settings)
     found = {name: needed(bare, kind, one, (20, 20)) for name, one in methods.items()}
     weights = sum(parameter.nbytes for parameter in model.parameters())
     handle = attach(model, torch.optim.AdamW(model.parameters()), GSR(0.5))
@@ -158,6 +158,8 @@ def test_the_plans_memory_is_what_training_holds(tmp_path):
     # beside the gradients one parameter's more, of the largest
     beside = max(parameter.nbytes for parameter in model.parameters()) + LIBRARIES
     assert gsr.peak == 3 * weights + bases + gsr.decomposition + weights + gsr.activations + beside
+    own = sum(_activations(bare, kind, 4, 64, 64))
+    assert found["lwf-own"].activations == seqft.activations + own and found["lwf-own"].kept == weights
     # the holes of the heap lie in what the decomposition left
     holes = int(HOLES * seqft.activations) - 3 * weights
     assert seqft.peak == 4 * weights + seqft.activations + beside + max(holes, int(FEWEST * seqft.activations))
