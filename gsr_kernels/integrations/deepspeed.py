@@ -109,6 +109,7 @@ def _check(engine: Any) -> None:
         (moe, "DeepSpeed's own layers of experts: use fully_shard (FSDP2)"),
         (moved, "offload_optimizer and offload_param: leave them out; basis_device='cpu' keeps the bases on the CPU"),
         (not config.stage, "zero_optimization.stage 0: set it to 1, 2 or 3"),
+        (inner is None, "an engine without an optimizer: give deepspeed.initialize() one, as torch.optim.AdamW"),
         (
             type(zero) not in STAGES,
             f"{type(zero).__name__}: in bf16 with ZeRO 1 leave out data_types.grad_accum_dtype",

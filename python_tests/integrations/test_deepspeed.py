@@ -15,6 +15,7 @@ REFUSED = {
     "elastic": "TypeError: engine: not supported with a method: elastic_checkpoint",
     "1-bit": "TypeError: engine: not supported with a method: OnebitAdam",
     "stage": "TypeError: engine: not supported with a method: zero_optimization.stage 0",
+    "no optimizer": "TypeError: engine: not supported with a method: an engine without an optimizer",
     "pipeline": "TypeError: engine: not supported with a method: pipeline parallelism",
     "BF16_Optimizer": "TypeError: engine: not supported with a method: BF16_Optimizer: in bf16 with ZeRO 1",
     "nonfinite": "ValueError: nonfinite: DeepSpeed steps one group",

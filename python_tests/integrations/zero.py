@@ -73,6 +73,7 @@ def in_double():
 
 
 def make_engine(stage, optimizer=torch.optim.SGD, bf16=False, dtype=torch.float32, **more):
+    """An engine that steps an optimizer of torch; None for none."""
     prepare()
     import deepspeed
 
@@ -87,7 +88,7 @@ def make_engine(stage, optimizer=torch.optim.SGD, bf16=False, dtype=torch.float3
         **more,
         "zero_optimization": {"stage": stage, **more.get("zero_optimization", {})},
     }
-    stepped = optimizer(groups(model), RATE if settings else 0.01, **settings)
+    stepped = optimizer and optimizer(groups(model), RATE if settings else 0.01, **settings)
     return deepspeed.initialize(model=model, optimizer=stepped, config=config)[0]
 
 
@@ -323,6 +324,7 @@ def refusals():
         "elastic": (elastic, {}),
         "1-bit": (onebit, {}),
         "stage": (make_engine(0), {}),
+        "no optimizer": (make_engine(3, None), {}),
         "pipeline": (pipeline, {}),
         "BF16_Optimizer": (make_engine(1, bf16=True, data_types={"grad_accum_dtype": "fp32"}), {}),
         "nonfinite": (fresh, {"nonfinite": "error"}),
