@@ -125,7 +125,6 @@ CONFIGURATIONS = {
     "gsr-full": Configuration("GSR-full", "gsr-full", (MID, HIGH), {}, BASES),
     "psp": Configuration("PSP", "psp", (MID, HIGH, TOP), {}, BASES),
     "osf": Configuration("OSF", "osf", (HIGH, TOP), {}, BASES),
-    "replay": Configuration("Replay 2 %", "replay", (MID, HIGH), {"share": 0.02}, "rows of earlier tasks"),
 }
 # Fixed on the two tuning seeds, before any fresh seed was run. Sixteen fresh seeds, 0 to 15, even ones forth, odd ones
 # back. SeqFT's best rate by mean AP on the tuning seeds is MID. Of the others there is the rate whose AP was best there
