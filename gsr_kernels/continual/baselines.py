@@ -71,7 +71,7 @@ class LwF:
         # what counts for nothing has no label
         learned = labels >= 0
         if kind.name == "classifier":
-            owner = kind.owner.to(logits.device)
+            owner = kind.owner[: logits.shape[-1]].to(logits.device)
             # groups of options are numbered as their tasks come
             own = owner[labels.clamp(min=0)]
             total = logits.sum() * 0

@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.kinds import KINDS, Classifier, Kind, kind_of
+from gsr_kernels.continual.kinds.classifier import output_of
 from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.metrics import Spectra
 from gsr_kernels.continual.ranks import first, on_rank0
@@ -110,6 +111,8 @@ def check_weights(config: Any, kind: Kind, run: Iterable[Chosen]) -> Any:
 
     with torch.device("meta"):
         model = getattr(transformers, kind.auto).from_config(config)
+    if isinstance(kind, Classifier):
+        output_of(model)
     shapes = {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)}
     W = torch.diag(torch.arange(4, 0, -1, dtype=torch.float32))
     for chosen in run:
@@ -158,22 +161,21 @@ def _check_adapters(model: Any, architecture: str, chosen: Chosen) -> None:
 def load(kind: Kind, path: str | Path, dtype: str, seed: int, whole: bool = False) -> Any:
     """Load the model on the device that there is, in evaluation; what its checkpoint lacks is drawn from the seed.
 
-    Where that is more than a classifier's head a warning names it; of a model that a run has saved, ``whole``, it is a
-    ValueError.
+    Where that is more than a classifier's head, which ``set_labels`` draws, a warning names it; of a model that a run
+    has saved, ``whole``, it is a ValueError.
     """
     import transformers
 
-    classifies = isinstance(kind, Classifier)
-    head = {"num_labels": len(kind.owner)} if isinstance(kind, Classifier) else {}
+    classifies, wanted = isinstance(kind, Classifier), {"dtype": getattr(torch, dtype)}
     torch.manual_seed(seed)
-    auto, wanted = getattr(transformers, kind.auto), {"dtype": getattr(torch, dtype), **head}
+    auto = getattr(transformers, kind.auto)
     model, info = _found(auto, str(path), output_loading_info=True, ignore_mismatched_sizes=True, **wanted)
     for what, found, wrong in (
         ("lacks", info["missing_keys"], whole),
         ("holds, and the model does not:", info["unexpected_keys"], whole),
         ("holds, in other shapes than the model:", {name for name, *_ in info["mismatched_keys"]}, True),
     ):
-        # a head of other labels gives way to a new one
+        # a new head is what a classifier begins with
         names = [name for name in sorted(found) if whole or not classifies or name.startswith(model.base_model_prefix)]
         told = f"{path} {what} {some(names)}"
         if names and wrong:
@@ -181,9 +183,13 @@ def load(kind: Kind, path: str | Path, dtype: str, seed: int, whole: bool = Fals
         if names:
             warnings.warn(f"--model {told}", stacklevel=1)
     if isinstance(kind, Classifier):
-        model.config.id2label = dict(enumerate(kind.labels))
-        model.config.label2id = {label: index for index, label in enumerate(kind.labels)}
-        model.config.task_labels = kind.task_labels
+        labels, output = getattr(model.config, "task_labels", {}), f"{output_of(model)}.weight"
+        if whole and not labels.items() <= kind.task_labels.items():
+            raise ValueError(f"{path} holds the labels {labels}: it is not what the run saved, or for other tasks")
+        if not whole:
+            model.config.task_labels = {}
+            if output not in info["missing_keys"]:
+                warnings.warn(f"--model {path}: its {output} gives way to a head for the tasks", stacklevel=1)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = kind.tokenizer.pad_token_id
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

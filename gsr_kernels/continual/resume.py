@@ -103,11 +103,6 @@ def check_same(before: Mapping[str, Any], config: Mapping[str, Any], folder: Pat
             was, is_now = (_compared(each.get(key)) for each in (old, new))
             new_here = part in ("methods", "tasks") and key not in old
             if was == is_now or new_here or (part == "settings" and key in GROWS):
-                if part == "tasks" and new_here and now["settings"]["kind"] == "classifier":
-                    raise ValueError(
-                        f"--resume: {key} is a new task, and a classifier's head has the options of all tasks from the "
-                        "start: give a new --out"
-                    )
                 continue
             told = f"{part} {key} was {was!r} in {folder} and is {is_now!r} now"
             if not free.get(key):

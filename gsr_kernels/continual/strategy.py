@@ -111,6 +111,14 @@ class Consolidated(Strategy):
         if folder is not None:
             self._ewc.load_state_dict(load_file(folder / CONSOLIDATED, device=str(self.model.device)))
 
+    def begin(self) -> None:
+        """See Strategy.begin: a classifier's new labels are not held."""
+        for name, parameter in self.model.named_parameters():
+            for kept in (self._ewc.fisher, self._ewc.anchors):
+                if name in kept and kept[name].shape != parameter.shape:
+                    new = kept[name].new_zeros(len(parameter) - len(kept[name]), *parameter.shape[1:])
+                    kept[name] = torch.cat((kept[name], new))
+
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Strategy.prepare."""
         attach_to(trainer, self._ewc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -18,7 +19,7 @@ from gsr_kernels.continual.baselines import Replay
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.folder import write_json
-from gsr_kernels.continual.kinds import Kind
+from gsr_kernels.continual.kinds import Classifier, Kind
 from gsr_kernels.continual.learn import learn, steps_of
 from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
@@ -76,6 +77,9 @@ class TaskSequence:
             )
             self.bar.set_postfix_str("", refresh=False)
             strategy.task, strategy.tasks = index, len(stages)
+            if isinstance(self.kind, Classifier):
+                known = self.tasks if method.bound == "at once" else self.tasks[: index + 1]
+                self.kind.set_labels(strategy.model, [task.name for task in known], self.seed)
             strategy.begin()
             log = learn(
                 self.kind,
@@ -199,17 +203,27 @@ class TaskSequence:
 
     def scores(self, model: Any, folder: Path, only: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         """Return, of each split, the model's scores on all tasks, or on some; the answers go to a folder."""
-        # as autocast trains; FSDP2's layers are wholly in bfloat16
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            return {
-                split: {
-                    task.name: score(self.kind, model, task, self.settings.new_tokens, file / f"{task.name}.jsonl")
-                    for task in tasks
-                    if only is None or task.name in only
-                }
-                for split, tasks in self._scored.items()
-                for file in [folder if split == TEST else folder / split]
-            }
+        found: dict[str, dict[str, float]] = {split: {} for split in self._scored}
+        for split, tasks in self._scored.items():
+            of_split = folder if split == TEST else folder / split
+            for task in tasks:
+                if only is None or task.name in only:
+                    # as autocast trains; FSDP2's layers are wholly in bfloat16
+                    with (
+                        self._labelled(model, task),
+                        torch.autocast(model.device.type, torch.bfloat16, enabled=self.settings.bf16),
+                    ):
+                        found[split][task.name] = score(
+                            self.kind, model, task, self.settings.new_tokens, of_split / f"{task.name}.jsonl"
+                        )
+        return found
+
+    def _labelled(self, model: Any, asked: Source) -> AbstractContextManager[object]:
+        """Give a classifier the labels of the tasks up to the one that it is asked, unless it has them."""
+        if not isinstance(self.kind, Classifier) or asked.name in model.config.task_labels:
+            return nullcontext()
+        names = [task.name for task in self.tasks]
+        return self.kind.labelled(model, names[: names.index(asked.name) + 1], self.seed)
 
     def _sized(self, chosen: Chosen) -> RunSettings:
         """As many steps for all tasks at once as for one after the other."""

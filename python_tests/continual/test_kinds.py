@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, MixtralConfig, MixtralForCausalLM, SwitchTransformersConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    SwitchTransformersConfig,
+)
 
 from gsr_kernels.continual.examples import Conversation, Example, Source
 from gsr_kernels.continual.kinds import IGNORED
@@ -196,6 +202,7 @@ def test_a_classifier_counts_among_the_options_of_the_task(tmp_path):
     other = Example("nine", "yes", options=("yes", " blue", "maybe"))
     kind.choose_among([("first", ROWS[0].options), ("second", other.options), ("third", ROWS[0].options)])
     model = load(kind, path, "float32", 0)
+    kind.set_labels(model, ["first", "second", "third"], 0)
     assert model.config.num_labels == 5 and kind.owner.tolist() == [0, 0, 1, 1, 1]
     # what is saved says which output is which
     save(kind, model, tmp_path / "saved")
@@ -219,12 +226,32 @@ def test_a_classifier_counts_among_the_options_of_the_task(tmp_path):
     assert math.isfinite(wanted)
 
 
-def test_a_new_head_is_that_of_its_seed(tmp_path):
+def test_a_new_head_is_that_of_its_seed_and_task(tmp_path):
     path = save_model("classifier", tmp_path)
     kind = tiny_kind(RunSettings(model=path))
+    kind.choose_among([("task", ("a", "b")), ("other", ("c", "d", "e"))])
+    model = load(kind, path, "float32", 0)
+    kind.set_labels(model, ["task"], 0)
+    learned = model.classifier.weight
+    assert learned.std().item() == pytest.approx(model.config.initializer_range, rel=0.3)
+    with kind.labelled(model, ["task", "other"], 0):
+        both = model.classifier.weight
+        assert torch.equal(both[:2], learned) and not torch.equal(both[:2], both[2:4])
+    assert model.classifier.weight is learned
+    # those of a task are the same whenever it comes, and of each seed others
+    kind.set_labels(model, ["task", "other"], 0)
+    assert torch.equal(model.classifier.weight, both) and model.config.num_labels == 5
+    again = load(kind, path, "float32", 0)
+    heads = [kind.head(again, ["task", "other"], seed).weight for seed in (0, 1)]
+    assert torch.equal(heads[0], both) and not torch.equal(heads[1][:2], both[:2])
+
+
+def test_a_head_that_comes_with_the_model_gives_way(tmp_path):
+    kind = tiny_kind(RunSettings(model=save_model("classifier", tmp_path)))
+    AutoModelForSequenceClassification.from_pretrained(tmp_path).save_pretrained(tmp_path)
     kind.choose_among([("task", ("a", "b"))])
-    heads = [load(kind, path, "float32", seed).classifier.weight for seed in (0, 0, 1)]
-    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    with pytest.warns(UserWarning, match=r"its classifier\.weight gives way to a head for the tasks"):
+        load(kind, tmp_path, "float32", 0)
 
 
 def test_what_a_checkpoint_lacks_is_told_or_refused(tmp_path, capsys):
@@ -254,11 +281,14 @@ def test_what_a_checkpoint_lacks_is_told_or_refused(tmp_path, capsys):
 def test_a_head_of_other_tasks_is_no_model_of_the_run(tmp_path):
     kind = tiny_kind(RunSettings(model=save_model("classifier", tmp_path / "start")))
     kind.choose_among([("task", ("a", "b"))])
-    save(kind, load(kind, tmp_path / "start", "float32", 0), tmp_path / "saved")
-    kind.choose_among([("task", ("a", "b")), ("other", ("c", "d"))])
-    with pytest.raises(
-        ValueError, match=r"in other shapes than the model: classifier\.bias, classifier\.weight: .* or for other"
-    ):
+    model = load(kind, tmp_path / "start", "float32", 0)
+    kind.set_labels(model, ["task"], 0)
+    save(kind, model, tmp_path / "saved")
+    # a task that is added later is none of another run
+    kind.choose_among([("other", ("c", "d"))])
+    assert load(kind, tmp_path / "saved", "float32", 0, whole=True).config.num_labels == 2
+    kind.task_labels["task"] = {"b": 0, "a": 1}
+    with pytest.raises(ValueError, match=r"saved holds the labels .* or for other tasks"):
         load(kind, tmp_path / "saved", "float32", 0, whole=True)
 
 
