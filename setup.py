@@ -2,6 +2,7 @@
 
 GSR_KERNELS_CUDA=0 leaves the CUDA C++ out, =1 insists on it, also beside a torch for CPUs; TORCH_CUDA_ARCH_LIST and
 CUDA_HOME mean what they mean to torch. torch is looked up and never imported: headers and libtorch are all it takes.
+What needs CUTLASS is built where its headers are, of CUTLASS_DIR or of the package nvidia-cutlass, for Hopper alone.
 """
 
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -19,6 +21,11 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 ARCHITECTURES = "8.0;9.0a;10.0+PTX"
+HOPPER = "90a"
+CUTLASS = "4.2"
+# its source, and how CUTLASS's headers want to be compiled; roots and quotients as Triton's
+BY_CUTLASS = "second_product"
+ITS_WAY = ["--expt-relaxed-constexpr", "-prec-div=false", "-prec-sqrt=false"]
 WARNINGS = ["-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden"]
 
 
@@ -45,10 +52,45 @@ def ninja() -> str | None:
 
 
 def torch_folder() -> Path | None:
-    """Return the folder of torch; pip's isolation hides an environment's packages from sys.path, not from sysconfig."""
+    """Return the folder of torch."""
+    return package("torch", "include/torch/csrc/stable/library.h")
+
+
+def package(name: str, file: str) -> Path | None:
+    """Return the folder of a package that has a file: pip's isolation hides it from sys.path, not from sysconfig."""
     folders = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    found = (Path(folder, "torch") for folder in folders)
-    return next((torch for torch in found if (torch / "include/torch/csrc/stable/library.h").is_file()), None)
+    found = (Path(folder, name) for folder in folders)
+    return next((folder for folder in found if (folder / file).is_file()), None)
+
+
+@cache
+def cutlass() -> Path | None:
+    """Return CUTLASS's headers, of any version, None where there are none."""
+    if os.environ.get("CUTLASS_DIR"):
+        headers = Path(os.environ["CUTLASS_DIR"], "include")
+        return headers if cutlass_version(headers) else None
+    folder = package("cutlass_library", "source/include/cutlass/version.h")
+    return folder and folder / "source/include"
+
+
+def cutlass_version(headers: Path) -> str:
+    """Return CUTLASS's version as in "4.2"; empty where these are not its headers."""
+    file = headers / "cutlass/version.h"
+    text = file.read_text() if file.is_file() else ""
+    return ".".join(re.findall(r"#define CUTLASS_M(?:AJOR|INOR) +(\d+)", text))
+
+
+def lacking(source: Path, built_for: list[str]) -> str:
+    """Say why a source cannot be compiled here for architectures; empty where it can."""
+    if source.stem != BY_CUTLASS:
+        return ""
+    if HOPPER not in built_for:
+        return "wgmma is Hopper's (9.0a)"
+    if not (headers := cutlass()):
+        return "CUTLASS was not found (pip install nvidia-cutlass, or CUTLASS_DIR)"
+    # hopper.cuh declares what that version defines
+    found = cutlass_version(headers)
+    return "" if found == CUTLASS else f"CUTLASS must be {CUTLASS}, {headers} is {found}"
 
 
 def torch_version(torch: Path) -> tuple[tuple[int, int], bool]:
@@ -114,10 +156,10 @@ def wanted() -> bool:
     return not reason
 
 
-def codes() -> list[str]:
-    """Return nvcc's flags for the architectures."""
+def codes(names: list[str]) -> list[str]:
+    """Return nvcc's flags for architectures."""
     flags = []
-    for architecture in architectures():
+    for architecture in names:
         number = architecture.removesuffix("+PTX")
         kinds = ["sm", "compute"] if number != architecture else ["sm"]
         flags += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
@@ -129,13 +171,20 @@ def compile_cuda(flags: list[str]) -> list[str]:
     return [nvcc(), "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Xcompiler", ",".join(WARNINGS), *flags]
 
 
+def compile_kernels(source: Path, names: list[str]) -> list[str]:
+    """Return nvcc's command for a source with kernels, which has it say what each of them takes."""
+    own = ["-isystem", str(cutlass()), *ITS_WAY] if source.stem == BY_CUTLASS else []
+    return compile_cuda(["-lineinfo", "-Xptxas=-v", *codes(names), *own])
+
+
 def command(source: Path) -> list[str]:
     """Return the command that compiles a source, but for the file's name."""
     if source.suffix == ".cu":
-        return compile_cuda(["-lineinfo", "-Xptxas=-v", *codes()])
+        return compile_kernels(source, [HOPPER] if source.stem == BY_CUTLASS else architectures())
     if source.stem == "operators":
         # the oldest torch that is supported: what is built for it, later ones load
         target = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA"]
+        target += ["-DWITH_CUTLASS"] * (ROOT / f"csrc/{BY_CUTLASS}.cu" in sources())
         return compile_cuda([*target, "-isystem", str(torch_folder() / "include")])
     found = ".".join(map(str, torch_version(torch_folder())[0]))
     facts = {"ARCHITECTURES": " ".join(architectures()), "NVCC": nvcc_version(), "TORCH": found}
@@ -184,15 +233,22 @@ class Build(build_ext):
             raise CompileError(f"{extension.name} was not built: ninja's output above says why")
 
 
+def sources() -> list[Path]:
+    """Return the sources with kernels that can be compiled here."""
+    return [source for source in sorted(ROOT.glob("csrc/*.cu")) if not lacking(source, architectures())]
+
+
 def extensions() -> list[Extension]:
     """Return the operators and the facts of their build. Broken ones stop the installation only if asked for."""
     if not wanted():
         return []
-    package, optional = "gsr_kernels.backends.cuda", not asked()
-    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cu"))
+    room, optional = "gsr_kernels.backends.cuda", not asked()
+    if reason := lacking(Path(f"{BY_CUTLASS}.cu"), architectures()):
+        print(f"gsr-kernels is built without {BY_CUTLASS}.cu: {reason}")
+    kernels = [str(source.relative_to(ROOT)) for source in sources()]
     return [
-        Extension(f"{package}.operators", [*sources, "csrc/operators.cpp"], libraries=["torch"], optional=optional),
-        Extension(f"{package}.build", ["csrc/build.cpp"], optional=optional),
+        Extension(f"{room}.operators", [*kernels, "csrc/operators.cpp"], libraries=["torch"], optional=optional),
+        Extension(f"{room}.build", ["csrc/build.cpp"], optional=optional),
     ]
 
 

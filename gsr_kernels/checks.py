@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import torch
 from torch import Tensor
 
-Backend = Literal["auto", "torch", "triton", "cublas", "tma", "cuda"]
+Backend = Literal["auto", "torch", "triton", "cublas", "tma", "cutlass", "cuda"]
 OutOfSpan = Literal["drop", "keep"]
 
 

@@ -70,7 +70,7 @@ def rescale_gradient(
         rho: 0 leaves the singular components as they are, 1 shares them out anew inside each sign group.
         out_of_span: "drop" (the paper) loses what the basis does not span, "keep" leaves it as it is. By default
             "drop" for a full-rank basis and "keep" for a truncated one.
-        backend: "auto" (see ``backend_for``), "torch", "triton", "cublas" or "tma".
+        backend: "auto" (see ``backend_for``), "torch", "triton", "cublas", "tma" or "cutlass".
         out: receives G', of G's shape and dtype; ``out=G`` works in place.
 
     Returns:

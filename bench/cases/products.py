@@ -1,4 +1,4 @@
-"""Grouped Triton and CUTLASS without an epilogue against cuBLAS, shape by shape: what the tiles alone reach."""
+"""Grouped Triton without an epilogue against cuBLAS, shape by shape: what the tiles alone reach."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.gpu import candidates
-from bench.run import Makers, Run, Target, Trial, untested
+from bench.run import Makers, Run, Trial, untested
 from bench.transforms import error
 from gsr_kernels.backends.triton.configurations import options
 from gsr_kernels.backends.triton.product import TYPES
@@ -27,7 +26,7 @@ FALCON3_1B = {(2048, 2048): 8, (1024, 2048): 16, (8192, 2048): 4, (2048, 8192): 
 LLAMA3_8B = {(4096, 14336): 1}
 # (left, right) operands; where they differ the left one is rounded in registers
 PAIRS = [(fp16, fp16), (bf16, bf16), (bf16, fp16), (fp32, fp16)]
-CUBLAS, CUTLASS, SHIPPED = "torch.bmm", "CUTLASS", "triton 128x128x64"
+CUBLAS = "torch.bmm"
 # BM, BN, BK, warps, stages, registers, blocks on a multiprocessor
 TILES = {
     "128x128x64": (128, 128, 64, 8, 3, 128, 2),
@@ -59,7 +58,6 @@ def _rows(
 ) -> Iterator[dict]:
     (m, n, d), (first, dtype) = size, pair
     turned = [side == "T" for side in layout]
-    by_cutlass = pair == (bf16, bf16) and layout == "NT"
 
     def drawn(rows: int, columns: int, transposed: bool, dtype: torch.dtype) -> Tensor:
         shape = (columns, rows) if transposed else (rows, columns)
@@ -79,15 +77,13 @@ def _rows(
             out.fill_(torch.nan)
             return Trial(launch, lambda: error(out, truth), 1e-2)
 
-        makers |= {f"triton {name}": partial(tested, by_triton(left, right, out, layout, name)) for name in TILES}
-        if by_cutlass and not candidates.obstacle() and candidates.has("first_product"):
-            makers[CUTLASS] = partial(tested, partial(torch.ops.gsr_candidates.first_product, left, right, out))
-        return makers
+        ours = {f"triton {name}": partial(tested, by_triton(left, right, out, layout, name)) for name in TILES}
+        return makers | ours
 
     work = [Work(2 * count * m * n * d, count * (m * d * first.itemsize + (d * n + m * n) * dtype.itemsize))]
-    variants = dict.fromkeys((CUBLAS, *(f"triton {name}" for name in TILES), *[CUTLASS] * by_cutlass), work)
+    variants = dict.fromkeys((CUBLAS, *(f"triton {name}" for name in TILES)), work)
     labels = {"shape": f"{count}x {m}x{n}x{d}", "dtype": f"{first} x {dtype}".replace("torch.", ""), "layout": layout}
-    yield from run.compare(labels, variants, make, CUBLAS, {CUTLASS: [Target(0.95, SHIPPED)]})
+    yield from run.compare(labels, variants, make, CUBLAS)
 
 
 @triton.jit

@@ -32,7 +32,7 @@ def rows(run: Run) -> Iterator[dict]:
     if not run.dry:
         from bench.gpu.candidates import require
 
-        require("rescale")
+        require()
     shapes = run.setting.model.matrices
     labels = {"model": run.setting.model.name, "shape": f"{len(shapes)} matrices", "dtype": "float32", "rho": RHO}
     # partial sums and S in, g and δ out

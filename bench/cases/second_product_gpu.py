@@ -1,6 +1,6 @@
 """The second product with AdamW behind it by CUTLASS, beside grouped Triton and cuBLAS.
 
-G, W and moments are float32, bases bf16; nothing of it runs without a GPU. Equal matrices are one launch for each. Of
+G, W and moments are float32, bases fp16; nothing of it runs without a GPU. Equal matrices are one launch for each. Of
 CUTLASS all is counted that Triton's does: where the product is square it scales U. What both need folded before, and
 what they multiply, is as the plan's launches leave it.
 """
@@ -16,9 +16,10 @@ from bench.cases.products import FALCON3_1B
 from bench.models import Model
 from bench.run import RHO, Makers, Run, Setting, Target, Trial
 from bench.transforms import draw, error, truth
+from gsr_kernels.backends import cuda
 from gsr_kernels.cli.floors import STATES, Work
 
-bf16 = torch.bfloat16
+fp16 = torch.float16
 TRITON, CUTLASS, BARE = "triton", "CUTLASS", "torch.bmm, bare"
 # CUTLASS is worth its place if it beats Triton by 5 %
 TARGETS = {CUTLASS: [Target(0.95, TRITON)]}
@@ -28,17 +29,15 @@ TOLERANCE = 3e-2
 
 
 def rows(run: Run) -> Iterator[dict]:
-    if not run.dry:
-        from bench.gpu.candidates import require
-
-        require("first_product")
+    if not run.dry and (reason := cuda.without_cutlass(run.device)):
+        raise RuntimeError(reason)
     for shape, count in FALCON3_1B.items():
         (d1, d2), k = shape, min(shape)
-        setting = Setting(Model("candidates", {shape: count}, {}), None, "bf16", "fp32")
+        setting = Setting(Model("weights", {shape: count}, {}), None, "fp16", "fp32")
         *_, last = setting.transform(d1, d2, STATES["fp32"])
         work = dict.fromkeys((TRITON, CUTLASS), [last] * count)
         work[BARE] = [Work(last.flop, 2 * (d1 * d2 + k * (d1 + d2)))] * count
-        labels = {"shape": f"{count}x {d1}x{d2}", "dtype": "float32 x bfloat16"}
+        labels = {"shape": f"{count}x {d1}x{d2}", "dtype": "float32 x float16"}
         yield from run.compare(labels, work, lambda setting=setting: Second(run, setting).makers(), BARE, TARGETS)
 
 
@@ -106,33 +105,34 @@ class Second:
         return self.trial(launch, kept)
 
     def operands(self) -> tuple[Tensor, Tensor, bool, Callable[[], object]]:
-        """Return left and right in bf16, whether right is transposed, and the scaling of U.
+        """Return left and right in fp16, whether right is transposed, and the scaling of U.
 
         Triton scales U in its second product where the weight is square; elsewhere there is nothing to do.
         """
-        G, U, Vh = self.G.to(bf16).float(), self.U.float(), self.Vh.float()
-        delta = self.plan._delta.view(len(G), 1, -1)
+        G, U, Vh = self.G.to(fp16).float(), self.U.float(), self.Vh.float()
+        # the plan leaves δ multiplied by the scale
+        scales, delta = self.plan._scales.view(-1, 1, 1), self.plan._delta.view(len(G), 1, -1)
         _, d1, d2 = G.shape
         if d1 > d2:
-            return self.U, (G.mT @ U + Vh.mT * delta).to(bf16), True, lambda: None
+            return self.U, (scales * (G.mT @ U) + Vh.mT * delta).to(fp16), True, lambda: None
         if d1 < d2:
-            return (G @ Vh.mT + U * delta).to(bf16), self.Vh, False, lambda: None
+            return (scales * (G @ Vh.mT) + U * delta).to(fp16), self.Vh, False, lambda: None
         left = torch.empty_like(self.U)
         return left, self.Vh, False, lambda: torch.mul(self.U, delta, out=left)
 
     def cutlass(self) -> Trial:
         left, right, transposed, fold = self.operands()
         kept = [one.clone() for one in self.before]
-        given = (left, right, transposed, self.G, self.square, self.plan._coefficients, self.plan._finite, *kept)
+        scalars = self.plan._scales, self.plan._coefficients, self.plan._finite
 
         def launch() -> None:
             fold()
-            torch.ops.gsr_candidates.second_product_adamw(*given)
+            cuda.second_product_adamw(left, right, transposed, self.square, *scalars, self.G, *kept)
 
         return self.trial(launch, kept)
 
     def bare(self) -> Trial:
         left, right, transposed, fold = self.operands()
         fold()
-        right, out = right.mT if transposed else right, torch.empty_like(self.G, dtype=bf16)
+        right, out = right.mT if transposed else right, torch.empty_like(self.G, dtype=fp16)
         return self.run.trial(lambda: torch.bmm(left, right, out=out))

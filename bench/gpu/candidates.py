@@ -2,7 +2,6 @@
 
 They make a library of their own, which no installation builds: build/candidates/NAME.so, its name made of the sources
 and of what says how they are compiled. One that was built elsewhere, for any torch from 2.10 on, is taken as it is.
-The products are Hopper's and need CUTLASS; for other GPUs it is built without them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from bench.gpu import nvcc
 
 FOLDER = nvcc.ROOT / "build" / "candidates"
 OPERATORS = nvcc.ROOT / "csrc" / "candidates" / "operators.cpp"
-HOPPER = "90a"
 # beside the folder's own, and what says how they are compiled
 OTHERS = [nvcc.ROOT / name for name in ("csrc/tensors.h", "csrc/rotation.cuh", "setup.py", "bench/gpu/nvcc.py")]
 
@@ -43,16 +41,12 @@ def build(architecture: str) -> Path:
     if target.is_file():
         return target
     sources = [source for source in nvcc.sources() if source.parent == OPERATORS.parent]
-    products = architecture == HOPPER
-    if not products:
-        sources = [source for source in sources if not nvcc.obstacle(source, architecture)]
-    reasons = [setup["obstacle"](), *(nvcc.obstacle(source, architecture) for source in sources)]
-    if reason := next(filter(None, reasons), ""):
+    if reason := setup["obstacle"]():
         raise RuntimeError(f"the candidates cannot be built here: {reason}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder, ThreadPoolExecutor(4) as pool:
         objects = [Path(folder, f"{source.stem}.o") for source in (*sources, OPERATORS)]
-        host = [*setup["command"](OPERATORS), *["-DPRODUCTS"] * products, "-c", str(OPERATORS), "-o", str(objects[-1])]
+        host = [*setup["command"](OPERATORS), "-c", str(OPERATORS), "-o", str(objects[-1])]
         done = pool.submit(_output, host)
         told = list(pool.map(nvcc.compiled, sources, [architecture] * len(sources), objects))
         failed = [wrong for _, wrong in told if wrong] + done.result()
@@ -79,7 +73,7 @@ def _output(command: list[str]) -> list[str]:
 def here() -> str:
     """Return the current GPU's architecture, or Hopper's where there is none."""
     if not torch.cuda.is_available():
-        return HOPPER
+        return "90a"
     major, minor = torch.cuda.get_device_capability()
     return f"{major}{minor}{'a' if major == 9 else ''}"
 
@@ -96,18 +90,13 @@ def obstacle() -> str:
         torch.ops.load_library(path)
     except OSError as reason:
         return f"{path} does not load, remove it: {reason}"
-    return "" if has("rescale") else f"{path} lacks its operators"
+    return "" if hasattr(torch.ops.gsr_candidates, "rescale") else f"{path} lacks its operators"
 
 
-def require(operator: str) -> None:
-    """Raise RuntimeError where the current GPU has no such candidate."""
-    if reason := obstacle() or ("" if has(operator) else f"{operator} is Hopper's"):
+def require() -> None:
+    """Raise RuntimeError where there are none for the current GPU."""
+    if reason := obstacle():
         raise RuntimeError(reason)
-
-
-def has(operator: str) -> bool:
-    """Tell whether the loaded library has an operator: the products are Hopper's."""
-    return hasattr(torch.ops.gsr_candidates, operator)
 
 
 def main(argv: Sequence[str]) -> int:

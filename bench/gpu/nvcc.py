@@ -5,7 +5,6 @@ needs CUTLASS (``pip install nvidia-cutlass``, or CUTLASS_DIR) is left out by na
 """
 
 import argparse
-import os
 import re
 import runpy
 import subprocess
@@ -13,15 +12,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SPILL = 64
-CUTLASS = "4.2"
-# as it wants to be compiled, kernels that may be set up early waiting by themselves; roots and quotients as Triton's
-ITS_WAY = ["--expt-relaxed-constexpr", "-DCUTLASS_ENABLE_GDC_FOR_SM90", "-prec-div=false", "-prec-sqrt=false"]
 # of one kernel, as ptxas tells it, in any order
 FIGURES = {
     "registers": r"Used (\d+) registers",
@@ -40,44 +35,9 @@ def setup() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
 
 
-def cutlass() -> Path | None:
-    """Return CUTLASS's headers: of CUTLASS_DIR, or of the package nvidia-cutlass, which is not imported."""
-    folders = [Path(os.environ["CUTLASS_DIR"])] if os.environ.get("CUTLASS_DIR") else []
-    if spec := find_spec("cutlass_library"):
-        folders += [Path(folder, "source") for folder in spec.submodule_search_locations or ()]
-    found = (folder / "include" for folder in folders)
-    return next((folder for folder in found if version(folder)), None)
-
-
-def version(headers: Path) -> str:
-    """Return CUTLASS's version as in "4.2"; empty where these are not its headers."""
-    file = headers / "cutlass/version.h"
-    text = file.read_text() if file.is_file() else ""
-    return ".".join(re.findall(r"#define CUTLASS_M(?:AJOR|INOR) +(\d+)", text))
-
-
 def sources() -> list[Path]:
     """Return every source with kernels, the candidates last."""
     return sorted((ROOT / "csrc").rglob("*.cu"), key=lambda path: (len(path.parts), path))
-
-
-def obstacle(source: Path, architecture: str) -> str:
-    """Say why a source cannot be compiled here for an architecture; empty where it can."""
-    if source.stem != "products":
-        return ""
-    if architecture != "90a":
-        return "wgmma is Hopper's"
-    if not (headers := cutlass()):
-        return "CUTLASS was not found (pip install nvidia-cutlass, or CUTLASS_DIR)"
-    # hopper.cuh declares what that version defines
-    return "" if version(headers) == CUTLASS else f"CUTLASS must be {CUTLASS}, {headers} is {version(headers)}"
-
-
-def flags(source: Path) -> list[str]:
-    """Return the flags of one source alone."""
-    if source.stem != "products":
-        return []
-    return ["-isystem", str(cutlass()), *ITS_WAY]
 
 
 def compiled(source: Path, architecture: str, target: Path | None = None) -> tuple[str, str]:
@@ -86,9 +46,8 @@ def compiled(source: Path, architecture: str, target: Path | None = None) -> tup
     Returns nvcc's output, all warnings included, and the same again if something is wrong.
     """
     with tempfile.TemporaryDirectory() as folder:
-        code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
         to = ["-c", "-o", str(target)] if target else ["-cubin", "-o", f"{folder}/out.cubin"]
-        command = setup()["compile_cuda"](["-Xptxas=-v", "-lineinfo", code, *flags(source), *to, str(source)])
+        command = [*setup()["compile_kernels"](source, [architecture]), *to, str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     # as ptxas warns of products that it takes one after another
@@ -121,9 +80,9 @@ def rows(said: str, architecture: str) -> list[dict]:
 
 def readable(mangled: str) -> str:
     """Return the kernel's own name and its template's arguments."""
-    # CUTLASS's are too long for c++filt; what is ours in them is the epilogue
+    # CUTLASS's are too long for c++filt
     if "cutlass13device_kernel" in mangled:
-        return "second_product_adamw" if "3gsr6Update" in mangled else "first_product"
+        return "second_product_adamw"
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
     # between a hidden namespace, which has a hash in its name, and the parameters
     return re.sub(r"\(anonymous namespace\)::|gsr::|^void |_GLOBAL__N__\w+::", "", name).split("(")[0]
@@ -148,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
     jobs, failed = [], []
     for architecture in arguments.sm:
         for source in chosen:
-            if reason := obstacle(source, architecture):
+            if reason := setup()["lacking"](source, [architecture]):
                 print(f"{source.name} for sm_{architecture} is left out: {reason}")
             else:
                 jobs.append((source, architecture))

@@ -66,10 +66,11 @@ OTHERS = {
     "adapters_gpu": Part(60, "the kernels of adapters", case("adapters_gpu")),
     "build": Part(150, "the CUDA extension", ["setup.py", "build_ext", "--inplace"], {"GSR_KERNELS_CUDA": "1"}),
     "small_svd_tests": Part(120, "the extension is right", tests("python_tests/gpu/test_small_svd.py"), WORKERS),
+    "second_product_tests": Part(60, "CUTLASS is right", tests("python_tests/gpu/test_second_product.py"), WORKERS),
     "csrc_memcheck": Part(60, "accesses of csrc", [*SANITIZE, "--csrc"], ALONE, "memcheck"),
     "csrc_racecheck": Part(60, "races of csrc", [*SANITIZE, "--csrc"], ALONE, "racecheck"),
     "csrc_synccheck": Part(60, "barriers of csrc", [*SANITIZE, "--csrc"], ALONE, "synccheck"),
-    "build_candidates": Part(240, "csrc/candidates", ["-m", "bench.gpu", "candidates"]),
+    "build_candidates": Part(60, "csrc/candidates", ["-m", "bench.gpu", "candidates"]),
     "parity": Part(90, "the candidates are right", tests("python_tests/gpu/test_candidates.py"), WORKERS),
     "comparison": Part(170, "who stays", case("rescale_gpu", "second_product_gpu", "products")),
 }  # fmt: skip

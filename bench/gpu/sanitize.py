@@ -107,23 +107,25 @@ def extension() -> None:
         A[1], A[2, 0, 0] = 0, torch.nan
         *_, sweeps = cuda.small_svd(A)
         assert sweeps[2] == -1
+    if not cuda.without_cutlass(torch.device("cuda", torch.cuda.current_device())):
+        second_products()
     if not candidates.obstacle():
-        candidates_problems()
+        rescales()
 
 
-def candidates_problems() -> None:
-    """Run every kernel of csrc/candidates: several ragged matrices, G kept and not, right operands of either layout."""
+def second_products() -> None:
+    """Run it on ragged matrices, G kept and not, right operands of either layout."""
+    rows, columns, depth = 130, 264, 72
+    left, lying = (torch.randn(3, side, depth, device="cuda").half() for side in (rows, columns))
+    scalars = torch.ones(3, device="cuda"), torch.ones(3, 9, device="cuda"), torch.tensor([True, False, True]).cuda()
+    tensors = torch.rand(4, 3, rows, columns, device="cuda")
+    cuda.second_product_adamw(left, lying, True, False, *scalars, *tensors)
+    cuda.second_product_adamw(left, lying.mT.contiguous(), False, True, *scalars, *tensors)
+
+
+def rescales() -> None:
+    """Run every kernel of csrc/candidates on several matrices."""
     from bench.cases.rescale_gpu import Drawn, by_candidate
 
     for k in (1, 33, 2049, 4097, 16384):
         by_candidate(Drawn([(k, 3), (5, 1)], torch.device("cuda")))()
-    if not candidates.has("first_product"):
-        return
-    rows, columns, depth = 130, 264, 72
-    left, transposed = (torch.randn(3, side, depth, device="cuda").bfloat16() for side in (rows, columns))
-    torch.ops.gsr_candidates.first_product(left, transposed, left.new_empty(3, rows, columns))
-    G, W, m, v = torch.rand(4, 3, rows, columns, device="cuda")
-    given = torch.ones(3, 9, device="cuda"), torch.tensor([True, False, True], device="cuda"), W, m, v
-    for is_transposed, kept in ((False, False), (True, True)):
-        right = transposed if is_transposed else transposed.mT.contiguous()
-        torch.ops.gsr_candidates.second_product_adamw(left, right, is_transposed, G, kept, *given)

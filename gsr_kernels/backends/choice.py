@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from gsr_kernels.io.decisions import Decisions, name_of
 
-# Triton's grouped products, cuBLAS's with kernels around them, torch alone, which needs no check; and Triton's with the
-# first product by TMA, which is not taken untimed: it stands behind torch
-WAYS = ("triton", "cublas", "torch", "tma")
+# Triton's grouped products, cuBLAS's with kernels around them, torch alone, which needs no check. Behind torch, since
+# they are not taken untimed: Triton's with the first product by TMA, and cuBLAS's with the second one by CUTLASS
+WAYS = ("triton", "cublas", "torch", "tma", "cutlass")
 # seconds for all timing of one call
 BUDGET = 3.0
 

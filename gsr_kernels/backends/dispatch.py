@@ -52,8 +52,9 @@ def backend_for(
         backend: what the caller asks for. A step of a form that the asked for kernels do not support is torch's.
 
     Raises:
-        ValueError: an unknown backend, one of Triton on a CPU outside its interpreter, "tma" on a GPU other than
-            Hopper, "cuda" where the extension does not support the device or k.
+        ValueError: an unknown backend, one of Triton on a CPU outside its interpreter, "tma" or "cutlass" on a GPU
+            other than Hopper, "cutlass" and "cuda" where the extension was built without it or does not support the
+            device or k.
         TypeError: dtypes of a step that nobody computes on a GPU.
     """
     device = device or CPU
@@ -108,9 +109,12 @@ def unsupported(
     return ""
 
 
-def has_tma(device: torch.device) -> bool:
-    """Return whether Triton's products come by TMA on a device: the tiles are Hopper's. The interpreter has it."""
-    return architecture(device) in (0, 90)
+def lacking(way: str, device: torch.device) -> str:
+    """Return why a device does not have one of ``choice.WAYS``, empty where it has. The interpreter has TMA."""
+    if way == "tma" and architecture(device) not in (0, 90):
+        return "needs a GPU of compute capability 9.0"
+    reason = cuda.without_cutlass(device) if way == "cutlass" else ""
+    return f"is unavailable: {reason}" if reason else ""
 
 
 def interpreted() -> bool:
@@ -127,10 +131,10 @@ def kernels_installed() -> bool:
 def _check_asked(backend: str, device: torch.device) -> None:
     check_choice("backend", backend, Backend)
     on_gpu = device.type == "cuda"
-    if backend in ("triton", "cublas", "tma") and not on_gpu and not interpreted():
+    if backend in choice.WAYS and backend != "torch" and not on_gpu and not interpreted():
         raise ValueError(f"backend={backend!r} needs tensors on a CUDA device, or TRITON_INTERPRET=1; got {device}")
-    if backend == "tma" and not has_tma(device):
-        raise ValueError(f"backend='tma' needs a GPU of compute capability 9.0, got {device}: use backend='triton'")
+    if reason := lacking(backend, device):
+        raise ValueError(f"backend={backend!r} {reason}, got {device}: use backend='triton'")
     if backend == "cuda" and (not on_gpu or cuda.refusal(device)):
         reason = cuda.refusal(device) if on_gpu else f"it needs tensors on a CUDA device, got {device}"
         raise ValueError(f"backend='cuda' is unavailable: {reason}")

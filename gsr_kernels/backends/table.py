@@ -19,7 +19,8 @@ def function(op: str, backend: str) -> Function:
 
 @cache
 def _functions(backend: str) -> dict[str, Function]:
-    registered = {"torch": _torch, "triton": _triton, "cublas": _cublas, "tma": _tma, "cuda": _cuda}
+    registered = {"torch": _torch, "triton": _triton, "cuda": _cuda}
+    registered |= {backend: partial(_by_plan, backend) for backend in ("cublas", "tma", "cutlass")}
     return {one.__name__: one for one in registered[backend]()}
 
 
@@ -46,20 +47,12 @@ def _triton() -> tuple[Function, ...]:
     return rescale_gradients, *stages, sketch, stability, sign_counts, merge
 
 
-def _cublas() -> tuple[Function, ...]:
-    return (_by_plan("cublas"),)
-
-
-def _tma() -> tuple[Function, ...]:
-    return (_by_plan("tma"),)
-
-
-def _by_plan(backend: str) -> Function:
+def _by_plan(backend: str) -> tuple[Function, ...]:
     from gsr_kernels.backends.triton.plan_cache import plan_class
     from gsr_kernels.backends.triton.rescale_gradient import rescale_gradients
 
     # under the name by which it is found
-    return update_wrapper(partial(rescale_gradients, kind=plan_class(backend)), rescale_gradients)
+    return (update_wrapper(partial(rescale_gradients, kind=plan_class(backend)), rescale_gradients),)
 
 
 def _cuda() -> tuple[Function, ...]:

@@ -28,7 +28,7 @@ def machine(monkeypatch, tmp_path):
 class Ways:
     """Stand-ins of the ways: seconds of each, and why some are wrong."""
 
-    def __init__(self, seconds=(1.0, 2.0, 3.0, 4.0), **wrong):
+    def __init__(self, seconds=(1.0, 2.0, 3.0, 4.0, 5.0), **wrong):
         self.seconds, self.wrong, self.timed = dict(zip(choice.WAYS, seconds)), wrong, []
 
     def check(self, way, case):
@@ -53,7 +53,13 @@ def asked(case):
 
 @pytest.mark.parametrize(
     "seconds, best",
-    [((1.0, 2, 3, 4), "triton"), ((3.0, 1, 2, 4), "cublas"), ((3, 2, 1, 4), "torch"), ((3, 2, 2, 1), "tma")],
+    [
+        ((1.0, 2, 3, 4, 5), "triton"),
+        ((3.0, 1, 2, 4, 5), "cublas"),
+        ((3, 2, 1, 4, 5), "torch"),
+        ((3, 2, 2, 1, 5), "tma"),
+        ((3, 2, 2, 4, 1), "cutlass"),
+    ],
 )
 def test_the_fastest_way_is_used_and_remembered(seconds, best, machine):
     assert asked(WHOLE) == ("triton", "on a CUDA device")
@@ -72,23 +78,25 @@ def test_the_fastest_way_is_used_and_remembered(seconds, best, machine):
 
 
 def test_what_is_asked_for_goes_before_what_is_faster(monkeypatch):
-    Ways((3, 1, 2, 4)).choose(WHOLE)
+    Ways((3, 1, 2, 4, 5)).choose(WHOLE)
     form = GPU, WHOLE.gradient, WHOLE.basis, WHOLE.shape, "drop"
     assert backend_for("step", *form, "triton") == ("triton", "asked for")
-    monkeypatch.setattr(dispatch, "architecture", lambda device: 90)
+    monkeypatch.setattr(dispatch, "lacking", lambda way, device: "")
     for named in choice.WAYS:
         monkeypatch.setenv(VARIABLE, named)
         assert asked(WHOLE) == (named, "asked for")
     # of other operators there is one kernel
     assert backend_for("sketch", GPU)[0] == "triton"
     monkeypatch.setenv(VARIABLE, "numpy")
-    with pytest.raises(ValueError, match="GSR_KERNELS_BACKEND must be one of auto, torch, triton, cublas, tma, cuda"):
+    with pytest.raises(
+        ValueError, match="GSR_KERNELS_BACKEND must be one of auto, torch, triton, cublas, tma, cutlass, cuda"
+    ):
         asked(WHOLE)
 
 
 @pytest.mark.parametrize("fault", ["relative error 1.4e+00", RuntimeError("out of resource: shared memory")])
 def test_a_way_that_is_wrong_is_named_and_never_used(fault):
-    ways = Ways((1, 2, 3, 4), triton=fault)
+    ways = Ways((1, 2, 3, 4, 5), triton=fault)
     with pytest.warns(
         UserWarning, match="'triton' is wrong on this machine and is not used for 'step bfloat16"
     ) as said:
@@ -97,12 +105,12 @@ def test_a_way_that_is_wrong_is_named_and_never_used(fault):
     assert asked(WHOLE)[0] == "cublas" and "triton is wrong: " in asked(WHOLE)[1]
     assert "triton" not in dict(ways.timed)
     with pytest.warns(UserWarning):
-        Ways((1, 1, 9, 1), triton="NaN", cublas="NaN", tma="NaN").choose(SMALL)
+        Ways((1, 1, 9, 1, 1), triton="NaN", cublas="NaN", tma="NaN", cutlass="NaN").choose(SMALL)
     assert asked(SMALL)[0] == "torch"
 
 
 def test_a_way_that_a_machine_has_not_is_neither_wrong_nor_timed():
-    ways = Ways((3, 2, 4, 1), tma=None)
+    ways = Ways((3, 2, 4, 1, 5), tma=None)
     ways.choose(WHOLE)
     assert asked(WHOLE)[0] == "cublas" and "tma" not in asked(WHOLE)[1] and "tma" not in dict(ways.timed)
 
@@ -124,7 +132,7 @@ def test_timing_is_bounded_and_what_it_does_not_reach_is_checked(machine):
 
 
 def test_a_way_without_the_memory_for_it_is_not_the_fastest():
-    Ways((torch.OutOfMemoryError("CUDA out of memory"), 2, 1, 3)).choose(WHOLE)
+    Ways((torch.OutOfMemoryError("CUDA out of memory"), 2, 1, 3, 4)).choose(WHOLE)
     assert asked(WHOLE)[0] == "torch"
 
 
@@ -136,6 +144,6 @@ def test_a_damaged_file_costs_a_measurement(machine):
         assert asked(WHOLE) == ("triton", "on a CUDA device")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            Ways((3, 1, 2, 4)).choose(WHOLE)
+            Ways((3, 1, 2, 4, 5)).choose(WHOLE)
         assert asked(WHOLE)[0] == "cublas"
     assert math.isfinite(choice.verdict("some GPU", WHOLE).seconds["torch"])

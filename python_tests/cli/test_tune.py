@@ -8,7 +8,7 @@ from gsr_kernels.backends.choice import Decisions
 from gsr_kernels.backends.triton import trial
 from gsr_kernels.cli import tune
 
-SECONDS = {"triton": 3e-3, "cublas": 1e-3, "torch": 2e-3, "tma": 5e-3}
+SECONDS = {"triton": 3e-3, "cublas": 1e-3, "torch": 2e-3, "tma": 5e-3, "cutlass": 6e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +28,9 @@ def table(capsys, *arguments):
 def test_a_line_for_each_kind_of_step(capsys):
     with pytest.warns(UserWarning, match="'cublas' is wrong on this machine"):
         head, *lines = table(capsys, "--shape", "64x96", "--shape", "60x90")
-    assert head.split() == ["ms", "triton", "cublas", "torch", "tma", "used"]
-    found = {line.split()[0]: line.split()[-5:] for line in lines}
-    assert found == {"step": ["3", "wrong", "2", "5", "torch"], "update": ["3", "1", "2", "5", "cublas"]}
+    assert head.split() == ["ms", "triton", "cublas", "torch", "tma", "cutlass", "used"]
+    found = {line.split()[0]: line.split()[-6:] for line in lines}
+    assert found == {"step": ["3", "wrong", "2", "5", "6", "torch"], "update": ["3", "1", "2", "5", "6", "cublas"]}
     # decided now: nothing is checked again, and info says so
     assert table(capsys, "--shape", "64x96")[1:] == lines
     assert main(["info"]) == 0

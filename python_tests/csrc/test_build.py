@@ -13,6 +13,7 @@ from bench.gpu import nvcc
 
 ROOT = Path(__file__).parents[2]
 OBSTACLE = nvcc.setup()["obstacle"]()
+LACKING = nvcc.setup()["lacking"](ROOT / "csrc" / "second_product.cu", ["90a"])
 # run in the folder of the build, in a process of its own: what was loaded stays
 LOADED = """
 import pytest
@@ -55,6 +56,22 @@ for name, tensor in right.items():
         refused(f"{name} must be contiguous", **{name: tensor[..., None]})
 """
 
+# the same of the operator that is built where CUTLASS is: what it is for is looked at first
+BY_CUTLASS = """
+import pytest
+import torch
+
+from gsr_kernels.backends import cuda
+
+assert cuda.obstacle() == ""
+operator = torch.ops.gsr_kernels_cuda.second_product_adamw.default
+half, wide = torch.zeros(2, 8, 16).half(), torch.zeros(2, 8, 8)
+given = half, half.mT.contiguous(), False, wide, True, wide[:, 0, 0], wide[:, 0], wide[:, 0, 0] > 0, wide, wide, wide
+on_gpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+with pytest.raises(RuntimeError, match="left and right must be .count, rows, columns. on a CUDA device"):
+    operator.redispatch(on_gpu, *given)
+"""
+
 
 @pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
 def test_a_build_in_a_folder_with_a_space(tmp_path):
@@ -73,12 +90,16 @@ def test_a_build_in_a_folder_with_a_space(tmp_path):
 
     said = python("setup.py", "build_ext", "--inplace")
     assert "warning" not in said
-    # a row of one block and of a cluster, and the other kernel
+    # a row of one block and of a cluster, and the other kernels
     kernels = {row["kernel"] for row in nvcc.rows(said, "90a")}
     assert {"decompose<4, OneBlock>", "decompose<8, Cluster>", "complete"} <= kernels
+    assert ("second_product_adamw" in kernels) == (not LACKING)
+    assert LACKING in said and "Potential Performance Loss" not in said
     assert nvcc.failures("csrc", said, "90a") == []
     libraries = sorted((copy / "gsr_kernels" / "backends" / "cuda").glob("*.so"))
     assert [library.name.split(".")[0] for library in libraries] == ["build", "operators"]
     foreign = runpy.run_path(str(ROOT / "csrc" / "tools" / "symbols.py"))["foreign"]
     assert [foreign(library) for library in libraries] == [[], []]
     assert "CUDA C++: built for sm_90a by nvcc " in python("-c", LOADED)
+    if not LACKING:
+        python("-c", BY_CUTLASS)

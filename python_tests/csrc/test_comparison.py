@@ -8,20 +8,21 @@ from bench.gpu import candidates, nvcc
 from bench.models import model
 from bench.run import Run, Setting
 from bench.timing import H200
+from gsr_kernels.backends import cuda
+from python_tests.backends.triton.test_cutlass import in_torch
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    """Where libraries are built, as if CUTLASS were not there."""
+    """Where libraries are built."""
     monkeypatch.setattr(candidates, "FOLDER", tmp_path)
-    monkeypatch.setattr(nvcc, "cutlass", lambda: None)
     return tmp_path
 
 
 @pytest.mark.skipif(bool(nvcc.setup()["obstacle"]()), reason=nvcc.setup()["obstacle"]())
-def test_a_build_without_cutlass_has_the_rescale_alone(folder, capsys):
+def test_a_build(folder, capsys):
     assert candidates.main(["--sm", "80"]) == 0
     path = candidates.path_of("80")
     said = capsys.readouterr().out
@@ -30,7 +31,6 @@ def test_a_build_without_cutlass_has_the_rescale_alone(folder, capsys):
     # what is there is not built again
     assert candidates.build("80") == path
     torch.ops.load_library(path)
-    assert candidates.has("rescale") and not candidates.has("first_product")
 
     # what it is for is looked at first, as if these were tensors of a GPU
     row, flag = torch.zeros(4), torch.zeros(1, dtype=torch.bool)
@@ -38,12 +38,6 @@ def test_a_build_without_cutlass_has_the_rescale_alone(folder, capsys):
     on_gpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with pytest.raises(RuntimeError, match=r"segments must be .n, 4. on a CUDA device"):
         torch.ops.gsr_candidates.rescale.default.redispatch(on_gpu, *given)
-
-
-def test_hoppers_needs_cutlass(folder, monkeypatch, capsys):
-    monkeypatch.setitem(nvcc.setup(), "obstacle", lambda: "")
-    assert candidates.main([]) == 1 and not list(folder.iterdir())
-    assert "cannot be built here: CUTLASS was not found (pip install nvidia-cutlass" in capsys.readouterr().out
 
 
 def test_a_build_that_fails_leaves_nothing_behind(folder, monkeypatch, capsys):
@@ -68,7 +62,7 @@ def hopper(monkeypatch):
 def test_what_was_brought_along_is_taken_as_it_lies(folder, hopper, monkeypatch, capsys):
     monkeypatch.setitem(nvcc.setup(), "obstacle", lambda: "nvcc was not found")
     with pytest.raises(RuntimeError, match="the candidates were not built"):
-        candidates.require("rescale")
+        candidates.require()
     path = candidates.path_of("90a")
     path.write_bytes(b"")
     assert candidates.main([]) == 0 and capsys.readouterr().out.strip() == str(path)
@@ -96,12 +90,14 @@ def test_a_library_is_of_its_sources(folder, monkeypatch, tmp_path):
     assert candidates.path_of("90a") != before
 
 
-@pytest.mark.parametrize("case", [rescale_gpu, second_product_gpu])
-def test_the_cases_predict_and_refuse(case, folder, hopper):
+@pytest.mark.parametrize(
+    "case, refusal", [(rescale_gpu, "candidates were not built"), (second_product_gpu, "built without|not built")]
+)
+def test_the_cases_predict_and_refuse(case, refusal, folder, hopper):
     rows = list(case.rows(Run(Setting(model("small")), H200, dry=True)))
     assert rows and all(row["floor_ms"] > 0 for row in rows)
     assert len({row["variant"] for row in rows}) >= 2
-    with pytest.raises(RuntimeError, match="the candidates were not built"):
+    with pytest.raises(RuntimeError, match=refusal):
         list(case.rows(Run(Setting(model("small")), H200)))
 
 
@@ -116,20 +112,9 @@ def test_tritons_side_of_the_rescale_is_right():
 def test_the_second_products_operands_are_the_plans(monkeypatch):
     """The plan interpreted, and torch in the place of CUTLASS."""
 
-    def multiplied(left, right, transposed, G, kept, coefficients, finite, W, m, v):
-        assert finite.all() and coefficients.is_contiguous()
-        _, unscale, fresh1, beta, fresh2, rate, root, floor, decay = coefficients.T.unsqueeze(-1).unsqueeze(-1)
-        product = unscale * (left.float() @ (right.mT if transposed else right).float() + (G if kept else 0))
-        m.add_(fresh1 * (product - m))
-        v.copy_(beta * v + fresh2 * product**2)
-        W.copy_(W * decay - rate * m / (v.sqrt() * root + floor))
-
-    class Operators:
-        second_product_adamw = staticmethod(multiplied)
-
-    monkeypatch.setattr(torch.ops, "gsr_candidates", Operators)
+    monkeypatch.setattr(cuda, "second_product_adamw", in_torch)
     for shape in ((48, 48), (32, 64), (64, 32)):
-        setting = Setting(second_product_gpu.Model("tiny", {shape: 2}, {}), None, "bf16", "fp32")
+        setting = Setting(second_product_gpu.Model("tiny", {shape: 2}, {}), None, "fp16", "fp32")
         makers = second_product_gpu.Second(Run(setting, H200, CPU), setting).makers()
         for name in makers.keys() - {second_product_gpu.BARE}:
             trial = makers[name]()

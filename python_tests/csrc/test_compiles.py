@@ -13,42 +13,38 @@ ptxas info    : Used 31 registers
 """
 
 
+SETUP = nvcc.setup()
 SOURCES = {source.name: source for source in nvcc.sources()}
-# the others are compiled by test_build.py and test_candidates.py
-LATER = "products.cu"
+BY_CUTLASS = "second_product.cu"
 
 
 def test_every_source_is_looked_at(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(nvcc, "compiled", lambda source, architecture: asked.append(source.name) or (PTXAS, ""))
-    monkeypatch.setattr(nvcc, "cutlass", lambda: None)
+    monkeypatch.setitem(SETUP["lacking"].__globals__, "cutlass", lambda: None)
     assert nvcc.main([]) == 0
     assert sorted(asked) == ["complete_rows.cu", "rescale.cu", "small_svd.cu"]
-    assert "products.cu for sm_90a is left out: CUTLASS was not found (pip install" in capsys.readouterr().out
-    assert nvcc.main([LATER, "--sm", "80"]) == 0 and "wgmma is Hopper's" in capsys.readouterr().out
-
-
-@pytest.mark.skipif(nvcc.setup()["nvcc"]() is None, reason="nvcc was not found (PATH, CUDA_HOME)")
-@pytest.mark.skipif(nvcc.cutlass() is None, reason="CUTLASS was not found (nvidia-cutlass, CUTLASS_DIR)")
-def test_the_products_compile_for_hopper_without_a_warning_or_a_spill(capsys):
-    # of all sources the one that takes long: once, and for the GPU alone
-    assert nvcc.main([LATER]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in ("first_product", "second_product_adamw", "1 compiled, nothing failed"))
+    assert f"{BY_CUTLASS} for sm_90a is left out: CUTLASS was not found (pip install" in capsys.readouterr().out
+    assert nvcc.main([BY_CUTLASS, "--sm", "80"]) == 0 and "wgmma is Hopper's" in capsys.readouterr().out
 
 
 def test_cutlass_is_found_where_it_lies(monkeypatch, tmp_path):
+    cutlass, source = SETUP["cutlass"], SOURCES[BY_CUTLASS]
+    # what was found before the test, and what it finds, are forgotten
+    cutlass.cache_clear()
+    monkeypatch.setitem(SETUP["lacking"].__globals__, "cutlass", cutlass.__wrapped__)
     monkeypatch.setenv("CUTLASS_DIR", str(tmp_path))
-    monkeypatch.setattr(nvcc, "find_spec", lambda name: None)
-    assert nvcc.cutlass() is None
+    assert "CUTLASS was not found" in SETUP["lacking"](source, ["80", "90a"])
     header = tmp_path / "include" / "cutlass" / "version.h"
     header.parent.mkdir(parents=True)
     header.write_text("#define CUTLASS_MAJOR 3\n#define CUTLASS_MINOR 9\n#define CUTLASS_PATCH 1\n")
-    assert f"CUTLASS must be 4.2, {header.parents[1]} is 3.9" in nvcc.obstacle(SOURCES[LATER], "90a")
+    assert f"CUTLASS must be 4.2, {header.parents[1]} is 3.9" in SETUP["lacking"](source, ["80", "90a"])
     header.write_text("#define CUTLASS_MAJOR 4\n#define CUTLASS_MINOR 2\n")
-    assert nvcc.obstacle(SOURCES[LATER], "90a") == ""
-    assert nvcc.cutlass() == tmp_path / "include"
-    assert str(tmp_path / "include") in nvcc.flags(SOURCES[LATER]) and nvcc.flags(SOURCES["rescale.cu"]) == []
+    assert SETUP["lacking"](source, ["80", "90a"]) == ""
+    monkeypatch.setitem(SETUP["lacking"].__globals__, "nvcc", lambda: "nvcc")
+    include = str(tmp_path / "include")
+    assert include in SETUP["compile_kernels"](source, ["90a"])
+    assert include not in SETUP["compile_kernels"](SOURCES["rescale.cu"], ["90a"])
 
 
 def test_what_ptxas_says():
@@ -61,7 +57,6 @@ def test_what_ptxas_says():
 def test_kernels_of_cutlass_have_our_names():
     whole = "_ZN7cutlass13device_kernelINS_4gemm6kernel13GemmUniversalI{}EEEvNT_6ParamsE"
     assert nvcc.readable(whole.format("fSK_fSK_N3gsr6UpdateES13_")) == "second_product_adamw"
-    assert nvcc.readable(whole.format("NS1G_6fusion12Sm90AccFetchES12_")) == "first_product"
 
 
 def test_no_kernel_hides_another():

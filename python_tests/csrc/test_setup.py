@@ -61,7 +61,7 @@ def test_an_architecture_that_is_none(build, torch_of, monkeypatch, capsys, list
 
 def test_codes(build, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a;10.0+PTX")
-    assert build.codes() == [
+    assert build.codes(build.architectures()) == [
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_100,code=sm_100",
         "-gencode=arch=compute_100,code=compute_100",

@@ -21,6 +21,8 @@ if not torch.cuda.is_available() or (os.environ.get("TRITON_INTERPRET") == "1" a
 else:
     # `python -m bench.gpu build build_candidates` builds both
     absent = {"test_small_svd.py": cuda.obstacle(), "test_candidates.py": candidates.obstacle()}
+    if torch.cuda.is_available():
+        absent["test_second_product.py"] = cuda.without_cutlass(torch.device("cuda", 0))
     collect_ignore = [name for name, reason in absent.items() if reason]
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from gsr_kernels import GSRAdamW, attach
+from gsr_kernels.backends import cuda
 from gsr_kernels.backends.triton.plan_cache import Steps
 from python_tests.gpu.weights import BF16, FP32, STEPS
 from python_tests.oracle import error
@@ -51,10 +52,14 @@ def take_steps(model, optimizer, steps):
         optimizer.step()
 
 
-@pytest.mark.parametrize("options", [{}, {"out_of_span": "keep"}, {"rank": 64}, {"backend": "cublas"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"out_of_span": "keep"}, {"rank": 64}, {"backend": "cublas"}, {"backend": "cutlass"}], ids=str
+)
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 def test_it_is_attach_and_adamw(dtype, options, updates, record, monkeypatch):
     options = dict(options)
+    if options.get("backend") == "cutlass" and (reason := cuda.without_cutlass(torch.device("cuda", 0))):
+        pytest.skip(reason)
     monkeypatch.setenv("GSR_KERNELS_BACKEND", options.pop("backend", "triton"))
     left = make_model(dtype)
     right = copy.deepcopy(left)

@@ -75,6 +75,18 @@ def refusal(device: torch.device) -> str:
     return ""
 
 
+@cache
+def without_cutlass(device: torch.device) -> str:
+    """Return why the extension has no second product for this GPU, empty where it has."""
+    if reason := refusal(device):
+        return reason
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "it is for GPUs of compute capability 9.0"
+    if not hasattr(torch.ops.gsr_kernels_cuda, "second_product_adamw"):
+        return "the CUDA extension was built without CUTLASS (docs/csrc.md)"
+    return ""
+
+
 def limit(device: torch.device) -> int:
     """Ask the loaded extension for this GPU's largest k; RuntimeError with CUDA's own words where it cannot say."""
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -98,3 +110,16 @@ def small_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sweeps = A.new_empty(len(A), dtype=torch.int32)
     torch.ops.gsr_kernels_cuda.small_svd(A, U, S, Vh, sweeps, SWEEPS)
     return U.view(*batch, k, k), S.view(*batch, k), Vh.view(*batch, k, k), sweeps.view(batch)
+
+
+def second_product_adamw(
+    left: Tensor, right: Tensor, lying: bool, kept: bool, scales: Tensor, coefficients: Tensor, finite: Tensor,
+    G: Tensor, W: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor,
+) -> None:  # fmt: skip
+    """Step by AdamW with left right / scale, and G if it is ``kept``, of all matrices in one launch.
+
+    left ``[n, d1, k]`` and right ``[n, k, d2]``, or ``[n, d2, k]`` if ``lying``, fp16; G, W and the moments
+    ``[n, d1, d2]``, scales ``[n]`` and coefficients ``[n, 9]`` in float32; finite ``[n]`` bool.
+    """
+    operator = torch.ops.gsr_kernels_cuda.second_product_adamw
+    operator(left, right, lying, G, kept, scales, coefficients, finite, W, exp_avg, exp_avg_sq)

@@ -200,13 +200,14 @@ class AddressTable:
                         f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: build a plan for these"
                     )
 
-    def _matrices(self, i: int, tensor: Tensor) -> Tensor:
+    def matrices(self, i: int, tensor: Tensor) -> Tensor:
+        """Return a tensor of the shape of weight i as its matrices."""
         basis = self._shapes[i]
         return tensor if tensor.shape == basis.shape else basis.split(tensor)
 
     def _taken(self, i: int, tensor: Tensor) -> bool:
         # whether the matrices of a weight lie row by row
-        matrices = self._matrices(i, tensor)
+        matrices = self.matrices(i, tensor)
         return _row_by_row(matrices.shape, matrices.stride())
 
     def _laid_out(self, i: int, tensor: Tensor, copying: bool) -> Tensor:
@@ -217,7 +218,7 @@ class AddressTable:
                 f"a gradient {tuple(tensor.shape)} with strides {tensor.stride()} needs a copy, which a CUDA graph "
                 "cannot hold: call .contiguous() on it before capture"
             )
-        matrices = self._matrices(i, tensor)
+        matrices = self.matrices(i, tensor)
         copy = matrices.contiguous()
         self._copies.append((matrices, copy))
         return copy
@@ -226,7 +227,7 @@ class AddressTable:
         """Return of every row where its matrix begins in its weight, and the stride of its rows, both in elements."""
         offsets, strides = np.zeros(len(self._of), np.int64), np.zeros(len(self._of), np.int64)
         for i, (tensor, rows) in enumerate(zip(tensors, self.rows)):
-            matrices = self._matrices(i, tensor)
+            matrices = self.matrices(i, tensor)
             *batch, d1, d2 = matrices.shape
             offsets[rows] = _offsets(tuple(batch), matrices.stride()[:-2])
             strides[rows] = d2 if d1 == 1 else matrices.stride(-2)

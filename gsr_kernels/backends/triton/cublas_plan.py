@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,19 @@ from gsr_kernels.basis import SpectralBasis
 
 FOLDED, OPERAND, PRODUCT = fields.FOLDED.value, fields.OPERAND.value, fields.PRODUCT.value
 RESULT = fields.RESULT.value
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The matrices of one weight in a group: which of the weight's, which of the plan's, and their buffers."""
+
+    weight: int
+    own: slice
+    matrices: slice
+    operand: Tensor
+    product: Tensor
+    folded: Tensor
+    result: Tensor
 
 
 class CublasPlan(Plan):
@@ -70,29 +84,37 @@ class CublasPlan(Plan):
             BM=second.BM, BN=second.BN, **options(num_warps=8),
         )  # fmt: skip
         left = self._bind_fold(group, aligned) if form.stored else scale
-        products = zip(*self._bind_products(group))
-        before, after = map(list, products) if matrices[1] else ([], [])
-        return [convert, *before, reduce, self._bind_rescale(group), left, *after, write]
+        parts = list(self._parts(group))
+        products = [partial(self._first, part, form.transposed) for part in parts]
+        return [
+            convert,
+            *products,
+            reduce,
+            self._bind_rescale(group),
+            left,
+            *self._bind_last(group, aligned, parts, write),
+        ]
 
-    def _bind_products(self, group: Group) -> Iterator[tuple[Launch, Launch]]:
-        """Yield the two products of each weight that has matrices in the group."""
+    def _bind_last(self, group: Group, aligned: bool, parts: Sequence[Part], write: Launch) -> list[Launch]:
+        """Return the second products, and what writes their results."""
+        lying = group.form.transposed and group.form.stored
+        return [*(partial(self._second, part, lying) for part in parts), write]
+
+    def _parts(self, group: Group) -> Iterator[Part]:
+        """Yield a part for each weight that has matrices in the group."""
         start, count = group.matrices
         form = group.form
         for weight, rows in enumerate(self._addresses.rows):
             a, b = max(rows.start, start), min(rows.stop, start + count)
             if a >= b:
                 continue
-            part = slice(a - rows.start, b - rows.start)
             d1, d2, k = (self._matrices[a][field.value] for field in (fields.D1, fields.D2, fields.K))
             height = d2 if form.transposed else d1
             operand = self._view(OPERAND, a, b, d1, d2, form.operand)
             product = self._view(PRODUCT, a, b, height, k, torch.float32)
             folded = self._view(FOLDED, a, b, height if form.stored else d1, k, form.operand)
             result = self._view(RESULT, a, b, d1, d2, torch.float32)
-            yield (
-                partial(self._first, weight, part, form.transposed, operand, product),
-                partial(self._second, weight, part, form.transposed and form.stored, folded, result),
-            )
+            yield Part(weight, slice(a - rows.start, b - rows.start), slice(a, b), operand, product, folded, result)
 
     def _view(self, field: int, a: int, b: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         """Return a buffer of the matrices [a, b), of one shape, as [b - a, rows, columns]."""
@@ -102,13 +124,19 @@ class CublasPlan(Plan):
         strides = (apart // size, columns, 1)
         return self._workspace.view(dtype).as_strided((b - a, rows, columns), strides, offset // size)
 
-    def _first(self, weight: int, part: slice, transposed: bool, G: Tensor, out: Tensor) -> None:
-        U, Vh = self._factors[weight]
-        _multiply(G.mT if transposed else G, U[part] if transposed else Vh[part].mT, out)
+    def _first(self, part: Part, transposed: bool) -> None:
+        U, Vh = (factor[part.own] for factor in self._factors[part.weight])
+        G = part.operand
+        _multiply(G.mT if transposed else G, U if transposed else Vh.mT, part.product)
 
-    def _second(self, weight: int, part: slice, transposed: bool, folded: Tensor, out: Tensor) -> None:
-        U, Vh = self._factors[weight]
-        _multiply(U[part] if transposed else folded, folded.mT if transposed else Vh[part], out)
+    def _second(self, part: Part, lying: bool) -> None:
+        left, right = self._second_operands(part, lying)
+        _multiply(left, right.mT if lying else right, part.result)
+
+    def _second_operands(self, part: Part, lying: bool) -> tuple[Tensor, Tensor]:
+        """Return left [n, d1, k] and right [n, k, d2], or [n, d2, k] where it is ``lying``."""
+        U, Vh = (factor[part.own] for factor in self._factors[part.weight])
+        return (U, part.folded) if lying else (part.folded, Vh)
 
 
 def _matrices(factor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.backends.triton.cublas_plan import CublasPlan
+from gsr_kernels.backends.triton.cutlass_plan import CutlassPlan
 from gsr_kernels.backends.triton.forms import Form, Update, kind
 from gsr_kernels.backends.triton.moments import Moments, Settings
 from gsr_kernels.backends.triton.plan import Plan
@@ -23,8 +24,8 @@ _compiled: set[tuple[torch.device, str, Form]] = set()
 
 
 def plan_class(backend: str) -> type[Plan]:
-    """Return the plan of a backend, "triton", "cublas" or "tma"."""
-    return {"triton": Plan, "cublas": CublasPlan, "tma": TmaPlan}[backend]
+    """Return the plan of a backend, one of ``choice.WAYS`` but torch."""
+    return {"triton": Plan, "cublas": CublasPlan, "tma": TmaPlan, "cutlass": CutlassPlan}[backend]
 
 
 class Steps:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gsr_kernels import reference
 from gsr_kernels.backends import choice
 from gsr_kernels.backends.choice import Case
-from gsr_kernels.backends.dispatch import has_tma
+from gsr_kernels.backends.dispatch import lacking
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient
 from gsr_kernels.backends.triton.forms import UPDATES, Update
 from gsr_kernels.backends.triton.moments import Moments, Settings
@@ -47,7 +47,9 @@ def check(way: str, case: Case, device: torch.device) -> str | None:
     """
     d1, d2, k = case.shape
     odd = 1 if d2 % 8 or k % 8 else 0
-    if way == "tma" and (odd or not has_tma(device)):
+    if lacking(way, device) or (odd and way in ("tma", "cutlass")):
+        return None
+    if way == "cutlass" and (case.op, case.gradient, case.basis) != ("update", torch.float32, torch.float16):
         return None
     rows, columns = (odd + (SHORT if side == min(d1, d2) else LONG) for side in (d1, d2))
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
-// csrc/candidates as far as it runs on a CPU
+// csrc/candidates, and of the second product AdamW: what runs on a CPU
 #include "cuda_runtime.h"
 
-#include "candidates/adamw.cuh"
+#include "adamw.cuh"
 #include "candidates/rescale.cu"
 
 extern "C" {

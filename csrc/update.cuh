@@ -59,10 +59,10 @@ struct LoadGradient : Node<Load> {
   using Node<Load>::Node;
 };
 
-// the coefficients of a tile's matrix, and whether anything of it moves
+// the scale and the coefficients of a tile's matrix, and whether anything of it moves
 struct Scalars : Node<fusion::Sm90VisitorImpl<>> {
   struct Arguments {
-    const float* coefficients;
+    const float *scales, *coefficients;
     const bool* finite;
   };
   using Params = Arguments;
@@ -78,6 +78,8 @@ struct Scalars : Node<fusion::Sm90VisitorImpl<>> {
 
   struct ConsumerStoreCallbacks : fusion::EmptyConsumerStoreCallbacks {
     Coefficients coefficients;
+    // one over the scale
+    float inverse;
     bool moving;
   };
 
@@ -87,6 +89,8 @@ struct Scalars : Node<fusion::Sm90VisitorImpl<>> {
     const float* c = params->coefficients + 9 * matrix;
     ConsumerStoreCallbacks callbacks{};
     callbacks.coefficients = {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8]};
+    // exactly: a division may be compiled to an approximation
+    callbacks.inverse = __int_as_float((254 << 23) - __float_as_int(params->scales[matrix]));
     callbacks.moving = params->finite[matrix] && c[0] != 0;
     return callbacks;
   }
@@ -116,7 +120,7 @@ struct Update : Parts {
       // what does not move is written as it was read
       if (scalars.moving) {
         CUTLASS_PRAGMA_UNROLL
-        for (int i = 0; i < N; ++i) scalars.coefficients.update(product[i] + G[i], m[i], v[i], W[i]);
+        for (int i = 0; i < N; ++i) scalars.coefficients.update(product[i] * scalars.inverse + G[i], m[i], v[i], W[i]);
       }
       cute::get<5>(callbacks_tuple).visit(product, place, row, column, m);
       cute::get<6>(callbacks_tuple).visit(product, place, row, column, v);

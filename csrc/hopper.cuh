@@ -23,7 +23,7 @@ class CollectiveEpilogue;
 
 namespace gsr {
 
-// Its blocks may be set up while the kernel before it on the stream ends: it waits for that one before it reads.
+// one kernel in clusters, with the shared memory that it asks for
 template <class Kernel>
 cudaError_t launch(const typename Kernel::Arguments& arguments, cudaStream_t stream) {
   if (!Kernel::can_implement(arguments)) return cudaErrorInvalidValue;
@@ -33,18 +33,16 @@ cudaError_t launch(const typename Kernel::Arguments& arguments, cudaStream_t str
   if (error != cudaSuccess) return error;
   const auto params = Kernel::to_underlying_arguments(arguments, nullptr);
   using Cluster = typename Kernel::ClusterShape;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {cute::size<0>(Cluster{}), cute::size<1>(Cluster{}), 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {cute::size<0>(Cluster{}), cute::size<1>(Cluster{}), 1};
   cudaLaunchConfig_t config{};
   config.gridDim = Kernel::get_grid_shape(params);
   config.blockDim = Kernel::get_block_shape();
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
