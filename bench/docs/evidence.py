@@ -12,23 +12,24 @@ from matplotlib.figure import Figure
 from bench.docs.figures import OTHERS, OURS, save
 from bench.docs.pages import DOCS, fill
 from bench.results import RESULTS
-from bench.studies import best_case, encoder, language, stats
-from bench.studies.answer import Answer
+from bench.studies import best_case, encoder, frontier, language, stats
+from bench.studies.answer import COMPARED, Answer
 from bench.studies.curves import Point
-from bench.studies.frontier import PACKED
 from bench.studies.study import BASELINE, KEPT, Study
 from bench.studies.tables import MARGIN, Metrics, Tables
 
 PAGE, APPENDIX = DOCS / "evidence.md", DOCS / "evidence_appendix.md"
 FRONTIER = DOCS / "evidence" / "frontier.svg"
 STUDIES = (encoder.STUDY, language.STUDY)
+# as the page calls them
+TESTBEDS = {language.STUDY.name: "writer", encoder.STUDY.name: "classifier"}
 
 
 def write() -> None:
     """Write both pages and all figures."""
     for study in STUDIES:
         write_earlier(study, RESULTS / study.name, APPENDIX)
-    packed = {study.name: RESULTS / study.name / PACKED for study in STUDIES}
+    packed = {study.name: RESULTS / study.name / frontier.PACKED for study in STUDIES}
     answers = [Answer(study, packed[study.name]) for study in STUDIES[::-1] if packed[study.name].exists()]
     for answer in answers:
         fill(PAGE, answer.page())
@@ -56,35 +57,42 @@ def draw_frontier(answers: Sequence[Answer], path: Path) -> None:
     """Draw what is kept against what is learned: a column a configuration, beside the baseline's own curve in grey.
 
     A row is one thing that is kept in one study, the titles are its configurations. Dots are seeds, lines the means of
-    their rates, from no training on.
+    their rates, from no training on. Diamonds are the table's means, on the line of the learning that is compared at.
     """
     rows = [(answer, kept) for answer in answers for kept in answer.kept]
     columns = max(len(answer.planned()) for answer in answers) - 1
-    figure = Figure(figsize=(2.4 * columns + 0.6, 2.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.4 * columns + 0.6, 2.5 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex="row", sharey="row")
     for axes, (answer, kept) in zip(grid, rows):
-        found = answer.planned()
-        names = [name for name in found if name != BASELINE]
+        names = [name for name in answer.planned() if name != BASELINE]
         for axis in axes[len(names) :]:
             axis.set_axis_off()
-        level = statistics.fmean(answer.levels(found[BASELINE], 1.0).values())
+        level = statistics.fmean(answer.levels().values())
         for axis, name in zip(axes, names):
-            axis.axvline(level, color="0.85", linewidth=1, zorder=0)
-            _draw_curve(axis, list(found[BASELINE].values()), kept, OTHERS, "SeqFT")
-            if found.get(name):
-                _draw_curve(axis, list(found[name].values()), kept, OURS, answer.title(name))
+            axis.axvline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
+            for one, colour in ((BASELINE, OTHERS), (name, OURS)):
+                _draw_curve(axis, list(answer.planned()[one].values()), kept, colour)
+                mean = statistics.fmean(seed[COMPARED] for seed in answer.equal(one, kept).values())
+                axis.plot(level, 100 * mean, "D", color=colour, markersize=7, markerfacecolor="white", zorder=3)
+            # in the corner that no curve comes near
+            corner = (0.04, 0.04 if kept == KEPT else 0.9)
+            axis.annotate("SeqFT", corner, xycoords="axes fraction", fontsize=8, color=OTHERS, weight="bold")
             axis.spines[["top", "right"]].set_visible(False)
             axis.tick_params(labelsize=7)
-            if kept == answer.kept[0]:
-                axis.set_title(answer.title(name), fontsize=10, color=OURS)
-        what = "held-out text kept, %" if kept == KEPT else "mean score at the end, %"
-        axes[0].set_ylabel(f"{answer.study.name} model\n{what}", fontsize=8)
-    for axis in grid[-1]:
-        axis.set_xlabel("mean score right after learning, %", fontsize=8)
+            axis.set_xlabel("learning, %", fontsize=8)
+            axis.set_title(answer.title(name), fontsize=10, color=OURS)
+        axes[0].set_ylabel(f"{TESTBEDS[answer.study.name]}\n{kept}, %", fontsize=9)
+        start = answer.planned()[BASELINE][frontier.SEEDS[0]][0]
+        _note(axes[0], "compared\nhere", (level, axes[0].get_ylim()[0]), (-4, 4), "right")
+        _note(axes[0], "before any task", (start.learning, start.kept[kept]), (8, 0 if kept == KEPT else -5), "left")
     save(figure, path)
 
 
-def _draw_curve(axis: Any, curves: Sequence[Sequence[Point]], kept: str, colour: str, title: str) -> None:
+def _note(axis: Any, text: str, point: tuple[float, float], offset: tuple[float, float], side: str) -> None:
+    axis.annotate(text, point, offset, textcoords="offset points", fontsize=7, ha=side)
+
+
+def _draw_curve(axis: Any, curves: Sequence[Sequence[Point]], kept: str, colour: str) -> None:
     each = [(point.learning, point.kept[kept]) for curve in curves for point in curve]
     axis.plot(*zip(*each), ".", color=colour, markersize=2, alpha=0.5)
     mean = [
@@ -92,7 +100,6 @@ def _draw_curve(axis: Any, curves: Sequence[Sequence[Point]], kept: str, colour:
         for points in zip(*curves)
     ]
     axis.plot(*zip(*mean), "o-", color=colour, markersize=4, linewidth=1.5)
-    axis.annotate(title, mean[1], (-4, 5), textcoords="offset points", fontsize=7, color=colour, ha="right")
 
 
 def draw_differences(found: dict[str, list[float]], path: Path) -> None:

@@ -9,12 +9,14 @@ from bench.docs.pages import table
 from bench.studies import frontier, stats
 from bench.studies.curves import AP, Point, at_learning, at_rate, curves, reaches
 from bench.studies.study import BASELINE, Study
-from bench.studies.tables import Seeds, comparisons, spread
+from bench.studies.tables import Judged, Pair, Seeds, comparisons, judge, spread
 
 # of the learning that the baseline reaches at its best rate
 SHARES = (1.0, 0.9)
 # the name of what is compared, whatever it is
 COMPARED = "kept"
+# p of a difference that is marked, and of one that reaches the aim
+SEEN, FIRM = 0.05, 0.01
 # the curve of each seed
 Curves = dict[int, list[Point]]
 
@@ -39,10 +41,11 @@ class Answer:
 
     def appendix(self) -> dict[str, str]:
         """Return the tables of the appendix by their marks."""
-        made = {"frontier tuned": self.tuning()}
+        made = {"frontier tuned": self.rates(self.tuned)}
         if self.planned():
+            made["frontier fresh"] = self.rates(self.fresh)
             made |= {f"frontier at {share:.0%}": self.compared(share) for share in SHARES}
-            made["frontier at the best rates"] = self.compared_at_best()
+            made["frontier at the best rates"] = self.compared_at_own_rates()
             made |= {f"frontier against {name}": self.compared(1.0, name) for name in self.study.plan.added}
         return {f"{self.study.name} {mark}": made[mark] for mark in made}
 
@@ -60,18 +63,29 @@ class Answer:
                 found[name] = whole
         return found
 
-    def levels(self, base: Curves, share: float) -> dict[int, float]:
+    def levels(self, share: float = 1.0) -> dict[int, float]:
         """Return by seed the level of learning at which is compared."""
+        base = self.planned()[BASELINE]
         return {seed: share * at_rate(curve, self.study.plan.best).learning for seed, curve in base.items()}
 
-    def compared(self, share: float, against: str = BASELINE) -> str:
+    def equal(self, name: str, kept: str, share: float = 1.0) -> Seeds:
+        """Return what a configuration keeps at that level, as a share, under one name for all that is compared."""
+        of, levels = self.planned()[name], self.levels(share)
+        shared = sorted(of.keys() & levels.keys())
+        return {seed: {COMPARED: at_learning(of[seed], levels[seed], kept) / 100} for seed in shared}
+
+    def at_equal_learning(self, share: float, against: str = BASELINE) -> list[Pair]:
         """Return the plan's configurations against one, at a share of the baseline's learning: one family of Holm's."""
-        found, pairs = self.planned(), []
-        levels = self.levels(found[BASELINE], share)
-        names = [name for name in self.study.plan.rates if name in found and name != against]
-        for kept in self.kept:
-            base = _at(found[against], levels, kept)
-            pairs += [(f"{self.title(name)}: {kept}", _at(found[name], levels, kept), base) for name in names]
+        names = [name for name in self.study.plan.rates if name in self.planned() and name != against]
+        return [
+            (f"{self.title(name)}: {kept}", self.equal(name, kept, share), self.equal(against, kept, share))
+            for kept in self.kept
+            for name in names
+        ]
+
+    def compared(self, share: float, against: str = BASELINE) -> str:
+        """Return the table of that family."""
+        pairs = self.at_equal_learning(share, against)
         return comparisons(f"what is kept at {share:.0%} of SeqFT's learning", pairs, COMPARED)
 
     def best(self, name: str) -> float:
@@ -84,48 +98,51 @@ class Answer:
 
         return max(rates, key=score)
 
-    def at_best(self, name: str) -> Seeds:
+    def own(self, name: str) -> Seeds:
         """Return the AP of the fresh seeds at that rate, as a share."""
         lr = self.best(name)
         return {seed: {COMPARED: at_rate(of, lr).kept[AP] / 100} for seed, of in self.planned()[name].items()}
 
-    def compared_at_best(self) -> str:
-        """Return the AP of the plan's configurations against the baseline's, each at its best rate."""
-        names = [name for name in self.study.plan.rates if name in self.planned()]
-        tested = [(f"{self.title(name)}, {self.best(name):g}", self.at_best(name)) for name in names]
-        (base, of_base), *others = tested
-        pairs = [(title, of, of_base) for title, of in others]
-        return comparisons(f"AP from {base}", pairs, COMPARED)
+    def at_own_rates(self) -> list[Pair]:
+        """Return the AP of the plan's configurations against the baseline's, each at its best rate: a family too."""
+        names = [name for name in self.study.plan.rates if name in self.planned() and name != BASELINE]
+        return [(f"{self.title(name)}, {self.best(name):g}", self.own(name), self.own(BASELINE)) for name in names]
+
+    def compared_at_own_rates(self) -> str:
+        """Return the table of that family."""
+        base = f"{self.title(BASELINE)}, {self.best(BASELINE):g}"
+        return comparisons(f"AP from {base}", self.at_own_rates(), COMPARED)
 
     def answer(self) -> str:
-        """Return what each planned configuration costs and keeps at the baseline's learning: mean and interval.
+        """Return what each planned configuration costs and keeps at the baseline's learning: mean, interval and mark.
 
-        The last column is its AP where it learns as it likes: at its best rate.
+        The last column is its AP where it learns as it likes: at its best rate. The marks are of the planned tests.
         """
-        found, times, rows = self.planned(), self.seconds(), []
-        levels = self.levels(found[BASELINE], 1.0)
-        for name, of in found.items():
-            shared = sorted(of.keys() & levels.keys())
-            within = sum(reaches(of[seed], levels[seed]) for seed in shared)
-            kept = []
-            for each in self.kept:
-                values = [seed[COMPARED] for seed in _at(of, levels, each).values()]
-                kept.append(spread(stats.interval(values)))
-            cost = self.study.configurations[name].cost or "nothing more"
-            time = f"{times[name] / times[BASELINE]:.1f} ×"
-            own = spread(stats.interval([seed[COMPARED] for seed in self.at_best(name).values()]))
-            rows.append([cost, self.title(name), time, *kept, f"{within} of {len(shared)}", own])
-        kept = [f"{each} ↑" for each in self.kept]
-        return table(
-            ["if you can afford", "take", "CPU time", *kept, "seeds that learn as much", "AP at its best rate ↑"], rows
-        )
+        found, times, levels, rows = self.planned(), self.seconds(), self.levels(), []
+        judged = judge(self.at_equal_learning(1.0), COMPARED)
+        judged |= judge(self.at_own_rates(), COMPARED) if self.study.plan.own else {}
 
-    def tuning(self) -> str:
-        """Return every configuration and rate of the tuning seeds, means over them."""
+        def cell(of: Seeds, title: str) -> str:
+            return spread(stats.interval([seed[COMPARED] for seed in of.values()])) + mark(judged.get(title))
+
+        for name, of in found.items():
+            shared, title = sorted(of.keys() & levels.keys()), self.title(name)
+            within = sum(reaches(of[seed], levels[seed]) for seed in shared)
+            memory = f"{self.study.configurations[name].memory:g} ×".replace("-", "−")
+            kept = [cell(self.equal(name, each), f"{title}: {each}") for each in self.kept]
+            own = cell(self.own(name), f"{title}, {self.best(name):g}")
+            time = f"{times[name] / times[BASELINE]:.1f} ×"
+            rows.append([title, memory, time, *kept, f"{within} of {len(shared)}", own])
+        kept = [f"{each} at equal learning ↑" for each in self.kept]
+        reached = "seeds that reach SeqFT's learning"
+        return table(["method", "extra memory", "CPU time", *kept, reached, "AP at own best rate ↑"], rows)
+
+    def rates(self, curves: dict[str, Curves]) -> str:
+        """Return every configuration and rate that was run, means over the seeds."""
         rows = []
         for name in [*self.study.configurations, *self.study.gone]:
             found: dict[float, list[Point]] = {}
-            for each in (each for curve in self.tuned.get(name, {}).values() for each in curve if each.lr):
+            for each in (each for curve in curves.get(name, {}).values() for each in curve if each.lr):
                 found.setdefault(each.lr, []).append(each)
             for lr, of in sorted(found.items()):
                 means = [statistics.fmean(each.learning for each in of)]
@@ -141,7 +158,9 @@ class Answer:
         return found
 
 
-def _at(of: Curves, levels: dict[int, float], kept: str) -> Seeds:
-    """Return what is kept at a level, as a share, under one name for all that is compared."""
-    shared = sorted(of.keys() & levels.keys())
-    return {seed: {COMPARED: at_learning(of[seed], levels[seed], kept) / 100} for seed in shared}
+def mark(found: Judged | None) -> str:
+    """Return the mark of a difference by its p after Holm's correction; none without a planned test."""
+    if found is None or found.p >= SEEN:
+        return ""
+    up, down = "▲▼" if found.p < FIRM else "△▽"
+    return f" {up if found.comparison.difference.mean > 0 else down}"

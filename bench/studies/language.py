@@ -50,31 +50,29 @@ def write_rows(work: Path, name: str) -> dict[str, int]:
 
 # between neighbours lies half a factor of three and a bit
 LOW, MID, BEST, HIGH, TOP, HIGHER = 3e-4, 5.5e-4, 1e-3, 1.8e-3, 3e-3, 1.8e-2
-# kept beside the weights while a task is learned
-MODEL, BASES = "a second copy of the model", "the weights' singular bases"
-# adapters on all linear weights
-ALL = {"targets": "all-linear"}
+# held beside the model, its gradients and its moments, in multiples of the weights
+MODEL, IMPORTANCE, BASES = 1, 2, 0.9
+# adapters on all linear weights train few parameters, and the others have neither gradients nor moments
+ALL, RANK_8, RANK_16 = {"targets": "all-linear"}, -2.8, -2.6
 CONFIGURATIONS = {
     "seqft": Configuration("SeqFT", "seqft", (LOW, MID, BEST, HIGH)),
-    "seqft-long": Configuration(
-        "SeqFT, 1.7 × the steps", "seqft", (2e-4, LOW), {"steps": 102}, "more steps at a lower rate"
-    ),
+    "seqft-long": Configuration("SeqFT, 1.7 × the steps", "seqft", (2e-4, LOW), {"steps": 102}),
     "gsr": Configuration("GSR", "gsr", (LOW, MID, BEST), {}, BASES),
     "gsr-full": Configuration("GSR-full", "gsr-full", (LOW, MID, BEST), {}, BASES),
     "psp": Configuration("PSP", "psp", (BEST, HIGH, TOP), {}, BASES),
-    "osf": Configuration("OSF", "osf", (LOW, MID, BEST), {}, BASES),
-    "ewc": Configuration("EWC", "ewc", (MID, BEST), {}, "two numbers for each parameter"),
-    "eblora-60": Configuration(
-        "EBLoRA", "eblora", (1e-2, HIGHER), {**ALL, "rank": 16}, "adapters, and the inputs that they protect"
+    "osf": Configuration("OSF", "osf", (LOW, MID, BEST), {}, 1.5),
+    "ewc": Configuration("EWC, λ 10³", "ewc", (MID, BEST), {}, IMPORTANCE),
+    "eblora-60": Configuration("EBLoRA", "eblora", (1e-2, HIGHER), {**ALL, "rank": 16}, RANK_16),
+    "eblora": Configuration(
+        "EBLoRA, twice the steps", "eblora", (TOP, 1e-2), {**ALL, "rank": 16, "steps": 120}, RANK_16
     ),
-    "eblora": Configuration("EBLoRA, twice the steps", "eblora", (TOP, 1e-2), {**ALL, "rank": 16, "steps": 120}),
-    "o-lora": Configuration("O-LoRA, twice the steps", "o-lora", (1e-2, 3e-2), {**ALL, "steps": 120}),
+    "o-lora": Configuration("O-LoRA, twice the steps", "o-lora", (1e-2, 3e-2), {**ALL, "steps": 120}, RANK_8),
     "lwf-own-firm": Configuration("LwF-own", "lwf-own", (MID, BEST), {}, MODEL),
     "lwf-own-4": Configuration("LwF-own, λ 1", "lwf-own", (MID, BEST, HIGH), {"lam": 1}, MODEL),
     "lwf-own-weak": Configuration("LwF-own, λ 0.3", "lwf-own", (MID, BEST), {"lam": 0.3}, MODEL),
     "lwf-own": Configuration("LwF-own, λ 1, 8 rows", "lwf-own", (MID, BEST), {"lam": 1, "own_rows": 8}, MODEL),
-    "lwf": Configuration("LwF", "lwf", (BEST, HIGH), {}, MODEL),
-    "replay": Configuration("Replay 1 %", "replay", (LOW, MID), {"share": 0.01}, "rows of earlier tasks"),
+    "lwf": Configuration("plain LwF", "lwf", (BEST, HIGH), {}, MODEL),
+    "replay": Configuration("Replay 1 %", "replay", (LOW, MID), {"share": 0.01}),
 }
 GONE = {
     "frozen": "SeqFT of the linear weights alone",

@@ -19,20 +19,22 @@ class Configuration:
     method: str
     rates: tuple[float, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    # what it keeps beside the weights while it trains
-    cost: str = ""
+    # what it holds beside what SeqFT holds, in multiples of the weights
+    memory: float = 0
 
 
 @dataclass(frozen=True)
 class Plan:
     """Runs on fresh seeds, fixed before the first of them: the rates of each configuration.
 
-    ``best`` is the rate of the baseline whose learning all are compared at. What was ``added`` once the others had been
-    seen is in no family of tests with them.
+    ``best`` is the rate of the baseline whose learning all are compared at. ``own`` says that AP at the best rate of
+    each is compared by the plan too. What was ``added`` once the others had been seen is in no family of tests with
+    them.
     """
 
     best: float
     rates: Mapping[str, tuple[float, ...]]
+    own: bool = False
     added: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 

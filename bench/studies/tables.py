@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.docs.pages import table
 from bench.studies import stats
 from bench.studies.frontier import CONDITIONS
-from bench.studies.stats import Interval
+from bench.studies.stats import Comparison, Interval
 from bench.studies.study import BASELINE, KEPT, Study
 from gsr_kernels.continual.figures import learned
 from gsr_kernels.continual.metrics import ResultMatrix
@@ -21,6 +22,16 @@ TUNING_SEED, RUNS = 1000, "runs.jsonl"
 # the metrics of one run by their names, as shares, and those of several by seed
 Metrics = dict[str, float]
 Seeds = dict[int, Metrics]
+# of a comparison the title, and the two that are compared
+Pair = tuple[str, Seeds, Seeds]
+
+
+class Judged(NamedTuple):
+    """A comparison in a family of tests: its seeds, what it comes to, and its p after Holm's correction."""
+
+    seeds: int
+    comparison: Comparison
+    p: float
 
 
 class Tables:
@@ -197,16 +208,20 @@ def paired(a: Seeds, b: Seeds, name: str) -> tuple[list[float], list[float]]:
     return [a[seed][name] for seed in shared], [b[seed][name] for seed in shared]
 
 
-def comparisons(name: str, pairs: Iterable[tuple[str, Seeds, Seeds]], metric: str | None = None) -> str:
-    """Return the table of paired comparisons of a metric: of each a title and the two that are compared."""
-    metric = metric or name
+def judge(pairs: Iterable[Pair], metric: str) -> dict[str, Judged]:
+    """Return the paired comparisons of a metric, one family of Holm's, by their titles."""
     found = {title: paired(a, b, metric) for title, a, b in pairs}
-    judged = {title: stats.compare(*values, MARGIN) for title, values in found.items() if len(values[0]) > 1}
-    adjusted = stats.holm({title: comparison.p for title, comparison in judged.items()})
+    compared = {title: stats.compare(*values, MARGIN) for title, values in found.items() if len(values[0]) > 1}
+    adjusted = stats.holm({title: comparison.p for title, comparison in compared.items()})
+    return {title: Judged(len(found[title][0]), compared[title], adjusted[title]) for title in compared}
+
+
+def comparisons(name: str, pairs: Iterable[Pair], metric: str | None = None) -> str:
+    """Return the table of paired comparisons of a metric."""
     rows = []
-    for title, c in judged.items():
-        cells = [spread(c.difference), chance(c.p), chance(adjusted[title]), points(c.detectable)]
-        rows.append([title, len(found[title][0]), *cells, "yes" if c.equivalent else "no"])
+    for title, (seeds, c, p) in judge(pairs, metric or name).items():
+        cells = [spread(c.difference), chance(c.p), chance(p), points(c.detectable)]
+        rows.append([title, seeds, *cells, "yes" if c.equivalent else "no"])
     header = [f"difference in {name}", "p", "p, Holm", "detectable", f"within ±{100 * MARGIN:.0f}"]
     return table(["", "seeds", *header], rows)
 

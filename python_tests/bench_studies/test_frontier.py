@@ -4,19 +4,30 @@ import dataclasses
 import json
 
 import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from bench.studies import __main__, best_case, frontier, language
-from bench.studies.answer import Answer
+from bench.docs import evidence
+from bench.studies import __main__, best_case, encoder, frontier, language, language_model
+from bench.studies.answer import Answer, mark
 from bench.studies.curves import AP, Point, at_learning, curves, reaches
 from bench.studies.frontier import Run
+from bench.studies.stats import Comparison, Interval
 from bench.studies.study import KEPT, Configuration, Plan
+from bench.studies.tables import Judged
+from gsr_kernels.continual.choose import choose
+from gsr_kernels.continual.kinds import Causal, Classifier
+from gsr_kernels.continual.memory import needed
+from gsr_kernels.continual.settings import RunSettings
 
 CURVE = [
     Point(lr, learning, {KEPT: kept}) for lr, learning, kept in ((0, 10, 100), (1, 30, 60), (2, 50, 0), (3, 40, 5))
 ]
 STUDY = dataclasses.replace(
     language.STUDY,
-    configurations={name: Configuration(name.upper(), name, (1e-3,)) for name in ("seqft", "gsr")},
+    configurations={
+        name: Configuration(name.upper(), name, (1e-3,), {}, memory) for name, memory in (("seqft", 0), ("gsr", 0.7))
+    },
     plan=Plan(2e-3, {"seqft": (1e-3, 2e-3), "gsr": (1e-3, 3e-3)}),
     gone={"old": "OLD"},
 )
@@ -75,15 +86,54 @@ def test_seeds_are_compared_in_pairs_at_the_baselines_learning(answer):
     # the same from the other side
     assert "| SeqFT: AP | 2 | -10.0".upper() in answer.compared(1.0, "gsr").upper()
     # 45 of seed 0 is GSR's lower rate, and lies half way between SeqFT's
-    assert answer.levels(answer.planned()["seqft"], 0.9)[0] == pytest.approx(45)
+    assert answer.levels(0.9)[0] == pytest.approx(45)
     assert (
-        "| nothing more | GSR | 1.0 × | 40.0 [40.0, 40.0] | 40.0 [40.0, 40.0] | 2 of 2 | 45.0 [45.0, 45.0] |"
+        "| GSR | 0.7 × | 1.0 × | 40.0 [40.0, 40.0] | 40.0 [40.0, 40.0] | 2 of 2 | 45.0 [45.0, 45.0] |"
         in answer.answer()
     )
     # the tuning seed's AP chose 1e-3 of SeqFT and 3e-3 of GSR
-    at_best = answer.compared_at_best()
+    at_best = answer.compared_at_own_rates()
     assert "difference in AP from SEQFT, 0.001 |" in at_best and "| GSR, 0.003 | 2 | 10.0 [10.0, 10.0] |" in at_best
-    assert "| OLD | 0.001 | 1 | 20.0 | 20.0 | 90.0 |" in answer.tuning()
+    tuned, fresh = answer.rates(answer.tuned), answer.rates(answer.fresh)
+    assert "| OLD | 0.001 | 1 | 20.0 | 20.0 | 90.0 |" in tuned and "OLD" not in fresh
+    assert "| GSR | 0.003 | 2 | 55.5 | 45.0 | 30.0 |" in fresh
+
+
+@pytest.mark.parametrize(
+    ("p", "difference", "shown"),
+    [(0.009, 1, " ▲"), (0.009, -1, " ▼"), (0.049, 1, " △"), (0.049, -1, " ▽"), (0.05, 1, ""), (None, 1, "")],
+)
+def test_a_difference_is_marked_by_its_p_after_correction(p, difference, shown):
+    comparison = Comparison(Interval(difference, 0, 0), 0.001, 1, False)
+    assert mark(None if p is None else Judged(16, comparison, p)) == shown
+
+
+def test_marks_are_of_planned_tests_alone():
+    """The writer's plan has no test at the best rates, the classifier's has one; the page is held against both."""
+    writer, classifier = evidence.PAGE.read_text(encoding="utf-8").split("<!-- bench:encoder frontier -->")
+    for text, marked in ((writer, False), (classifier, True)):
+        rows = [line for line in text.splitlines() if " of 1" in line]
+        own = [row.split(" | ")[-1] for row in rows]
+        assert any("▲" in row for row in rows) and any("▲" in each for each in own) == marked
+        # neither the baseline nor what was added later is in a family
+        assert not [row for row in rows if row.startswith("| SeqFT") and set("▲▼△▽") & {*row}]
+
+
+def test_the_extra_memory_is_what_the_runner_plans():
+    with torch.device("meta"):
+        writer = LlamaForCausalLM(LlamaConfig(vocab_size=language_model.VOCABULARY, **language_model.SHAPE))
+        # the shape of the encoder's package
+        shape = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+        classifier = BertForSequenceClassification(BertConfig(**shape, num_labels=23))
+    for model, kind, study in ((writer, Causal, language.STUDY), (classifier, Classifier, encoder.STUDY)):
+        whole = 4 * sum(parameter.numel() for parameter in model.parameters())
+        # those of one method and rank alone
+        for one in {(each.method, each.memory): each for each in study.configurations.values()}.values():
+            sets = [f"{key}={value}" for key, value in one.settings.items()]
+            [chosen] = choose([one.method], sets, [], RunSettings()).values()
+            found = needed(model, object.__new__(kind), chosen, (8, 8))
+            held = found.weights + found.gradients + found.moments + found.bases + found.kept
+            assert round(held / whole - 4, 1) == one.memory, one.title
 
 
 def test_seeds_are_level_and_tuning_comes_first_seed_by_seed():

@@ -18,7 +18,7 @@ STUDY = dataclasses.replace(
     tasks=("docs", "dates"),
     configurations={
         "seqft": Configuration("SeqFT", "seqft", (1e-3, 2e-3)),
-        "lwf-own": Configuration("LwF-own", "lwf-own", (1e-3,), {"own_rows": 1, "own_tokens": 3}, "the model"),
+        "lwf-own": Configuration("LwF-own", "lwf-own", (1e-3,), {"own_rows": 1, "own_tokens": 3}, 1),
     },
     plan=Plan(1e-3, {"seqft": (1e-3,), "lwf-own": (1e-3,)}),
     gone={},
@@ -131,6 +131,6 @@ def test_from_a_machines_text_to_the_tables(work, tmp_path, monkeypatch):
     (tmp_path / "language").mkdir()
     frontier.pack(STUDY, work, tmp_path)
     answer = Answer(STUDY, tmp_path / "language" / frontier.PACKED)
-    assert "| the model | LwF-own |" in answer.page()["language frontier"]
+    assert "| LwF-own | 1 × |" in answer.page()["language frontier"]
     evidence.draw_frontier([answer], tmp_path / "frontier.svg")
     assert "LwF-own" in (tmp_path / "frontier.svg").read_text()
