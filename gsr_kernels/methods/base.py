@@ -27,6 +27,12 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def finite_matrices(G: Tensor) -> Tensor:
+    """Tell which matrices ``[..]`` of ``G [.., d1, d2]`` hold neither NaN nor Inf."""
+    # both show in the extremes; isfinite() over all of G, or its norm, took four times as long on a CPU
+    return G.amax((-2, -1)).isfinite() & G.amin((-2, -1)).isfinite()
+
+
 def part(state: Mapping[str, Tensor], key: str) -> State:
     """Return the entries ``key.…`` of a flat state, without the key."""
     return {name.removeprefix(f"{key}."): one for name, one in state.items() if name.startswith(f"{key}.")}
@@ -102,8 +108,7 @@ class Method:
         """
         flags = []
         for G, W, basis, state in matrices:
-            # in one pass over G: isfinite() takes five
-            finite = torch.linalg.vector_norm(G, torch.inf, dim=(-2, -1)).isfinite()
+            finite = finite_matrices(G)
             self._rewrite(G, W, basis, state, finite)
             flags.append(finite)
         return flags

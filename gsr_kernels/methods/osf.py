@@ -15,7 +15,7 @@ from gsr_kernels.basis import Precision, SpectralBasis, split_heads
 from gsr_kernels.checks import check_choice, check_number
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads, Method, State, TaskMethod
-from gsr_kernels.methods.projections import PROTECTING, operands
+from gsr_kernels.methods.projections import FEWER, PROTECTING, operands
 from gsr_kernels.methods.statistics import layer_importance
 
 Variant = Literal["remove_block", "complement"]
@@ -81,11 +81,21 @@ class OSF(Method):
         return SpectralBasis.of(W, protected, heads, precision)
 
     def prepare(self, name: str, W: Tensor, basis: SpectralBasis) -> State:
-        """Return W as it is now, and where all of it is held a mark."""
-        return {"start": W.clone()} | ({"held": W.new_ones(())} if self._holds(name) else {})
+        """Return W as it is now, a mark where all of it is held, and what is not protected where products want it."""
+        state = {"start": W.clone()}
+        d1, d2 = basis.shape[-2:]
+        if self._holds(name):
+            state["held"] = W.new_ones(())
+        elif basis.rank > FEWER[self.variant] * min(d1, d2):
+            short = basis.Vh.mT if d1 >= d2 else basis.U
+            whole = torch.linalg.qr(short.double(), mode="complete").Q
+            state["minor"] = whole[..., basis.rank :].to(short.dtype).contiguous()
+        return state
 
     def gradient(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State) -> Tensor:
-        return torch.zeros_like(G) if "held" in state else PROTECTING[self.variant](*operands(G, basis))
+        if "held" in state:
+            return torch.zeros_like(G)
+        return self._protect(*operands(G, basis), state)
 
     def _rewrite(self, G: Tensor, W: Tensor, basis: SpectralBasis, state: State, finite: Tensor) -> None:
         """See Method; without another tensor of G's size."""
@@ -93,7 +103,7 @@ class OSF(Method):
             G.masked_fill_(finite[..., None, None], 0)
             return
         wide, U, Vh = operands(G, basis)
-        PROTECTING[self.variant](wide, U, Vh, wide, finite)
+        self._protect(wide, U, Vh, state, wide, finite)
         if wide is not G:
             G.copy_(wide)
 
@@ -109,12 +119,18 @@ class OSF(Method):
         W.sub_(start)
         try:
             change, U, Vh = operands(W, basis)
-            PROTECTING[self.variant](change, U, Vh, change)
+            self._protect(change, U, Vh, state, change)
             if change is not W:
                 W.copy_(change)
         finally:
             # whatever interrupts: a weight is no change
             W.add_(start)
+
+    def _protect(
+        self, G: Tensor, U: Tensor, Vh: Tensor, state: State, out: Tensor | None = None, finite: Tensor | None = None
+    ) -> Tensor:
+        minor = state.get("minor")
+        return PROTECTING[self.variant](G, U, Vh, out, finite, None if minor is None else minor.to(G.dtype))
 
     def _holds(self, name: str) -> bool:
         return isinstance(self.protect, Mapping) and self.protect[name] == 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gsr_kernels.basis import SpectralBasis, split_heads
 from gsr_kernels.checks import check_choice, check_number
-from gsr_kernels.methods.base import Heads, Matrices, Method, State, wide
+from gsr_kernels.methods.base import Heads, Matrices, Method, State, finite_matrices, wide
 
 Target = Literal["one", "initial"]
 
@@ -72,9 +72,9 @@ class SR(Method):
             size = 2 * self.lam * self.k * sigma ** (self.k - 1) * (sigma**self.k - state["target"] ** self.k)
             if scale is not None:
                 size = size * scale
-            finite = G.isfinite().all(-1).all(-1)
-            term = (size.unsqueeze(-1) * state["u"]).unsqueeze(-1) * state["v"].unsqueeze(-2)
-            G.add_(torch.where(finite[..., None, None], term, 0))
+            finite = finite_matrices(G)
+            column = (size.where(finite, 0).unsqueeze(-1) * state["u"]).unsqueeze(-1)
+            G.addcmul_(column, state["v"].unsqueeze(-2))
             flags.append(finite)
         return flags
 
