@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import gsr_kernels
+from gsr_kernels.messages import install
 
 # a command is a module of cli with add_arguments(parser) and run(args), imported when it is called; one of two words
 # has a "_" between them there
@@ -36,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         if words == [name]:
-            chosen = import_module(f"gsr_kernels.cli.{name.replace(' ', '_')}")
+            try:
+                chosen = import_module(f"gsr_kernels.cli.{name.replace(' ', '_')}")
+            except ModuleNotFoundError as error:
+                package = str(error.name).partition(".")[0]
+                print(f"{parser.prog}: error: {name} needs the package {package}: {install()}", file=sys.stderr)
+                return 2
             chosen.add_arguments(command)
             command.set_defaults(run=chosen.run, arguments=argv)
     args = parser.parse_args([*words, *argv[len(" ".join(words).split()) :]])

@@ -17,7 +17,7 @@ def some(names: Iterable[str]) -> str:
     return (", ".join(listed[:3]) or "nothing") + more
 
 
-def install(extra: str) -> str:
+def install(extra: str = "runner") -> str:
     """Return the command that installs the packages of an extra of pyproject.toml."""
     return f"pip install '.[{extra}]' in a checkout of gsr-kernels"
 

@@ -48,6 +48,17 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"gsr-kernels {gsr_kernels.__version__}\n"
 
 
+@pytest.mark.parametrize("command", ["continual", "continual methods"])
+def test_without_the_packages_of_an_extra_a_command_says_how_to_get_them(command):
+    hidden = "import sys; sys.modules['peft'] = None"
+    code = f"{hidden}\nfrom gsr_kernels.__main__ import main\nsys.exit(main({command.split()}))"
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    expected = (
+        f"gsr-kernels: error: {command} needs the package peft: pip install '.[runner]' in a checkout of gsr-kernels"
+    )
+    assert (run.returncode, run.stderr.strip()) == (2, expected)
+
+
 def test_attach_tells_the_two_kinds_of_methods_apart():
     model = torch.nn.Linear(3, 3)
     optimizer = torch.optim.SGD(model.parameters())

@@ -144,7 +144,7 @@ def build(directory: Path) -> nn.Module:
     if not (directory / "config.json").is_file():
         raise LookupError("it has no config.json")
     if find_spec("transformers") is None:
-        raise LookupError(f"transformers is not installed ({install('runner')})")
+        raise LookupError(f"transformers is not installed ({install()})")
     import transformers
 
     try:
