@@ -131,7 +131,9 @@ def _choice(asked: str, options_key: str, answer_key: str) -> Callable[[Mapping[
         if isinstance(options, str):
             options = dict(line.split(maxsplit=1) for line in options.splitlines() if len(line.split()) > 1)
         elif isinstance(options, list):
-            options = dict(zip(ascii_uppercase, options))
+            # MedQA on the hub has each letter beside its text
+            keyed = all(isinstance(one, Mapping) and {"key", "value"} <= one.keys() for one in options)
+            options = {one["key"]: one["value"] for one in options} if keyed else dict(zip(ascii_uppercase, options))
         if not isinstance(options, Mapping):
             raise ValueError(f"{options_key!r} must be a list, a text of lines or by letter, got {options!r}")
         # some have a place for more options than a question has

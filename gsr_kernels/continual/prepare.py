@@ -21,6 +21,8 @@ from gsr_kernels.continual.row_files import READERS
 
 # words of a path that say what its rows are for; the others are learned
 SPLITS = {"test": "test", "humaneval": "test"} | dict.fromkeys(VALIDATION, "validation")
+# what Mol-Instructions says of each row, in a dict or, on the hub, in its text
+OWN_SPLIT = re.compile(r"""["']split["']: *["'](\w+)""")
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,8 @@ def _read(folder: Path) -> tuple[dict[str, dict[Example, Any]], Counter[str]]:
             except ValueError as error:
                 dropped[re.split(", got |: ", str(error))[0]] += 1
                 continue
-            # Mol-Instructions says of each row what it is for
-            more = row.get("metadata")
-            rows = found[_split_of(str(more.get("split"))) if isinstance(more, Mapping) else by_path]
+            own = OWN_SPLIT.search(str(row.get("metadata")))
+            rows = found[_split_of(own[1]) if own else by_path]
             if one in rows:
                 dropped["given twice"] += 1
             rows[one] = row

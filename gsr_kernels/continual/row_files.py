@@ -89,7 +89,9 @@ def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _list(file: Path) -> Iterator[tuple[str, Any]]:
-    rows = read_json(file)
+    found = read_json(file)
+    # MATH has a file for each row
+    rows = [found] if isinstance(found, dict) and found else found
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{file}: must be a list of at least one row")
     for number, row in enumerate(rows, start=1):

@@ -124,6 +124,14 @@ FORMS = {
         {"question": "q", "options": {"A": "x", "B": "y"}, "answer": "y", "answer_idx": "B"},
         Example("q\nA. x\nB. y\n", "B", ("A", "B")),
     ),
+    "MedQA on the hub": (
+        {"question": "q", "options": [{"key": "A", "value": "x"}, {"key": "B", "value": "y"}], "answer_idx": "B"},
+        Example("q\nA. x\nB. y\n", "B", ("A", "B")),
+    ),
+    "MBPP, all": (
+        {"text": "Add.", "code": "f = 1", "test_list": ["assert f"], "test_setup_code": "g = 2", "task_id": 1},
+        Example("Add. Your code should pass these tests:\n\nassert f\n", "f = 1", test="g = 2\nassert f"),
+    ),
     "MBPP": (
         {"prompt": "Add.", "code": "f = 1", "test_list": ["assert f"], "test_imports": ["import re"]},
         Example(

@@ -129,12 +129,20 @@ def write_published(folder):
     splits = [{"task": "forward reaction prediction", "split": split} for split in ["train"] * 12 + ["test"] * 4]
     quiz = {"subject": "words", "choices": [*"pqrs"], "answer": 0}
     files = {
-        "math/main/test.jsonl": lines({"question": f"{i} + {i} = ?", "answer": f"#### {2 * i}"} for i in range(4)),
+        "math/main/test.jsonl": lines(
+            {"question": f"{i} + {i} = ?", "answer": f"#### {2 * i}", "metadata": {"task": "sums"}} for i in range(4)
+        ),
+        "math/MATH/test/algebra/1.json": json.dumps(
+            {"problem": "1 + 1", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{2}$."}
+        ),
         "medicine/train.csv": "\n".join(["Question,Options,Answer,Explanation", *exam]),
         "code/mbpp.jsonl": lines([*adds, adds[0], adds[0] | {"code": "sorted " * 2000}]),
         "code/HumanEval.jsonl": lines(human | {"canonical_solution": f"    return x + {i}"} for i in range(2)),
         "reactions/forward_reaction_prediction.json": json.dumps(
-            [reaction | {"input": "[C]" * (i + 1), "metadata": split} for i, split in enumerate(splits)]
+            [
+                reaction | {"input": "[C]" * (i + 1), "metadata": split if i % 2 else str(split)}
+                for i, split in enumerate(splits)
+            ]
         ),
         "cuneiform/train.csv": "\n".join(
             ["oare_id,transliteration,translation", *(f"{i},a-na {i},to {i}" for i in range(12)), "13,um-ma,"]
@@ -155,7 +163,7 @@ def test_the_papers_recipe_from_published_files_to_the_table(tmp_path, capsys):
     assert main([*flags, "300", "--out", str(tasks)]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [(row[0], int(row[1]), *row[3:]) for row in table[1:6]] == [
-        ("math", 9, "0", "4"),
+        ("math", 9, "0", "5"),
         ("medicine", 7, "0", "drawn"),
         ("code", 4, "0", "2"),
         ("reactions", 6, "0", "4"),
