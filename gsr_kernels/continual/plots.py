@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gsr_kernels.continual.differences import over
+from gsr_kernels.continual.figures import learned
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 from gsr_kernels.plot import heatmap
 
@@ -39,18 +40,20 @@ def draw_forgetting(results: Results, path: str | os.PathLike[str]) -> None:
 
     # a cell holds its number, and a panel its names
     rows, columns = len(first.tasks), len(first.columns) - 1
-    wide, high = max(4.0, 0.5 * columns), max(3.4, 0.32 * rows)
-    across = min(len(losses), max(1, round(WIDTH / wide)))
+    wide, high = max(3.2, 0.5 * columns), max(3.4, 0.32 * rows)
+    across = min(len(losses), max(1, int(WIDTH / wide)))
     down = -(-len(losses) // across)
     names = 0.075 * max(map(len, first.columns))
-    size = (1.8 + names + wide * across, 0.9 + (high + names) * down)
+    size = (1.8 + names + wide * across, 0.9 + (high + names + 0.2) * down)
     figure = Figure(figsize=size, layout="constrained", dpi=150)
     axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for axis in axes.flat[len(losses) :]:
         axis.set_visible(False)
     for axis, (title, each) in zip(axes.flat, losses.items()):
         image = heatmap(axis, each, largest, ".1f")
-        axis.set_title(f"{title}: {over([matrix.fra() for matrix in methods[title]])} points lost at the end")
+        # a method that learns nothing loses nothing either
+        gained, gone = (over([of(matrix) for matrix in methods[title]]) for of in (learned, ResultMatrix.fra))
+        axis.set_title(f"{title}\nlearned {gained}, then lost {gone}", fontsize="medium")
         long = 0.09 * max(map(len, first.columns)) > wide / columns
         slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
         axis.set_xticks(range(columns), first.columns[:-1], **slanted)
