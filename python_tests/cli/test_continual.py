@@ -17,6 +17,8 @@ from gsr_kernels.continual.metrics import BEFORE, ResultMatrix
 from gsr_kernels.continual.task_sequence import TaskSequence
 
 TINY = ["--width", "32", "--layers", "1", "--pretrain-steps", "3", "--steps", "4", "--lr", "0.01", "--batch", "8"]
+# of the methods that a run has by itself the one that writes, a little
+OWN = ["--set", "lwf-own.own_tokens=8"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def measured(folder):
 
 def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
     out = tmp_path / "runs" / "one"
-    assert main(["continual", "--data", data, "--out", str(out), "--seeds", "2", "--bounds", *TINY]) == 0
+    assert main(["continual", "--data", data, "--out", str(out), "--seeds", "2", "--bounds", *TINY, *OWN]) == 0
     printed = capsys.readouterr().out
     assert {file.name for file in out.iterdir()} == {
         ".lock", "config.json", "forgetting.png", "loss.png", "results.json", "spectra.png", "table.txt", "work"
@@ -55,10 +57,11 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
     assert "GSR" in printed and "Seed by seed, + is better" in printed
 
     matrices = measured(out)
-    assert {title: len(each) for title, each in matrices.items()} == dict.fromkeys(["SeqFT", "GSR", "PerFT", "MTL"], 2)
-    for seqft, gsr, perft, mtl in zip(*matrices.values()):
+    titles = ["SeqFT", "GSR", "LwF-own", "PerFT", "MTL"]
+    assert {title: len(each) for title, each in matrices.items()} == dict.fromkeys(titles, 2)
+    for seqft, gsr, own, perft, mtl in zip(*matrices.values()):
         assert seqft.columns == ("general", "apples", "pears")
-        for matrix in (gsr, perft, mtl):
+        for matrix in (gsr, own, perft, mtl):
             assert all(matrix.score(task, BEFORE) == seqft.score(task, BEFORE) for task in matrix.columns)
         # the first task alone is the first task of the sequence
         assert all(perft.score(task, "apples") == seqft.score(task, "apples") for task in seqft.columns)
@@ -69,7 +72,7 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
     assert config["settings"]["steps"] == 4 and config["tasks"]["pears"]["rows"] == {"train": 12, "test": 0}
     assert config["threads"] == torch.get_num_threads()
     assert config["arguments"][0] == "continual" and str(out) in config["arguments"]
-    assert [method["method"] for method in config["methods"].values()] == ["seqft", "gsr", "perft", "mtl"]
+    assert [method["method"] for method in config["methods"].values()] == ["seqft", "gsr", "lwf-own", "perft", "mtl"]
     assert config["methods"]["GSR"].items() >= {"rho": 0.5, "out_of_span": None, "lr": 0.01, "rank": None}.items()
     settings = config["settings"]
     assert settings["weight_decay"] == 0.01 and settings["warmup"] == 0.05 and settings["max_grad_norm"] == 1.0
@@ -84,7 +87,7 @@ def test_from_the_flags_to_the_folder(data, tmp_path, capsys):
 @pytest.mark.usefixtures("blank_pictures")
 def test_equal_seeds_give_equal_numbers(data, tmp_path):
     for name in ("one", "two"):
-        assert main(["continual", "--data", data, "--out", str(tmp_path / name), "--seeds", "1", *TINY]) == 0
+        assert main(["continual", "--data", data, "--out", str(tmp_path / name), "--seeds", "1", *TINY, *OWN]) == 0
     one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
     assert one == two
     assert "one seed cannot tell" in (tmp_path / "one" / "table.txt").read_text()
