@@ -67,6 +67,8 @@ CONFIGURATIONS = {
         "EBLoRA, twice the steps", "eblora", (TOP, 1e-2), {**ALL, "rank": 16, "steps": 120}, RANK_16
     ),
     "o-lora": Configuration("O-LoRA, twice the steps", "o-lora", (1e-2, 3e-2), {**ALL, "steps": 120}, RANK_8),
+    # added once the fresh seeds were known
+    "ps-lora": Configuration("PS-LoRA, twice the steps", "ps-lora", (TOP, 1e-2, 3e-2), {**ALL, "steps": 120}, RANK_8),
     "lwf-own-firm": Configuration("LwF-own", "lwf-own", (MID, BEST), {}, MODEL),
     "lwf-own-4": Configuration("LwF-own, λ 1", "lwf-own", (MID, BEST, HIGH), {"lam": 1}, MODEL),
     "lwf-own-weak": Configuration("LwF-own, λ 0.3", "lwf-own", (MID, BEST), {"lam": 0.3}, MODEL),
