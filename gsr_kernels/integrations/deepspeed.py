@@ -100,14 +100,14 @@ def _check(engine: Any) -> None:
     """Raise for a configuration that is not supported."""
     zero, config = engine.optimizer, engine._config.zero_config
     inner = getattr(zero, "optimizer", None)
-    offload = [one for one in (config.offload_optimizer, config.offload_param) if one is not None]
-    moved = any(one.device != "none" for one in offload)
+    offload = {"offload_optimizer": config.offload_optimizer, "offload_param": config.offload_param}
+    moved = [name for name, one in offload.items() if one and one.device != "none"]
     moe = engine.has_moe_layers or getattr(zero, "has_moe_layers", False)
     problems = [
         (isinstance(engine.module, PipelineModule), "pipeline parallelism: use fully_shard (FSDP2)"),
         (engine.mpu is not None or engine.autotp_size() > 1, "tensor parallelism: use fully_shard (FSDP2) over it"),
         (moe, "DeepSpeed's own layers of experts: use fully_shard (FSDP2)"),
-        (moved, "offload_optimizer and offload_param: leave them out; basis_device='cpu' keeps the bases on the CPU"),
+        (moved, f"{' and '.join(moved)}: leave it out; basis_device='cpu' keeps the bases on the CPU"),
         (not config.stage, "zero_optimization.stage 0: set it to 1, 2 or 3"),
         (inner is None, "an engine without an optimizer: give deepspeed.initialize() one, as torch.optim.AdamW"),
         (

@@ -189,7 +189,9 @@ class Handle(Unpickled):
         step.unconfirmed = False
 
     def remove(self) -> None:
-        """Take the method off the optimizer, which then steps as if it had never been there."""
+        """Take the method off the optimizer, which then steps as if it had never been there. Once is enough."""
+        if Handle.of(self._optimizer) is not self:
+            return
         for hook in self._hooks:
             hook.remove()
         if isinstance(self._optimizer, OwnStep):

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, StateDictType
+from torch.nn.parallel import DistributedDataParallel
 
 import gsr_kernels
 from gsr_kernels.methods import PSP
@@ -25,21 +26,19 @@ SETTINGS = [
 ]
 
 
+fsdp1 = partial(FullyShardedDataParallel, device_id=torch.device("cpu"))
+
+
 def flattened(use_orig_params=True, strategy=ShardingStrategy.FULL_SHARD):
     """The first layer in a buffer of its own."""
-    wrap = partial(
-        FullyShardedDataParallel,
-        device_id=torch.device("cpu"),
-        use_orig_params=use_orig_params,
-        sharding_strategy=strategy,
-    )
+    wrap = partial(fsdp1, use_orig_params=use_orig_params, sharding_strategy=strategy)
     first, *rest = make_model()
     return wrap(nn.Sequential(wrap(first), *rest))
 
 
-def whole(model):
+def whole(model, make=make_model):
     """The weights of a flattened model, in one that is not."""
-    found = make_model()
+    found = make()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT):
@@ -68,6 +67,43 @@ def agreement():
                 optimizer.step()
             found[(use_orig_params, *settings.values())] = far, wire.seen
     return found
+
+
+class PartlyUsed(nn.Module):
+    """A model with a layer that one rank alone uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.side = make_model(), nn.Linear(6, 2, dtype=torch.float64)
+
+    def forward(self, batch, used):
+        found = self.layers(batch)
+        return found + self.side(batch) if used else found
+
+
+def partly_used():
+    """Distances from one process where step() calls a closure and a layer has a gradient on one rank alone."""
+
+    def closure(model, optimizer, step, shares):
+        optimizer.zero_grad()
+        for share in shares:
+            batch = torch.randn(4, 6, generator=torch.Generator().manual_seed(10 * step + share), dtype=torch.float64)
+            model(batch, share == 0).square().mean().div(len(shares)).backward()
+
+    def stepped(model, shares):
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        gsr_kernels.attach(model, optimizer, rho=0.7)
+        for step in range(3):
+            optimizer.step(partial(closure, model, optimizer, step, shares))
+        return model
+
+    reference = stepped(PartlyUsed(), range(dist.get_world_size()))
+    replicated = DistributedDataParallel(PartlyUsed(), find_unused_parameters=True)
+    found = [stepped(replicated, [dist.get_rank()]).module]
+    for use_orig_params in (True, False):
+        model = fsdp1(PartlyUsed(), use_orig_params=use_orig_params)
+        found.append(whole(stepped(model, [dist.get_rank()]), PartlyUsed))
+    return [distance(one, reference) for one in found]
 
 
 def lost():

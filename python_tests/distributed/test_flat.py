@@ -107,6 +107,7 @@ def results(tmp_path_factory):
         (fsdp1.refusals,),
         (fsdp1.advice,),
         (fsdp1.lost,),
+        (fsdp1.partly_used,),
         (fsdp1.found_again, folder),
         (fsdp1.found_again, folder),
     )
@@ -132,6 +133,11 @@ def test_bases_of_flat_shards_are_found_by_any_ranks(results):
     for ranks in results:
         for count, far, resuming in ranks["found_again"]:
             assert count == 0 and far <= 1e-12 and not resuming
+
+
+def test_a_closure_and_a_layer_of_one_rank_alone_agree_with_one_process(results):
+    for distances in results[0]["partly_used"]:
+        assert len(distances) == 3 and max(distances) <= 1e-12
 
 
 def test_what_drop_costs_is_said_once(results):

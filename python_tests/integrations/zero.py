@@ -309,8 +309,10 @@ def refusals():
     """Errors of attach(), by what is wrong."""
     stepped = make_engine(2)
     train(stepped, 0, 1)
-    offloaded, elastic, onebit = make_engine(2), make_engine(2), make_engine(2)
-    offloaded._config.zero_config.offload_optimizer = {"device": "cpu"}
+    on_cpu = {"zero_force_ds_cpu_optimizer": False, "zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    # DeepSpeed's own reading and writing is compiled where the engine is made
+    nvme, elastic, onebit = make_engine(3), make_engine(2), make_engine(2)
+    nvme._config.zero_config.offload_param = {"device": "nvme"}
     elastic._config.zero_config.elastic_checkpoint = True
     onebit.optimizer.optimizer = type("OnebitAdam", (), {"__module__": "deepspeed.runtime.fp16.onebit.adam"})()
     fresh, pipeline = make_engine(2), make_engine(2)
@@ -320,7 +322,8 @@ def refusals():
     cases = {
         "model": (fresh.module, {}),
         "stepped": (stepped, {}),
-        "offload": (offloaded, {}),
+        "offload": (make_engine(2, **on_cpu), {}),
+        "nvme": (nvme, {}),
         "elastic": (elastic, {}),
         "1-bit": (onebit, {}),
         "stage": (make_engine(0), {}),

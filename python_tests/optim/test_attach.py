@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gsr_kernels import GSR, SpectralBasis, attach, rescale_gradient
-from gsr_kernels.optim.handle import attached
+from gsr_kernels.optim.handle import Handle, attached
 from python_tests.optim.toy import OPTIMIZERS, assert_same_weights, loss_of, make_model
 
 
@@ -85,13 +85,16 @@ def test_defaults():
 def test_remove_gives_the_bare_optimizer_back():
     model = make_model()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
-    attach(model, optimizer, rho=1.0).remove()
+    first = attach(model, optimizer, rho=1.0)
+    first.remove()
     for step in range(3):
         optimizer.zero_grad()
         loss_of(model, step).backward()
         optimizer.step()
     assert_same_weights(model, train("adamw", steps=3)[0])
-    attach(model, optimizer, rho=1.0)
+    second = attach(model, optimizer, rho=1.0)
+    first.remove()
+    assert Handle.of(optimizer) is second
 
 
 def test_refresh_decomposes_the_weights_as_they_are():
