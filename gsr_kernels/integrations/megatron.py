@@ -73,9 +73,12 @@ def _check(optimizer: Any) -> DistributedOptimizer:
     distributed = isinstance(own, DistributedOptimizer)
     chunks = getattr(own, "model_chunks", [])
     fsdp = distributed and own.ddp_config.use_megatron_fsdp
+    # num_moe_experts makes such parameters too
+    experts = any(not getattr(one, "allreduce", True) for chunk in chunks for one in chunk.parameters())
     problems = [
         (not distributed, f"{type(own).__name__}: set use_distributed_optimizer=True, with Adam"),
         (any(one.config.num_moe_experts for one in chunks), "num_moe_experts: use fully_shard (FSDP2)"),
+        (experts, "layers of expert parallelism: use fully_shard (FSDP2)"),
         (len(chained) > 1 or len(chunks) > 1, "a virtual pipeline: one chunk of the model for each stage"),
         (fsdp, "use_megatron_fsdp: leave it out, or use torch's fully_shard (FSDP2)"),
         (getattr(own, "is_stub_optimizer", False), "a rank with nothing to train: other stages, or targets"),

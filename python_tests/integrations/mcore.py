@@ -103,7 +103,7 @@ def sizes_now(parallel_state):
     )
 
 
-def make(tensor=1, stages=1, seed=0, dtype=torch.float32, **config):
+def make(tensor=1, stages=1, seed=0, dtype=torch.float32, frozen=None, wrapping=(), **config):
     """Megatron's model, wrapped, and its optimizer, with the weights of the whole model."""
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -144,8 +144,10 @@ def make(tensor=1, stages=1, seed=0, dtype=torch.float32, **config):
     weights = {name: layer.weight.detach() for name, layer in whole_model(seed).items()}
     for (name, W), dim in zip(weights.items(), (0, 1, None)):
         getattr(model, name).weight.data.copy_(W if dim is None else W.chunk(tensor, dim)[rank])
+    if frozen:
+        getattr(model, frozen).requires_grad_(False)
     model = Float16Module(settings, model) if kind else model
-    ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+    ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True, **dict(wrapping))
     model = DistributedDataParallel(settings, ddp, model)
     given = {"lr": RATE, "weight_decay": 0.1, "adam_eps": EPS, "clip_grad": CLIP, **kind, **config}
     stepping = OptimizerConfig(**{"use_distributed_optimizer": True, **given})
@@ -180,9 +182,11 @@ def train(model, optimizer, first, last, factor=1.0):
     return done
 
 
-def alone(out_of_span, begun=torch.float32, seed=0):
+def alone(out_of_span, begun=torch.float32, frozen=None):
     """What one process trains in float32, from weights of a dtype."""
-    model = whole_model(seed, begun)
+    model = whole_model(dtype=begun)
+    if frozen:
+        model[frozen].requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, eps=EPS, weight_decay=0.1)
     gsr_kernels.attach(model, optimizer, rho=0.7, out_of_span=out_of_span)
     for step in range(STEPS):
@@ -231,6 +235,21 @@ def agreement(folder):
             steps = handle.state_dict()["steps"], [weight.steps for weight in handle.weights]
             [sent] = sent_in_steps(optimizer.optimizer, train, model, optimizer, STEPS, STEPS + 1)
             found[tensor, out_of_span] = far, sent, steps, decomposed.count
+    return found
+
+
+def edges():
+    """Distances from one process where Megatron overlaps its messages, and with a weight frozen; weights stepped."""
+    found = {}
+    overlap = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 100}
+    for frozen, wrapping in ((None, overlap), ("up", {})):
+        reference = alone("keep", frozen=frozen)
+        model, optimizer = make(2, frozen=frozen, wrapping=wrapping)
+        handle = attach(optimizer, out_of_span="keep")
+        train(model, optimizer, 0, STEPS)
+        if wrapping:
+            model.disable_forward_pre_hook()
+        found[frozen] = distance(whole(model), reference), [weight.name for weight in handle.weights]
     return found
 
 
@@ -326,6 +345,7 @@ def refusals():
         (own.config, "use_precision_aware_optimizer", True),
         (own.ddp_config, "use_megatron_fsdp", True),
         (own.model_chunks[0].config, "num_moe_experts", 4),
+        (next(own.model_chunks[0].parameters()), "allreduce", False),
         (own, "model_chunks", own.model_chunks * 2),
         (own, "optimizer", HybridDeviceOptimizer.__new__(HybridDeviceOptimizer)),
     ):

@@ -17,6 +17,7 @@ REFUSED = {
     "use_precision_aware_optimizer": "TypeError: optimizer: not supported with a method: use_precision_aware_optimizer",
     "use_megatron_fsdp": "TypeError: optimizer: not supported with a method: use_megatron_fsdp",
     "num_moe_experts": "TypeError: optimizer: not supported with a method: num_moe_experts",
+    "allreduce": "TypeError: optimizer: not supported with a method: layers of expert parallelism",
     "model_chunks": "TypeError: optimizer: not supported with a method: a virtual pipeline",
     "optimizer": "TypeError: optimizer: not supported with a method: optimizer_cpu_offload",
     "nonfinite": "ValueError: nonfinite: the other stages of a pipeline",
@@ -29,6 +30,7 @@ def results(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("megatron"))
     checks = (
         (mcore.agreement, folder),
+        (mcore.edges,),
         (mcore.in_16_bits,),
         (mcore.resumed, folder),
         (mcore.second_task,),
@@ -60,6 +62,13 @@ def test_a_step_sums_a_diagonal_and_gathers_nothing(results):
             cut, square = 4 * 2 * (12 if out_of_span == "keep" else 12 * 12), 4 * 12
             expected = {1: [cut + square], 2: [cut, square], 4: [cut]}[tensor]
             assert seen == [("allreduce_", sent) for sent in expected]
+
+
+def test_overlapped_messages_and_a_frozen_weight_agree_with_one_process(results):
+    for ranks in results:
+        (overlapped, every), (frozen, trained) = ranks["edges"].values()
+        assert max(overlapped, frozen) <= 1e-6
+        assert every == ["up.weight", "down.weight", "out.weight"] and trained == every[1:]
 
 
 def test_16_bits_are_trained_in_float32_shards_and_overflows_skipped(results):
