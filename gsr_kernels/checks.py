@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, TypeGuard, get_args
@@ -37,6 +38,14 @@ def check_choice(name: str, value: object, kind: Any) -> None:
     """Raise ValueError where an argument is none of the texts of a ``Literal``."""
     if value not in get_args(kind):
         raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+
+
+def check_pattern(name: str, pattern: Any) -> re.Pattern[str]:
+    """Return a regular expression, compiled; ValueError for what is none."""
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from error
 
 
 def check_out_of_span(out_of_span: str | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gsr_kernels.basis import split_shape
+from gsr_kernels.checks import check_pattern
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads
 
@@ -55,10 +56,7 @@ def _asked(rank: int | float | None, shapes: Mapping[str, Sequence[int]]) -> dic
 
 def ends_with(pattern: str, name: str) -> bool:
     """Return whether a regular expression matches the end of a parameter's name, with or without its last part."""
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"the pattern {pattern!r} of rank, heads or rho is no regular expression: {error}") from error
+    check_pattern("a pattern of rank, heads or rho", pattern)
     return any(re.search(rf"(?:^|\.)(?:{pattern})$", one) for one in (name, name.rpartition(".")[0]))
 
 

@@ -16,10 +16,10 @@ from gsr_kernels.messages import need
 
 def ranks_of(text: str) -> list[int]:
     """Parse numbers of directions with commas; "none" for no sweep."""
-    ranks = [] if text == "none" else sorted({int(number) for number in text.split(",")})
-    if ranks and ranks[0] < 0:
-        raise argparse.ArgumentTypeError(f"ranks must be at least 0, got {text}")
-    return ranks
+    numbers = [] if text == "none" else text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"ranks must be at least 0, with commas between, or none, got {text!r}")
+    return sorted(set(map(int, numbers)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

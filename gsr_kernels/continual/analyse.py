@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from gsr_kernels.checks import check_pattern
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.plot import Path_, finish, heatmap, new_figure
 
@@ -34,7 +35,8 @@ def matrices(model: Any, pattern: str = "") -> dict[str, Tensor]:
     Raises ValueError where there is none.
     """
     found = {one.name: one.parameter.detach().float().cpu().clone() for one in linear_matrices(model)}
-    chosen = {name: W for name, W in found.items() if re.search(pattern, name) and W.ndim == 2}
+    wanted = check_pattern("--weights", pattern)
+    chosen = {name: W for name, W in found.items() if wanted.search(name) and W.ndim == 2}
     if not chosen:
         raise ValueError(f"--weights {pattern!r} is found in no name of {', '.join([*found][:3])} …")
     return chosen

@@ -48,9 +48,10 @@ def option(
 
 def seeds_of(text: str) -> int | tuple[int, ...]:
     """Parse a number of seeds, or with commas the seeds themselves."""
-    if "," not in text:
-        return int(text)
-    return tuple(int(number) for number in text.removesuffix(",").split(","))
+    numbers = text.removesuffix(",").split(",")
+    if not all(number.strip().lstrip("-").isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"must be {SEEDS}, got {text!r}")
+    return tuple(map(int, numbers)) if "," in text else int(text)
 
 
 def count(default: int | None, about: str, free: str = "") -> Any:

@@ -6,13 +6,14 @@ The model runs without gradients in the mode that it is in: call ``model.eval()`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gsr_kernels.checks import check_pattern
 
 # an input feature that is never used counts as this share of the largest
 FLOOR = 1e-3
@@ -41,10 +42,7 @@ def layer_importance(model: nn.Module, batches: Iterable[Any], layers: str | Non
             total, count = totals.get(name, (0, 0))
             totals[name] = cosine.sum() + total, cosine.numel() + count
 
-    try:
-        blocks = re.compile(r"(.*\.)?\d+" if layers is None else layers)
-    except re.error as error:
-        raise ValueError(f"layers: {layers!r} is no regular expression: {error}") from error
+    blocks = check_pattern("layers", r"(.*\.)?\d+" if layers is None else layers)
     _watch(model, batches, {name: module for name, module in model.named_modules() if blocks.fullmatch(name)}, see)
     if not totals:
         what = "numbered module" if layers is None else f"module that layers={layers!r} matches"

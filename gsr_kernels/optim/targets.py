@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from gsr_kernels.checks import check_pattern
 from gsr_kernels.distributed.flat import FlatModel, FlatShard, held_parameters
 from gsr_kernels.messages import some
 
@@ -213,10 +214,8 @@ def _no_linear(module: nn.Module | None, parameter: Tensor) -> str | None:
 def _matches(name: str, targets: str | Iterable[str]) -> bool:
     names = (name, name.rpartition(".")[0])
     if isinstance(targets, str):
-        try:
-            return any(re.fullmatch(targets, one) for one in names)
-        except re.error as error:
-            raise ValueError(f"targets: {targets!r} is no regular expression: {error}") from error
+        pattern = check_pattern("targets", targets)
+        return any(pattern.fullmatch(one) for one in names)
     return any(one == ending or one.endswith(f".{ending}") for one in names for ending in targets)
 
 

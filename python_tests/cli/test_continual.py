@@ -285,7 +285,7 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
         (["--seeds", "1,1"], "--seeds must be at least 1, or different numbers"),
         (["--seeds", "3,4", "--first-seed", "1"], "--first-seed is for a number of seeds"),
         (["--seeds", "0"], "--seeds must be at least 1"),
-        (["--seeds", "two"], "seeds"),
+        (["--seeds", "two"], "--seeds: must be at least 1, or different numbers from 0 on with commas"),
         (["--steps", "-1"], "--steps must be at least 1"),
         (["--pretrain-steps", "0"], "--pretrain-steps must be at least 1"),
         (["--lr", "0"], "--lr must be positive and finite"),

@@ -58,6 +58,11 @@ def test_a_run_with_its_models_is_analysed_and_one_without_is_told(tmp_path, cap
         assert len(directions) == (2 if name == "o-lora" else 32)
     assert main(["continual", "analyse", str(out), "--weights", "nothing"]) == 2
     assert "--weights 'nothing' is found in no name of" in capsys.readouterr().err
+    assert main(["continual", "analyse", str(out), "--weights", "("]) == 2
+    assert "--weights: '(' is no regular expression" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["continual", "analyse", str(out), "--ranks", "few"])
+    assert "ranks must be at least 0, with commas between, or none, got 'few'" in capsys.readouterr().err
     assert main(["continual", *flags, "--method", "seqft", "--out", str(tmp_path / "lean")]) == 0
     assert main(["continual", "analyse", str(tmp_path / "lean")]) == 2
     assert "seqft after first was not kept: begin a run with --keep-models" in capsys.readouterr().err
