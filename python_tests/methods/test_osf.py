@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gsr_kernels import attach
@@ -44,6 +45,24 @@ def test_gradient_is_the_literal_form(shape, variant, share):
     truth = literal(*double(G, basis.U, basis.Vh), variant)
     plain = literal(G, basis.U, basis.Vh, variant)
     assert_as_good(method.gradient(G, W, basis, method.prepare("w", W, basis)) + G, truth + G, plain + G)
+
+
+@pytest.mark.parametrize("share", [0.35, 0.45, 0.55, 0.9])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [(40, 40), (80, 40), (40, 80)], ids=str)
+def test_what_is_left_multiplies_where_that_takes_fewer_flop(shape, variant, share, monkeypatch):
+    # what oneDNN multiplies is not counted
+    monkeypatch.setattr("gsr_kernels.backends.torch.products.cpu_product", lambda: ("mm", ""))
+    method, W = OSF(share, variant), torch.randn(shape)
+    basis = method.decompose("w", W, None, None)
+    d1, d2 = shape
+    minor = torch.linalg.qr(basis.Vh.mT if d1 >= d2 else basis.U, mode="complete").Q[:, basis.rank :]
+    flop = {}
+    for name, state in (("left", {"minor": minor}), ("protected", {}), ("chosen", method.prepare("w", W, basis))):
+        with FlopCounterMode(display=False) as counter:
+            method.gradient(W, W, basis, state)
+        flop[name] = counter.get_total_flops()
+    assert flop["chosen"] == min(flop.values())
 
 
 @pytest.mark.parametrize("share", SHARES)
