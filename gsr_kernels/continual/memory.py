@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,15 +74,22 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
     # the bases' own keys are of the model without adapters
     kinds = kinds_of(model)
     shapes = {target.name: target.parameter.shape[-2:] for target in linear_matrices(model)}
-    bases = decomposition = copied = start = 0
+    bases = decomposition = copied = more = 0
     made = [of_any_task(one) for one in chosen.make()]
     if isinstance(chosen.method, AdapterMethod):
         from peft import get_peft_model
+
+        from gsr_kernels.adapters.factors import find_factors
 
         model = get_peft_model(copy.deepcopy(model), lora_config(settings))
         # to answer, adapters are put into a copy
         copied = 0 if chosen.method.balanced else weights
         size = 4
+        if chosen.method.balanced:
+            sides = [one.layer.get_base_layer().weight.shape for one in find_factors(model)]
+            # the mean gradient and a batch's, which are gone when the task ends, and all inputs at most are protected
+            more = size * sum(2 * d1 * d2 + max(d1, d2) ** 2 for d1, d2 in sides)
+            decomposition = _decomposed(sides)
     elif any(isinstance(one, Method) and one.uses_basis for one in made):
         # one that decomposes by itself keeps them in full precision
         precision: Any = settings.precision if "precision" in chosen.method.fields else "fp32"
@@ -90,10 +98,10 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
         # the ranks that a share of each weight's comes to are of its shape
         by_shape = {tuple(shape): ranks[name] for name, shape in shapes.items()}
         bases = sum(cost([one], by_shape[one.d1, one.d2], "keep", element, 4).bases for one in kinds)
-        decomposition = DECOMPOSITION * 4 * max(one.d1 * one.d2 for one in kinds) + LAPACK * on_cpu
+        decomposition = _decomposed([(one.d1, one.d2) for one in kinds])
         # the weights as the task began
         if any("start" in one.lasting for one in made):
-            start = size * sum(target.parameter.numel() for target in linear_matrices(model))
+            more = size * sum(target.parameter.numel() for target in linear_matrices(model))
     # embeddings that are the head too have a gradient of each use
     copies = 2 if kind.wants == "completion" and getattr(model.config, "tie_word_embeddings", False) else 1
     counts = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
@@ -115,12 +123,17 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
         2 * size * trained,
         bases,
         None if saved is None else sum(saved),
-        kept + start,
+        kept + more,
         kept if strategy == "Consolidated" else 0,
         copied,
         decomposition,
         size * max(counts) * copies + (LIBRARIES + max(0, holes - decomposition)) * on_cpu,
     )
+
+
+def _decomposed(shapes: Iterable[Sequence[int]]) -> int:
+    """Return the bytes that decompositions of weights of these shapes leave, one after the other."""
+    return DECOMPOSITION * 4 * max(d1 * d2 for d1, d2 in shapes) + LAPACK * (device() == "cpu")
 
 
 def device() -> str:

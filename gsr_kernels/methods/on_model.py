@@ -127,7 +127,8 @@ def mean_over_batches(
             reached = list(parameters.values()) if value.requires_grad else []
             found = dict(zip(parameters, torch.autograd.grad(value, reached, allow_unused=True) if reached else []))
             for name, parameter in parameters.items():
-                gradient = found.get(name)
+                # not held beside the next batch's
+                gradient = found.pop(name, None)
                 if gradient is not None:
                     totals[name] += of(wide(gradient))
                 elif id(parameter) in silent or not reached:
@@ -135,6 +136,8 @@ def mean_over_batches(
                         f"{name} gets no gradient: its layer runs under torch.no_grad(), as activation checkpointing "
                         "with use_reentrant=True does; pass use_reentrant=False"
                     )
+            # nor its graph, of which a part is never passed back
+            del value
             count += 1
     finally:
         hook.remove()

@@ -169,3 +169,6 @@ def test_the_plans_memory_is_what_training_holds(tmp_path):
     assert found["ewc"].kept == 2 * weights and found["ps-lora"].copied == weights == found["ps-lora"].weights
     # query and value of two layers
     assert found["eblora"].gradients == 4 * 2 * 2 * (2 * 32 + 32 + 16) and found["eblora"].copied == 0
+    # a mean gradient, a batch's, and inputs to protect, which are decomposed
+    assert found["eblora"].kept == 4 * 2 * (2 * (32 * 32 + 16 * 32) + 2 * 32 * 32)
+    assert 0 < found["eblora"].decomposition < gsr.decomposition

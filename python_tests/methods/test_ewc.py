@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gsr_kernels import attach
 from gsr_kernels.methods import EWC
+from gsr_kernels.methods.on_model import mean_over_batches
 from python_tests.oracle import error
 
 
@@ -122,3 +125,19 @@ def test_a_parameter_without_a_gradient_under_reentrant_checkpointing_is_named()
 
     with pytest.raises(ValueError, match=r"0\.weight gets no gradient: .* pass use_reentrant=False"):
         handle.finish_task(rows(2, 0), checkpointed)
+
+
+def test_a_batch_is_not_held_beside_the_next():
+    layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    seen, alive = [], []
+
+    def loss(model, batch):
+        alive.append(sum(one() is not None for one in seen))
+        return model(batch).square().mean()
+
+    def squared(gradient):
+        seen.append(weakref.ref(gradient))
+        return gradient.square()
+
+    mean_over_batches(layers, dict(layers.named_parameters()), torch.randn(3, 4, 8), loss, squared)
+    assert len(seen) == 12 and max(alive) <= 1
