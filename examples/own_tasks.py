@@ -7,9 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from tiny import tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--folder", default="own")
@@ -37,4 +36,5 @@ tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate
 tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
 special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "model")
-tiny_llama().save_pretrained(folder / "model")
+shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+LlamaForCausalLM(LlamaConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, **shape)).save_pretrained(folder / "model")

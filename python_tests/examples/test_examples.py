@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -96,7 +97,10 @@ def test_own_tasks(run, capsys):
     table = capsys.readouterr().out
     assert re.search(r"^MTL +all at once", table, re.M)
     assert main(resumed) == 0
-    assert main(grown) == 0 and "OSF" in Path("own/run/table.txt").read_text()
+    [copied] = re.findall(r"^cp (.*)$", page, re.M)
+    shutil.copy(*copied.split())
+    assert main(grown) == 0
+    assert "OSF      3-colours-again" in Path("own/run/table.txt").read_text()
     assert main(swept) == 0 and "Chosen among the values of --sweep" in Path("own/sweep/table.txt").read_text()
     assert {"table.txt", "forgetting.png", "spectra.png"} <= {path.name for path in Path("own/run").iterdir()}
 
