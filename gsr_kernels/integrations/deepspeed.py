@@ -107,7 +107,7 @@ def _check(engine: Any) -> None:
         (isinstance(engine.module, PipelineModule), "pipeline parallelism: use fully_shard (FSDP2)"),
         (engine.mpu is not None or engine.autotp_size() > 1, "tensor parallelism: use fully_shard (FSDP2) over it"),
         (moe, "DeepSpeed's own layers of experts: use fully_shard (FSDP2)"),
-        (moved, f"{' and '.join(moved)}: leave it out; basis_device='cpu' keeps the bases on the CPU"),
+        (moved, f"{' and '.join(moved)}: set device to 'none'; basis_device='cpu' keeps the bases on the CPU"),
         (not config.stage, "zero_optimization.stage 0: set it to 1, 2 or 3"),
         (inner is None, "an engine without an optimizer: give deepspeed.initialize() one, as torch.optim.AdamW"),
         (

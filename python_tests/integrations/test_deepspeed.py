@@ -11,8 +11,8 @@ from python_tests.integrations import zero
 REFUSED = {
     "model": "TypeError: engine must be what deepspeed.initialize() returns first, got Sequential",
     "stepped": "ValueError: engine has taken 1 steps",
-    "offload": "TypeError: engine: not supported with a method: offload_optimizer: leave it out",
-    "nvme": "TypeError: engine: not supported with a method: offload_param: leave it out",
+    "offload": "TypeError: engine: not supported with a method: offload_optimizer: set device to 'none'",
+    "nvme": "TypeError: engine: not supported with a method: offload_param: set device to 'none'",
     "elastic": "TypeError: engine: not supported with a method: elastic_checkpoint",
     "1-bit": "TypeError: engine: not supported with a method: OnebitAdam",
     "stage": "TypeError: engine: not supported with a method: zero_optimization.stage 0",
