@@ -52,8 +52,9 @@ def draw_forgetting(results: Results, path: str | os.PathLike[str]) -> None:
     for axis, (title, each) in zip(axes.flat, losses.items()):
         image = heatmap(axis, each, largest, ".1f")
         # a method that learns nothing loses nothing either
-        gained, gone = (over([of(matrix) for matrix in methods[title]]) for of in (learned, ResultMatrix.fra))
-        axis.set_title(f"{title}\nlearned {gained}, then lost {gone}", fontsize="medium")
+        figures = (ResultMatrix.ap, learned, ResultMatrix.fra)
+        end, gained, gone = (over([figure(matrix) for matrix in methods[title]]) for figure in figures)
+        axis.set_title(f"{title}: AP {end}\nlearned {gained}, then lost {gone}", fontsize="medium")
         long = 0.09 * max(map(len, first.columns)) > wide / columns
         slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
         axis.set_xticks(range(columns), first.columns[:-1], **slanted)
