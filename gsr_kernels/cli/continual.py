@@ -73,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run and report; ValueError and OSError for bad input, before any work, FloatingPointError if it diverges."""
-    with ranks.joined(), listening():
+    # wherever the disk gets full: the pictures come last
+    with ranks.joined(), listening(), explain_full_disk(args.out or args.folder or Path()):
         try:
             _run(args.arguments)
         except StoppedError as stopped:
@@ -105,7 +106,7 @@ def _run(arguments: Sequence[str]) -> None:
         if ranks.first():
             write(args.out, config, done, report(done, job.conditions(done), *job.notes))
 
-    with explain_full_disk(args.out), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
 
         def claim() -> None:
             stack.enter_context(claimed(args.out))

@@ -49,6 +49,11 @@ def disk_needed(
     return kept, bases + max(checkpoints, checkpoint + before)
 
 
+def free_disk(folder: Path) -> int:
+    """Return the bytes that are free where a folder is, or is to be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
+
+
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
     """Raise OSError, in one sentence, for a full disk, which each library has its own error for."""
@@ -57,7 +62,7 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not _is_full(error):
             raise
-        free = shutil.disk_usage(folder).free / 2**20
+        free = free_disk(folder) / 2**20
         raise OSError(
             f"--out {folder}: the disk is full ({free:.0f} MiB are free, too few for what was to be written): free "
             "some and go on by --resume; nothing is lost"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from gsr_kernels.cli import aligned
 from gsr_kernels.continual.choose import Chosen
-from gsr_kernels.continual.disk import disk_needed
+from gsr_kernels.continual.disk import disk_needed, free_disk
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.kinds import Kind
 from gsr_kernels.continual.memory import device, needed
@@ -102,7 +101,7 @@ def describe(
         stays += left * len(steps[name])
         passes.append(more)
         table.append((one.title, str(sum(map(sum, steps[name]))), *sizes))
-    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
+    free = free_disk(folder)
     parts = [
         "plan: rows of a task, and those of them that do not fit",
         *aligned(lines),

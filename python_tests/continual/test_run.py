@@ -265,6 +265,10 @@ def test_a_full_disk_is_told_in_one_sentence(models, data, tmp_path, monkeypatch
     monkeypatch.setattr(TaskTrainer, "_save_optimizer_and_scheduler", full)
     assert main([*arguments, "--method", "seqft"]) == 2
     assert "out: the disk is full (" in capsys.readouterr().err.splitlines()[-1]
+    # before anything is written, as well
+    monkeypatch.setattr(Path, "mkdir", lambda *given, **more: Path("/dev/full").write_text("x"))
+    assert main([*arguments, "--method", "seqft", "--out", str(tmp_path / "new")]) == 2
+    assert "new: the disk is full (" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("blank_pictures")
