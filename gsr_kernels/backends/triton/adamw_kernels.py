@@ -79,17 +79,13 @@ def coefficients_of(coefficients, matrix):
 
 @triton.jit
 def adamw(
-    tile, state, table, matrix, coefficients, p_g, g_stride, row, column, rows, d2,
+    tile, state, loaded, p_g, g_stride, row, column, rows, d2,
     STORED: tl.constexpr, COPIED: tl.constexpr, ALIGN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Apply AdamW (Loshchilov and Hutter 2019) to a tile of G' inside ``rows``. Without STORED it adds G first.
 
     ``state`` is what ``kept`` returns.
     """
-    c = coefficients + matrix * WIDTH
-    unscale, fresh1, beta, fresh2 = tl.load(c + UNSCALE), tl.load(c + FRESH1), tl.load(c + BETA), tl.load(c + FRESH2)
-    rate, root, floor, decay = tl.load(c + RATE), tl.load(c + ROOT), tl.load(c + FLOOR), tl.load(c + DECAY)
-    loaded = unscale, fresh1, beta, fresh2, rate, root, floor, decay
     left, right = halves(tile, BM, BN)
     # eight strips, each of which waits for memory once
     for half in tl.static_range(2):
@@ -99,26 +95,23 @@ def adamw(
             for strip in tl.static_range(2):
                 at = column + (4 * half + 2 * quarter + strip) * (BN // 8)
                 move(
-                    strips[strip], state, loaded, table, matrix, p_g, g_stride, row, at, rows, d2,
+                    strips[strip], state, loaded, p_g, g_stride, row, at, rows, d2,
                     STORED, COPIED, ALIGN, BM, BN // 8,
                 )  # fmt: skip
 
 
 @triton.jit
 def move(
-    g, state, loaded, table, matrix, p_g, g_stride, row, column, rows, d2,
+    g, state, loaded, p_g, g_stride, row, column, rows, d2,
     STORED: tl.constexpr, COPIED: tl.constexpr, ALIGN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Apply AdamW to a strip of G', see ``adamw``; ``loaded`` are the coefficients."""
     unscale, fresh1, beta, fresh2, rate, root, floor, decay = loaded
     p_w, p_m, p_v, p_copy, stride = state
-    if COPIED is not None and not STORED:
-        # once a strip: beside G it does not fit the registers
-        p_copy = address(table, matrix, COPY, COPIED, ALIGN)
     # what is loaded together travels together
+    w = load_tile(p_w, stride, row, column, rows, d2, BM, BN)
     m = load_tile(p_m, stride, row, column, rows, d2, BM, BN)
     v = load_tile(p_v, stride, row, column, rows, d2, BM, BN)
-    w = load_tile(p_w, stride, row, column, rows, d2, BM, BN)
     if not STORED:
         g += load_tile(p_g, g_stride, row, column, rows, d2, BM, BN).to(tl.float32)
     g *= unscale

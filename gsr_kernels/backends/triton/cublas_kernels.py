@@ -26,8 +26,15 @@ from gsr_kernels.backends.triton.fields import (
     number,
     sizes,
 )
-from gsr_kernels.backends.triton.step_kernels import reduce_tile, tile_of
-from gsr_kernels.backends.triton.tiles import INTERPRETED, inverse, load_tile, power_of_two, store_tile
+from gsr_kernels.backends.triton.tiles import (
+    INTERPRETED,
+    inverse,
+    load_tile,
+    power_of_two,
+    reduce_tile,
+    store_tile,
+    tile_of,
+)
 
 # programs that share the rows of a matrix; the interpreter takes them one by one
 SLICES = tl.constexpr(2 if INTERPRETED else 256)
@@ -127,6 +134,6 @@ def write_result(
             else:
                 # G is in the result
                 move(
-                    result, state, loaded, table, matrix, p_g, g_stride, row, at, rows, d2,
+                    result, state, loaded, p_g, g_stride, row, at, rows, d2,
                     True, COPIED, ALIGN, BM, strip,
                 )  # fmt: skip

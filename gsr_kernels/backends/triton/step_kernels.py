@@ -8,10 +8,12 @@ TRANSPOSED: Gᵀ is multiplied. STORED: the first product is kept, for what is o
 strides, d2 and k; where it is above 1 all addresses are multiples of 16 bytes.
 """
 
+import inspect
+
 import triton
 import triton.language as tl
 
-from gsr_kernels.backends.triton.adamw_kernels import GO, WIDTH, adamw, kept
+from gsr_kernels.backends.triton.adamw_kernels import GO, WIDTH, adamw, coefficients_of, kept
 from gsr_kernels.backends.triton.fields import (
     D1,
     D2,
@@ -38,29 +40,20 @@ from gsr_kernels.backends.triton.tiles import (
     dot,
     halves,
     inverse,
+    load_factor,
     load_tile,
     load_transposed,
     power_of_two,
+    reduce_tile,
     store_tile,
+    tile_of,
     widened,
 )
 
+# Triton 3.4 takes out of every loop what does not change in it
+HOISTS = tl.constexpr("disable_licm" not in inspect.signature(tl.range).parameters)
 # programs that look for the largest magnitude of a matrix; the interpreter takes them one by one
 PIECES = tl.constexpr(4 if INTERPRETED else 64)
-
-
-@triton.jit
-def tile_of(tiles, index, BM: tl.constexpr, BN: tl.constexpr):
-    tile = tiles + 3 * index
-    return tl.load(tile), tl.load(tile + 1) * BM, tl.load(tile + 2) * BN
-
-
-@triton.jit
-def _factor(p_x, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    # the factor on the side of the product's rows: U [d1, k], or V [d2, k]
-    if TRANSPOSED:
-        return load_transposed(p_x, d2, row, column, rows, k, BM, BN).to(tl.float32)
-    return load_tile(p_x, k, row, column, rows, k, BM, BN).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["start", "count"])
@@ -164,16 +157,6 @@ def reduce_halves(
     reduce_tile(right, p_x, p_sums, row, column + BN // 2, rows, k, d2, TRANSPOSED, BM, BN // 2)
 
 
-@triton.jit
-def reduce_tile(
-    product, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):
-    """Sum a tile of the first product times the other factor over its rows, to p_sums."""
-    x = _factor(p_x, row, column, rows, k, d2, TRANSPOSED, BM, BN)
-    o = column + tl.arange(0, BN)
-    tl.store(p_sums + o, tl.sum(product * x, 0), mask=o < k)
-
-
 @triton.jit(do_not_specialize=["start", "count", "transposed", "stored"])
 def rescale_all(
     table, start, count, partials, extremes, g, delta, scales, finite, rho, floor, transposed, stored,
@@ -227,7 +210,7 @@ def fold(
             o = at + tl.arange(0, strip)
             shares = tl.load(p_delta + o, mask=o < k, other=0.0)
             product = load_tile(p_product, k, row, at, rows, k, BM, strip)
-            x = _factor(p_x, row, at, rows, k, d2, TRANSPOSED, BM, strip)
+            x = load_factor(p_x, row, at, rows, k, d2, TRANSPOSED, BM, strip)
             store_tile(p_folded, k, row, at, rows, k, product * scale + x * shares[None, :], BM, strip)
 
 
@@ -243,51 +226,71 @@ def second_product(
     A tile reads of G only its own entries, so that G' may be written over G. With dtypes for WEIGHT and MOMENT it is
     not written: AdamW takes it, and leaves a weight alone where g was not finite.
     """
-    for index in tl.range(start + tl.program_id(0), start + count, tl.num_programs(0)):
-        matrix, row, column = tile_of(tiles, index, BM, BN)
-        d1, d2, k = sizes(table, matrix, ALIGN)
-        ok = tl.load(finite + matrix) != 0
-        if WEIGHT is not None:
-            ok = ok & (tl.load(coefficients + matrix * WIDTH + GO) != 0)
-            state = kept(table, matrix, WEIGHT, MOMENT, COPIED, ALIGN)
-        p_left = address(table, matrix, FOLDED if STORED and not TRANSPOSED else U, DTYPE, ALIGN)
-        p_right = address(table, matrix, FOLDED if STORED and TRANSPOSED else VH, DTYPE, ALIGN)
-        p_delta = delta + tl.load(table + matrix * FIELDS + DIAGONAL)
-
-        if STORED:
-            # here a tile waits for it once less than after the product; inside there is no register for it
-            scale = inverse(tl.load(scales + matrix))
-
-        accumulator = tl.zeros([BM, BN], tl.float32)
-        # no step at all where g was not finite: NaN times 0 would stay NaN
-        for step in range(0, tl.where(ok, k, 0), BK):
-            left = load_tile(p_left, k, row, step, d1, k, BM, BK)
-            if STORED and TRANSPOSED:
-                right = load_transposed(p_right, k, step, column, k, d2, BK, BN)
-            else:
-                right = load_tile(p_right, d2, step, column, k, d2, BK, BN)
-            if not STORED:
-                o = step + tl.arange(0, BK)
-                shares = tl.load(p_delta + o, mask=o < k, other=0.0)
-                left = (left.to(tl.float32) * shares[None, :]).to(DTYPE)
-            accumulator = dot(left, right, accumulator)
-
-        if not STORED:
-            scale = inverse(tl.load(scales + matrix))
-        accumulator *= scale
-        p_g, g_stride = address(table, matrix, G, G_DTYPE, ALIGN), number(table, matrix, G_STRIDE, ALIGN)
-        if WEIGHT is None:
-            left, right = halves(accumulator, BM, BN)
-            p_out, out_stride = address(table, matrix, OUT, G_DTYPE, ALIGN), number(table, matrix, OUT_STRIDE, ALIGN)
-            # how many rows of G stay under the product
-            staying = tl.where(ok, 0, d1) if STORED else d1
-            add_tile(left, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM, BN // 2)
-            add_tile(right, p_g, g_stride, p_out, out_stride, row, column + BN // 2, d1, d2, staying, BM, BN // 2)
-        else:
-            adamw(
-                accumulator, state, table, matrix, coefficients, p_g, g_stride, row, column, tl.where(ok, d1, 0), d2,
-                STORED, COPIED, ALIGN, BM, BN,
+    first, end, step = start + tl.program_id(0), start + count, tl.num_programs(0)
+    if STORED or HOISTS:
+        for index in tl.range(first, end, step):
+            second_tile(
+                index, table, tiles, delta, scales, finite, coefficients,
+                G_DTYPE, DTYPE, TRANSPOSED, STORED, ALIGN, WEIGHT, MOMENT, COPIED, BM, BN, BK,
             )  # fmt: skip
+    else:
+        # the epilogue's indices stay out of registers that its loads need
+        for index in tl.range(first, end, step, disable_licm=True):
+            second_tile(
+                index, table, tiles, delta, scales, finite, coefficients,
+                G_DTYPE, DTYPE, TRANSPOSED, STORED, ALIGN, WEIGHT, MOMENT, COPIED, BM, BN, BK,
+            )  # fmt: skip
+
+
+@triton.jit
+def second_tile(
+    index, table, tiles, delta, scales, finite, coefficients,
+    G_DTYPE: tl.constexpr, DTYPE: tl.constexpr, TRANSPOSED: tl.constexpr, STORED: tl.constexpr, ALIGN: tl.constexpr,
+    WEIGHT: tl.constexpr, MOMENT: tl.constexpr, COPIED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Compute one tile of ``second_product``."""
+    matrix, row, column = tile_of(tiles, index, BM, BN)
+    d1, d2, k = sizes(table, matrix, ALIGN)
+    ok = tl.load(finite + matrix) != 0
+    if WEIGHT is not None:
+        ok = ok & (tl.load(coefficients + matrix * WIDTH + GO) != 0)
+        state = kept(table, matrix, WEIGHT, MOMENT, COPIED, ALIGN)
+        loaded = coefficients_of(coefficients, matrix)
+    p_left = address(table, matrix, FOLDED if STORED and not TRANSPOSED else U, DTYPE, ALIGN)
+    p_right = address(table, matrix, FOLDED if STORED and TRANSPOSED else VH, DTYPE, ALIGN)
+    p_delta = delta + tl.load(table + matrix * FIELDS + DIAGONAL)
+    # scalars come before the product: after it a tile would wait for them once more
+    scale = inverse(tl.load(scales + matrix))
+    p_g, g_stride = address(table, matrix, G, G_DTYPE, ALIGN), number(table, matrix, G_STRIDE, ALIGN)
+
+    accumulator = tl.zeros([BM, BN], tl.float32)
+    # no step at all where g was not finite: NaN times 0 would stay NaN
+    for step in range(0, tl.where(ok, k, 0), BK):
+        left = load_tile(p_left, k, row, step, d1, k, BM, BK)
+        if STORED and TRANSPOSED:
+            right = load_transposed(p_right, k, step, column, k, d2, BK, BN)
+        else:
+            right = load_tile(p_right, d2, step, column, k, d2, BK, BN)
+        if not STORED:
+            o = step + tl.arange(0, BK)
+            shares = tl.load(p_delta + o, mask=o < k, other=0.0)
+            left = (left.to(tl.float32) * shares[None, :]).to(DTYPE)
+        accumulator = dot(left, right, accumulator)
+
+    accumulator *= scale
+    if WEIGHT is None:
+        left, right = halves(accumulator, BM, BN)
+        p_out, out_stride = address(table, matrix, OUT, G_DTYPE, ALIGN), number(table, matrix, OUT_STRIDE, ALIGN)
+        # how many rows of G stay under the product
+        staying = tl.where(ok, 0, d1) if STORED else d1
+        add_tile(left, p_g, g_stride, p_out, out_stride, row, column, d1, d2, staying, BM, BN // 2)
+        add_tile(right, p_g, g_stride, p_out, out_stride, row, column + BN // 2, d1, d2, staying, BM, BN // 2)
+    else:
+        adamw(
+            accumulator, state, loaded, p_g, g_stride, row, column, tl.where(ok, d1, 0), d2,
+            STORED, COPIED, ALIGN, BM, BN,
+        )  # fmt: skip
 
 
 @triton.jit

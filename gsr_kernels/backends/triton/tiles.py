@@ -20,6 +20,13 @@ def multiple(x, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def tile_of(tiles, index, BM: tl.constexpr, BN: tl.constexpr):
+    """Return the matrix of a tile, and its first row and column."""
+    tile = tiles + 3 * index
+    return tl.load(tile), tl.load(tile + 1) * BM, tl.load(tile + 2) * BN
+
+
+@triton.jit
 def load_tile(p, stride, row, column, rows, columns, BR: tl.constexpr, BC: tl.constexpr):
     """Load the tile [BR, BC] at (row, column) of a row-major matrix [rows, columns]; zeros outside."""
     # the origin goes into the scalar pointer in 64 bits, so that offsets inside the tile fit 32
@@ -39,6 +46,14 @@ def load_transposed(p, stride, row, column, rows, columns, BR: tl.constexpr, BC:
     o_row, o_column = tl.arange(0, BR), tl.arange(0, BC)
     inside = (o_row < rows - row)[:, None] & (o_column < columns - column)[None, :]
     return tl.load(origin + o_row[:, None] + o_column[None, :] * stride, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_factor(p_x, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Load a tile of the factor on the side of the product's rows: U [d1, k], or V [d2, k]."""
+    if TRANSPOSED:
+        return load_transposed(p_x, d2, row, column, rows, k, BM, BN).to(tl.float32)
+    return load_tile(p_x, k, row, column, rows, k, BM, BN).to(tl.float32)
 
 
 @triton.jit
@@ -72,6 +87,16 @@ def dot(a, b, accumulator):
 def halves(tile, BR: tl.constexpr, BC: tl.constexpr):
     """Return the left and the right half of a tile [BR, BC]: an epilogue in strips needs fewer registers."""
     return tl.split(tl.permute(tl.reshape(tile, (BR, 2, BC // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def reduce_tile(
+    product, p_x, p_sums, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Sum a tile of the first product times the other factor over its rows, to p_sums."""
+    x = load_factor(p_x, row, column, rows, k, d2, TRANSPOSED, BM, BN)
+    o = column + tl.arange(0, BN)
+    tl.store(p_sums + o, tl.sum(product * x, 0), mask=o < k)
 
 
 @triton.jit

@@ -95,13 +95,13 @@ def test_what_must_not_ship(change, reason):
 
 def test_the_machine_code_of_the_products(run):
     by_tma = "first_product by TMA (bf16 x fp16|bf16 x bf16|fp16 x fp16, transposed)"
-    updating = "second_product (bf16|fp32) x fp16 wide, AdamW [^,]*"
+    updating = "second_product (bf16|fp32) x fp16 (inside|wide), AdamW [^,]*"
     done = run("sass", "--only", f"^(first_product bf16 x fp16(, transposed)?|{by_tma}|{updating})$")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()[1:]
-    first, by_tma, second = (
-        [list(map(int, line.split()[-4:])) for line in sorted(lines) if line.startswith(name)]
-        for name in ("first_product bf16", "first_product by TMA", "second_product")
+    lines, forms = done.stdout.splitlines()[1:], ("inside", "wide")
+    first, by_tma, inside, second = (
+        [list(map(int, line.split()[-4:])) for line in sorted(lines) if re.match(name, line)]
+        for name in ("first_product bf16", "first_product by TMA", *(f"second_product .* {form}" for form in forms))
     )
     # instructions, matrix instructions and stores to shared memory of a step along the depth, waits of a tile after it;
     # 119 and 124 by Triton 3.6
@@ -109,9 +109,9 @@ def test_the_machine_code_of_the_products(run):
     # four times the product of such a step; as the operands lie, and with G rounded in registers, 74, 76 and 176 by 3.6
     stored_too, rounded = [row for row in by_tma if row[0] <= 80], [row for row in by_tma if 80 < row[0] <= 180]
     assert len(stored_too) == 2 and len(rounded) == 1 and all(row[1:3] == [4, 0] for row in by_tma)
-    # one wait for each of eight strips; where AdamW keeps two dtypes, one more for its coefficients
     assert len(second) == 4 and all(row[0] <= 130 and row[1:3] == [4, 0] for row in second)
-    assert [row[3] for row in second] == [8, 9, 9, 8]
+    # one wait for each of eight strips; beside G, a master and its copy, one more
+    assert [row[3] for row in second] == [8] * 4 and [row[3] for row in inside] == [8, 8, 9, 8]
 
 
 def test_counts_in_machine_code():
