@@ -15,10 +15,11 @@ test: .venv/all
 # a kernel of each kind, compiled without a GPU by versions of triton that GPU machines still have
 SAMPLE := ^(first_product (bf16 x fp16|fp32 x fp16, transposed|by TMA bf16 x fp16)|second_product fp32 x fp16 (tall|inside), AdamW fp32 fp32|rescale_all fp16|fold fp16 tall|prepare|finish|(convert bf16 |scale_factor |reduce_product )by cuBLAS, fp16|write_result bf16 by cuBLAS, AdamW bf16 fp32|largest bf16|skew|rescale|recompose|(sign_counts|stability) fp32|merge bf16|sketch gaussian)$$
 oldest: .venv/all
-	for version in 3.4.0 3.6.0; do \
-	  test -d .venv/triton-$$version || $(BIN)/pip install --quiet --no-deps --target .venv/triton-$$version triton==$$version || exit 1; \
-	  PYTHONPATH=.venv/triton-$$version $(BIN)/python -W ignore -m bench.gpu aot --sm 90 --only "$(SAMPLE)" || exit 1; \
-	done
+	$(MAKE) -j2 oldest-3.4.0 oldest-3.6.0
+
+oldest-%:
+	test -d .venv/triton-$* || $(BIN)/pip install --quiet --no-deps --target .venv/triton-$* triton==$*
+	PYTHONPATH=.venv/triton-$* $(BIN)/python -W ignore -m bench.gpu aot --sm 90 --only "$(SAMPLE)"
 
 # a sample of the suite under the oldest torch that is claimed, some GB with its CUDA
 OLDEST := .venv/torch-2.10.0
