@@ -5,7 +5,7 @@ from gsr_kernels import SpectralBasis
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient as plain
 from python_tests.oracle import assert_as_good, by_triton, diagonal, double, error, two_products
 
-SHAPES = [(17, 33), (96, 40), (1, 64), (64, 64), (130, 257), (3, 24, 16)]
+SHAPES = [(17, 33), (96, 40), (1, 64), (64, 64), (66, 129), (3, 24, 16)]
 MODES = ["drop", "keep"]
 SIXTEEN = torch.finfo(torch.float16).eps
 
@@ -111,7 +111,7 @@ def test_what_is_not_finite_comes_back(shape, stored, mode, wrong):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(70, 130), (130, 70), (70, 70)], ids=str)
+@pytest.mark.parametrize("shape", [(34, 66), (66, 34), (34, 34)], ids=str)
 def test_in_place_is_the_same(shape, mode):
     basis, G = draw(shape, torch.float32, torch.float32)
     _, apart = step(G, basis, 0.5, mode)
