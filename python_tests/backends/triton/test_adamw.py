@@ -48,19 +48,19 @@ def kernels(monkeypatch):
     return calls
 
 
-def draw():
-    return [torch.randn(shape).to(dtype) for shape, dtype, *_ in WEIGHTS]
+def draw(weights=WEIGHTS):
+    return [torch.randn(shape).to(dtype) for shape, dtype, *_ in weights]
 
 
-def build():
-    bases = [SpectralBasis.of(torch.randn(shape), precision="fp16", **options) for shape, *_, options in WEIGHTS]
+def build(weights=WEIGHTS):
+    bases = [SpectralBasis.of(torch.randn(shape), precision="fp16", **options) for shape, *_, options in weights]
     moments = []
-    for i, (shape, _, weight, moment, copied, *_) in enumerate(WEIGHTS):
+    for i, (shape, _, weight, moment, copied, *_) in enumerate(weights):
         W = torch.randn(shape).to(weight)
         kept = torch.zeros(shape, dtype=moment), torch.zeros(shape, dtype=moment), torch.zeros(())
         narrow = None if copied is None else torch.full(shape, torch.nan, dtype=copied)
         moments.append(Moments(W, *kept, torch.zeros((), dtype=torch.int64), i % 2, narrow))
-    dtypes, modes = [one[1] for one in WEIGHTS], [one[5] for one in WEIGHTS]
+    dtypes, modes = [one[1] for one in weights], [one[5] for one in weights]
     plan = Plan(bases, dtypes, 0.5, modes, workspace_mb=0.01, updates=[one.update for one in moments])
     return plan, bases, moments
 
@@ -139,13 +139,15 @@ def test_a_scaler_divides_and_an_overflow_leaves_all_as_it_was():
 
 
 def test_the_corrections_of_first_and_late_steps():
-    plan, _, moments = build()
+    # coefficients are a group's and a step's, whatever the form: a weight of each group, and experts
+    weights = [WEIGHTS[3], WEIGHTS[1], WEIGHTS[7]]
+    plan, _, moments = build(weights)
     settings = Settings(len(GROUPS), torch.device("cpu"))
     settings.set(GROUPS, None, None)
     for steps_taken in (0, 1, 12344, 2**24 - 2):
         for one in moments:
             one.step.fill_(steps_taken)
-        plan.update(draw(), moments, settings)
+        plan.update(draw(weights), moments, settings)
         for row, matrix in zip(plan._coefficients.double(), plan._addresses.table):
             group = GROUPS[matrix[fields.SETTINGS.value]]
             beta1, beta2 = group["betas"]

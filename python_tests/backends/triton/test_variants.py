@@ -72,12 +72,24 @@ Plan([bases[1]] * 2, [torch.bfloat16] * 2, 0.5, ["keep", "drop"]).warmup()
 # the tests of python_tests/gpu with smaller matrices; what they find is neither looked at nor computed. Left out are
 # those that launch no kernel of their own: ranks, which torch computes, and decompositions but for the sketch
 GPU_TESTS = """
+from importlib.machinery import SourceFileLoader
 from types import SimpleNamespace
 
 import pytest
 from bench import results
 from bench.gpu import stand_in
 
+code_of = SourceFileLoader.get_code
+
+
+def without_assertions(self, name):
+    if "/python_tests/" not in self.path:
+        return code_of(self, name)
+    return compile(self.get_data(self.path), self.path, "exec", optimize=1)
+
+
+# of garbage none holds; Python's own -O would compile all that is imported anew, torch too
+SourceFileLoader.get_code = without_assertions
 stand_in.answer()
 results.Table.add = lambda *given: None
 from gsr_kernels import basis
@@ -112,9 +124,9 @@ if failed:
 """
 
 
-def keys(launches, *flags, **environment):
+def keys(launches, **environment):
     environment |= {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, *flags, "-W", "ignore", "-c", KEYS, launches]
+    command = [sys.executable, "-W", "ignore", "-c", KEYS, launches]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE))
@@ -133,8 +145,7 @@ def test_warmup_compiles_for_one_alignment():
 
 
 def test_the_gpu_tests_compile_few(tmp_path):
-    # without assertions: of garbage none holds
-    counts = keys(GPU_TESTS, "-O", XDG_CACHE_HOME=str(tmp_path))
+    counts = keys(GPU_TESTS, XDG_CACHE_HOME=str(tmp_path))
     assert sum(map(int, counts.values())) <= 120, counts
 
 
