@@ -43,6 +43,7 @@ HIDDEN = (
     # PEFT's affair
     "`is_gradient_checkpointing` is deprecated",
 )
+WAY_OUT = "see that --model's folder holds the tokenizer of its weights (tokenizer.json)"
 # weights whose spectra are kept, of the middle layer
 SPECTRA = 8
 
@@ -51,7 +52,11 @@ def find_model(name: str) -> tuple[Any, Any]:
     """Return a model's configuration and tokenizer; ValueError or FileNotFoundError where there is none."""
     import transformers
 
-    return find_config(name), _found(transformers.AutoTokenizer, name)
+    config = find_config(name)
+    try:
+        return config, _found(transformers.AutoTokenizer, name)
+    except ValueError as error:
+        raise ValueError(f"{' '.join(str(error).split()).rstrip('.')}; {WAY_OUT}") from error
 
 
 def find_config(name: str) -> Any:

@@ -18,9 +18,8 @@ from gsr_kernels.continual.disk import disk_needed, free_disk
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.kinds import Kind
 from gsr_kernels.continual.memory import device, needed
+from gsr_kernels.continual.models import WAY_OUT
 from gsr_kernels.continual.ranks import first
-
-WAY_OUT = "see that --model's folder holds the tokenizer of its weights (tokenizer.json)"
 
 
 @dataclass(frozen=True)

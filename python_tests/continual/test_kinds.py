@@ -18,7 +18,7 @@ from transformers import (
 
 from gsr_kernels.continual.examples import Conversation, Example, Source
 from gsr_kernels.continual.kinds import IGNORED
-from gsr_kernels.continual.models import load, quiet, save
+from gsr_kernels.continual.models import find_model, load, quiet, save
 from gsr_kernels.continual.score import check_room, score
 from gsr_kernels.continual.settings import RunSettings
 from python_tests.continual.tiny import save_model, tiny_kind, tokenizer
@@ -276,6 +276,14 @@ def test_what_a_checkpoint_lacks_is_told_or_refused(tmp_path, capsys):
     (path / "config.json").write_text(config)
     with pytest.raises(ValueError, match=r"lacks model\.norm\.weight: it is not what the run saved"):
         load(kind, path, "float32", 0, whole=True)
+
+
+def test_a_folder_without_a_tokenizer_says_what_it_lacks(tmp_path):
+    path = Path(save_model("causal", tmp_path))
+    for file in path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"cannot be read: .* holds the tokenizer of its weights \(tokenizer\.json\)$"):
+        find_model(str(path))
 
 
 def test_a_head_of_other_tasks_is_no_model_of_the_run(tmp_path):
