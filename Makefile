@@ -13,7 +13,7 @@ test: .venv/all
 	$(TESTS)
 
 # a kernel of each kind, compiled without a GPU by versions of triton that GPU machines still have
-SAMPLE := ^(first_product (bf16 x fp16|fp32 x fp16, transposed|by TMA bf16 x fp16)|second_product fp32 x fp16 (tall|inside), AdamW fp32 fp32|rescale_all fp16|fold fp16 tall|prepare|finish|(convert bf16 |scale_factor |reduce_product )by cuBLAS, fp16|write_result bf16 by cuBLAS, AdamW bf16 fp32|largest bf16|skew|rescale|recompose|(sign_counts|stability) fp32|merge bf16|sketch gaussian)$$
+SAMPLE := ^(first_product (bf16 x fp16|fp32 x fp16, transposed|by TMA bf16 x fp16)|second_product fp32 x fp16 (tall|inside), AdamW fp32 fp32|rescale_all fp16|fold fp16 tall|prepare|finish|(convert bf16 |scale_factor |reduce_product )by cuBLAS, fp16|write_result bf16 by cuBLAS, AdamW bf16 bf16|project, recompose fp16|largest bf16|skew|rescale|recompose|(sign_counts|stability) fp32|merge bf16|sketch gaussian)$$
 oldest: .venv/all
 	$(MAKE) -j2 oldest-3.4.0 oldest-3.6.0
 

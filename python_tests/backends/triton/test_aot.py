@@ -152,3 +152,7 @@ def test_the_sample_has_a_kernel_of_each_kind():
     shipped = [case.name for case in whole if re.search(SHIPPED, case.name)]
     assert {name for name in shipped if "unaligned" not in name} <= {case.name for case in chosen}
     assert {case.architecture for case in cases(False)} == {80, 90, 100}
+    # and so has what old versions of Triton compile
+    pattern = re.search("^SAMPLE := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].replace("$$", "$")
+    oldest = [case for case in chosen if re.search(pattern, case.name)]
+    assert {case.kernel.__name__ for case in oldest} == {case.kernel.__name__ for case in whole}
