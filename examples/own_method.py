@@ -6,7 +6,6 @@ python examples/own_method.py
 from dataclasses import dataclass
 
 import torch
-from tiny import tiny_llama
 
 from gsr_kernels import attach
 from gsr_kernels.methods import Method
@@ -50,6 +49,8 @@ def first_letter(row, answer):
 
 
 if __name__ == "__main__":
+    from tiny import tiny_llama
+
     model = tiny_llama()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     print(attach(model, optimizer, Damped(0.9)))
