@@ -73,7 +73,9 @@ def test_who_cannot_compute(gpu, monkeypatch):
     for op in STEPS:
         with pytest.raises(TypeError, match="both must be fp16, bf16, fp32 or fp64"):
             backend_for(op, GPU, torch.float8_e4m3fn, fp16)
-    with pytest.raises(ValueError, match="backend must be one of auto, torch, triton, cublas, tma, cuda, got 'numpy'"):
+    with pytest.raises(
+        ValueError, match="backend must be one of auto, torch, triton, cublas, tma, cutlass, cuda, got 'numpy'"
+    ):
         backend_for("step", GPU, backend="numpy")
     with pytest.raises(ValueError, match="or TRITON_INTERPRET=1; got cpu"):
         backend_for("step", CPU, backend="triton")

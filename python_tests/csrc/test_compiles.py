@@ -13,7 +13,6 @@ ptxas info    : Used 31 registers
 """
 
 
-SETUP = nvcc.setup()
 SOURCES = {source.name: source for source in nvcc.sources()}
 BY_CUTLASS = "second_product.cu"
 
@@ -21,7 +20,7 @@ BY_CUTLASS = "second_product.cu"
 def test_every_source_is_looked_at(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(nvcc, "compiled", lambda source, architecture: asked.append(source.name) or (PTXAS, ""))
-    monkeypatch.setitem(SETUP["lacking"].__globals__, "cutlass", lambda: None)
+    monkeypatch.setitem(nvcc.setup()["lacking"].__globals__, "cutlass", lambda: None)
     assert nvcc.main([]) == 0
     assert sorted(asked) == ["complete_rows.cu", "rescale.cu", "small_svd.cu"]
     assert f"{BY_CUTLASS} for sm_90a is left out: CUTLASS was not found (pip install" in capsys.readouterr().out
@@ -29,22 +28,22 @@ def test_every_source_is_looked_at(monkeypatch, capsys):
 
 
 def test_cutlass_is_found_where_it_lies(monkeypatch, tmp_path):
-    cutlass, source = SETUP["cutlass"], SOURCES[BY_CUTLASS]
+    cutlass, source = nvcc.setup()["cutlass"], SOURCES[BY_CUTLASS]
     # what was found before the test, and what it finds, are forgotten
     cutlass.cache_clear()
-    monkeypatch.setitem(SETUP["lacking"].__globals__, "cutlass", cutlass.__wrapped__)
+    monkeypatch.setitem(nvcc.setup()["lacking"].__globals__, "cutlass", cutlass.__wrapped__)
     monkeypatch.setenv("CUTLASS_DIR", str(tmp_path))
-    assert "CUTLASS was not found" in SETUP["lacking"](source, ["80", "90a"])
+    assert "CUTLASS was not found" in nvcc.setup()["lacking"](source, ["80", "90a"])
     header = tmp_path / "include" / "cutlass" / "version.h"
     header.parent.mkdir(parents=True)
     header.write_text("#define CUTLASS_MAJOR 3\n#define CUTLASS_MINOR 9\n#define CUTLASS_PATCH 1\n")
-    assert f"CUTLASS must be 4.2, {header.parents[1]} is 3.9" in SETUP["lacking"](source, ["80", "90a"])
+    assert f"CUTLASS must be 4.2, {header.parents[1]} is 3.9" in nvcc.setup()["lacking"](source, ["80", "90a"])
     header.write_text("#define CUTLASS_MAJOR 4\n#define CUTLASS_MINOR 2\n")
-    assert SETUP["lacking"](source, ["80", "90a"]) == ""
-    monkeypatch.setitem(SETUP["lacking"].__globals__, "nvcc", lambda: "nvcc")
+    assert nvcc.setup()["lacking"](source, ["80", "90a"]) == ""
+    monkeypatch.setitem(nvcc.setup()["lacking"].__globals__, "nvcc", lambda: "nvcc")
     include = str(tmp_path / "include")
-    assert include in SETUP["compile_kernels"](source, ["90a"])
-    assert include not in SETUP["compile_kernels"](SOURCES["rescale.cu"], ["90a"])
+    assert include in nvcc.setup()["compile_kernels"](source, ["90a"])
+    assert include not in nvcc.setup()["compile_kernels"](SOURCES["rescale.cu"], ["90a"])
 
 
 def test_what_ptxas_says():

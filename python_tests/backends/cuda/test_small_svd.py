@@ -33,7 +33,12 @@ def test_no_matrices():
         (torch.randn(4), "auto", ValueError, "A must be"),
         (torch.zeros(0, 0), "auto", ValueError, "A must be"),
         (torch.randn(4, 4), "cuda", ValueError, "backend='cuda' is unavailable: it needs tensors on a CUDA device"),
-        (torch.randn(4, 4), "numpy", ValueError, "backend must be one of auto, torch, triton, cublas, tma, cuda"),
+        (
+            torch.randn(4, 4),
+            "numpy",
+            ValueError,
+            "backend must be one of auto, torch, triton, cublas, tma, cutlass, cuda",
+        ),
     ],
 )
 def test_bad_input(A, backend, error, message):
