@@ -40,11 +40,11 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def judge(gains: Sequence[float]) -> str:
-    """Return a difference, of which more is better, in words."""
+    """Return a difference, of which more is better, in a word; of one seed, "unknown"."""
     if len(gains) < 2:
         return "unknown"
     if confidence(gains) <= CONFIDENT:
-        return "no difference"
+        return "unclear"
     return "better" if statistics.mean(gains) > 0 else "worse"
 
 

@@ -44,8 +44,12 @@ FIGURES = {
     "FR": Figure(lambda matrix, _: matrix.fr(), -1, "mean loss since the best score up to learning a task"),
     "AAA": Figure(lambda matrix, _: matrix.aaa(), 1, "mean, over all tasks learned, of the mean score on those so far"),
 }  # fmt: skip
-# those that the verdict in words is about
-JUDGED = ("F.Ra", "AP", "learned")
+# those that the verdict in words is about: what a method did, and better, worse or equal in words
+JUDGED = {
+    "F.Ra": ("lost", "less", "more", "as much"),
+    "AP": ("ended", "higher", "lower", "as high"),
+    "learned": ("learned", "more", "less", "as much"),
+}
 
 
 def measure(results: Results) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,8 @@ from gsr_kernels.continual.methods import bound_of
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 
 LEGEND = """\
-better, worse: the 95 % t interval of the differences, seed by seed, leaves zero out; each figure judged by itself."""
+better, worse: the 95 % t interval of the differences, seed by seed, leaves zero out; unclear: it does not.
+Each figure is judged by itself."""
 # of a table's cells and of its two columns of names, at least
 CELL = 10
 NAMES = (8, 15)
@@ -92,23 +94,33 @@ def verdict(
 ) -> str:
     """Compare a method's figures with the baseline's, seed by seed, in words; see ``judge`` for a difference."""
     gained = {figure: each for figure, each in gains(ours, baseline).items() if figure in JUDGED}
-    words = {figure: judge(each) for figure, each in gained.items()}
-    # F.Ra is negative where scores rise after their task: lower is then no less forgetting
-    said = {
-        "better": "F.Ra is lower",
-        "worse": "F.Ra is HIGHER",
-        "no difference": "F.Ra shows no difference beyond the spread of the seeds",
-        "unknown": "one seed cannot tell a difference from chance",
-    }
-    sentence = f"{title} against {name}: {said[words['F.Ra']] if 'F.Ra' in words else 'nothing to forget'}"
-    if words.get("learned") == "worse":
-        sentence += "; it learned less"
-    lines = [f"{sentence}. Seed by seed, + is better:"]
+    said = {figure: _in_words(figure, each) for figure, each in gained.items()}
+    kept = said.get("F.Ra", "had nothing to forget")
+    sentences = f"{title} against {name}: it {kept}. It {said['AP']}, having {said['learned']}."
+    if len(ours) == 1:
+        sentences += " One seed cannot tell this from chance."
+    lines = [*textwrap.wrap(sentences, 120), "Seed by seed, + is better:"]
     for figure, each in gained.items():
         between = interval(each)
         told = f"   95 %: {between[0]:+.1f} to {between[1]:+.1f}" if between else ""
-        lines.append(f"  {figure:<8} {over(each, '+'):>11}   {words[figure]}{told}")
+        lines.append(f"  {figure:<8} {over(each, '+'):>11}   {judge(each)}{told}")
     return "\n".join(lines)
+
+
+def _in_words(figure: str, gained: Sequence[float]) -> str:
+    """Return a difference and its 95 % interval, such as ``ended 2.0 points higher (AP, 95 %: 1.0 to 3.0)``."""
+    verb, better, worse, equal = JUDGED[figure]
+    mean, between = statistics.mean(gained), interval(gained)
+    size = f"{abs(mean):.1f} points {better if mean > 0 else worse}" if any(gained) else equal
+    beside = [figure] if figure != verb else []
+    if between and any(gained):
+        if judge(gained) == "unclear":
+            ends = [f"{abs(end):.1f} {better if end > 0 else worse}" for end in between]
+            beside.append("perhaps by chance")
+        else:
+            ends = [f"{end:.1f}" for end in sorted(map(abs, between))]
+        beside.append(f"95 %: {' to '.join(ends)}")
+    return f"{verb} {size}" + f" ({', '.join(beside)})" * bool(beside)
 
 
 def _forgotten(matrices: Sequence[ResultMatrix], task: str) -> str:

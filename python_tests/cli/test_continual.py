@@ -90,7 +90,7 @@ def test_equal_seeds_give_equal_numbers(data, tmp_path):
         assert main(["continual", "--data", data, "--out", str(tmp_path / name), "--seeds", "1", *TINY, *OWN]) == 0
     one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
     assert one == two
-    assert "one seed cannot tell" in (tmp_path / "one" / "table.txt").read_text()
+    assert "One seed cannot tell" in (tmp_path / "one" / "table.txt").read_text()
 
 
 @pytest.mark.usefixtures("blank_pictures")

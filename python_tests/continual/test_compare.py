@@ -48,7 +48,7 @@ def test_runs_are_compared_seed_by_seed_and_over_orders(tmp_path, capsys):
     assert told.startswith((tmp_path / "out/compare.txt").read_text())
     assert (tmp_path / "out/compare.png").read_bytes().startswith(b"\x89PNG")
     assert main(["continual", "compare", forth, "--baseline", "forth: GSR"]) == 0
-    assert "forth: SeqFT against forth: GSR: F.Ra is HIGHER." in capsys.readouterr().out
+    assert "forth: SeqFT against forth: GSR: it lost 5.0 points more (F.Ra" in capsys.readouterr().out
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

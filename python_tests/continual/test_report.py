@@ -32,28 +32,39 @@ SEQFT = [matrix(80, 40), matrix(82, 41), matrix(84, 45)]
 
 
 @pytest.mark.parametrize(
-    ("ours", "sentence", "forgetting"),
+    ("ours", "kept", "ended", "forgetting"),
     [
-        ([matrix(80, 60), matrix(82, 60), matrix(84, 65)], "against SeqFT: F.Ra is lower. Seed", "+9.8±0.3   better"),
-        ([matrix(70, 60), matrix(72, 60), matrix(74, 66)], "F.Ra is lower; it learned less.", "better"),
-        ([matrix(80, 30), matrix(82, 30), matrix(84, 35)], "against SeqFT: F.Ra is HIGHER. Seed", "-5.2±0.3   worse"),
-        ([matrix(80, 41), matrix(82, 39), matrix(84, 46)], "F.Ra shows no difference beyond", "no difference"),
+        ([matrix(80, 60), matrix(82, 60), matrix(84, 65)],
+         "it lost 9.8 points less (F.Ra, 95 %: 9.1 to 10.6). It", "It ended 6.6 points higher (AP, 95 %: 6.1 to 7.0)",
+         "+9.8±0.3   better"),
+        ([matrix(70, 60), matrix(72, 60), matrix(74, 66)], "it lost 15.0 points less (F.Ra, 95 %",
+         "having learned 10.0 points less (95 %: 10.0 to 10.0).", "better"),
+        ([matrix(80, 30), matrix(82, 30), matrix(84, 35)],
+         "it lost 5.2 points more (F.Ra, 95 %: 4.4 to 5.9)", "It ended 3.4 points lower (AP, 95 %", "-5.2±0.3   worse"),
         # beyond one deviation, but not beyond what three seeds show by chance
-        ([matrix(80, 50), matrix(82, 44), matrix(84, 47)], "F.Ra shows no difference", "+2.5±2.2   no difference"),
-        ([matrix(70, 31), matrix(72, 29), matrix(74, 36)], "of the seeds; it learned less. Seed", "no difference"),
-        (SEQFT, "F.Ra shows no difference beyond the spread of the seeds", "+0.0±0.0   no difference"),
+        ([matrix(80, 50), matrix(82, 44), matrix(84, 47)],
+         "it lost 2.5 points less (F.Ra, perhaps by chance, 95 %: 2.9 more to 7.9 less)",
+         "It ended 1.7 points higher (AP, perhaps by chance", "+2.5±2.2   unclear"),
+        # what is kept is unclear, where it ended is not
+        ([matrix(90, 52), matrix(92, 47), matrix(94, 56)], "it lost 0.2 points more (F.Ra, perhaps by chance",
+         "It ended 6.6 points higher (AP, 95 %: 3.9 to 9.2)", "unclear"),
+        (SEQFT, "it lost as much (F.Ra).", "It ended as high (AP), having learned as much.", "+0.0±0.0   unclear"),
     ],
 )  # fmt: skip
-def test_the_verdict_says_what_was_measured(ours, sentence, forgetting):
+def test_the_verdict_says_what_is_kept_and_where_it_ended(ours, kept, ended, forgetting):
     text = verdict("GSR", found(ours), found(SEQFT))
-    assert sentence in text
-    assert forgetting in text.splitlines()[1] and text.splitlines()[1].startswith("  F.Ra")
+    sentences, _, lines = text.partition("\nSeed by seed, + is better:\n")
+    sentences = sentences.replace("\n", " ")
+    assert sentences.startswith("GSR against SeqFT: it lost") and kept in sentences and ended in sentences
+    assert forgetting in lines.splitlines()[0] and lines.startswith("  F.Ra")
 
 
 def test_one_seed_cannot_tell():
     text = verdict("GSR", found([matrix(80, 70)]), found(SEQFT[:1]))
-    assert text.startswith("GSR against SeqFT: one seed cannot tell a difference from chance.")
-    assert "better" not in text.splitlines()[1]
+    assert text.startswith(
+        "GSR against SeqFT: it lost 15.0 points less (F.Ra). It ended 10.0 points higher (AP), having"
+    )
+    assert "One seed cannot tell this from chance." in text.replace("\n", " ") and "better" not in text.splitlines()[-1]
 
 
 # two-sided 95 % quantiles of Student's t
@@ -98,7 +109,7 @@ def test_all_figures_of_every_seed_against_any_baseline():
     gain = told["gains"]["SeqFT"]["F.Ra"]
     assert gain["mean"] == pytest.approx(-59 / 6) and gain["verdict"] == "worse" and gain["interval"][1] < 0
     text = report(results, "conditions")
-    assert "SeqFT against GSR: F.Ra is HIGHER." in text and "Without FWT: FWT needs a model" in text
+    assert "SeqFT against GSR: it lost 9.8 points more (F.Ra" in text and "Without FWT: FWT needs a model" in text
     assert [line.split()[2:] for line in text.splitlines() if line.strip().startswith("seed 42")] == [
         ["20.0", "56.7", "80.0", "52.5", "-20.0", "–", "20.0", "60.8"],
         ["10.0", "63.3", "80.0", "62.5", "-10.0", "-80.0", "10.0", "64.2"],
@@ -118,7 +129,7 @@ def test_validation_rows_choose_of_a_sweep_and_test_rows_do_not():
     assert [*told["chosen"]["PerFT"].items()] == [("PerFT lr=2", 90), ("PerFT lr=1", 50)]
     assert told["baseline"] == "SeqFT lr=1" and told["gains"].keys() == {"GSR", "SeqFT lr=2"}
     text = report(results, "conditions")
-    assert "  SeqFT: lr=1 (75.0); then lr=2 (48.3)\n" in text and "GSR against SeqFT lr=1: F.Ra" in text
+    assert "  SeqFT: lr=1 (75.0); then lr=2 (48.3)\n" in text and "GSR against SeqFT lr=1: it lost" in text
     assert "not by the test rows" in text and "On the validation rows, which are not learned" in text
     # one that diverged is none, and a sweep that is not whole has no choice
     results.diverged["SeqFT lr=1"] = "seed 1"
