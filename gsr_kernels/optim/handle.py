@@ -213,7 +213,16 @@ class Handle(Unpickled):
         return describe(self.weights, self._step.found, self.coverage)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
-        """Return a handle on a copy of its optimizer: copy model and handle together. An optimizer alone is bare."""
+        """Return a handle on a copy of its optimizer, for the weights that were copied before it.
+
+        Raises TypeError where they were not: no model would share what the copy steps.
+        """
+        lacking = [weight.name for weight in self.weights if id(weight.parameter) not in memo]
+        if lacking:
+            raise TypeError(
+                f"a handle is copied after the model whose weights it steps: copy.deepcopy((model, handle)), in this "
+                f"order. Not copied before it: {some(lacking)}"
+            )
         twin = memo[id(self)] = object.__new__(Handle)
         for name, value in vars(self).items():
             if name not in ("_hooks", "weights"):

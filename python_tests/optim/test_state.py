@@ -337,6 +337,19 @@ def test_copies():
     assert handle.weights[0].steps == twin.weights[0].steps == 5
 
 
+def test_a_handle_is_copied_after_its_model_or_not_at_all():
+    model, optimizer, handle = begin()
+    take_steps(model, optimizer, range(1))
+    before = handle.state_dict()
+    for given in (handle, [handle], (handle, model), (model[0], handle)):
+        with pytest.raises(TypeError, match=r"copy\.deepcopy\(\(model, handle\)\), in this order.*: .*weight"):
+            copy.deepcopy(given)
+    # whatever else is copied beside them, and however
+    for given in ([model, optimizer, handle], {"model": model, "handle": handle}, (list(model.parameters()), handle)):
+        copy.deepcopy(given)
+    assert handle.state_dict() == before
+
+
 def test_a_handle_ends_with_its_optimizer():
     _, optimizer, handle = begin()
     gone = weakref.ref(handle), weakref.ref(optimizer)
