@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gsr_kernels.checks import is_integer
+from gsr_kernels.checks import check_choice, is_integer
 from gsr_kernels.linalg import randomized_svd, svd
 
 # dtypes that can be decomposed, in float32 or better
@@ -219,10 +219,9 @@ def storage_dtype(precision: Precision | None, wide: torch.dtype, device: torch.
     """Return the dtype of U and Vh of a basis decomposed in ``wide``; ValueError for an unknown precision."""
     if precision is None:
         return wide if wide == torch.float64 or device.type == "cpu" else torch.float16
-    if precision in REFUSED:
+    if isinstance(precision, str) and precision in REFUSED:
         raise ValueError(f"precision={precision!r} is not supported: {REFUSED[precision]}")
-    if precision not in STORAGE:
-        raise ValueError(f"precision must be one of {', '.join(STORAGE)}, got {precision!r}")
+    check_choice("precision", precision, Precision)
     return STORAGE[precision]
 
 

@@ -34,6 +34,13 @@ def is_integer(number: object) -> TypeGuard[int]:
     return isinstance(number, Integral) and not isinstance(number, bool)
 
 
+def check_kind(kind: Any, about: str, **given: object) -> None:
+    """Raise TypeError, by their names, for arguments that are of none of the classes of ``kind``."""
+    for name, value in given.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be {about}, got {value!r}")
+
+
 def check_choice(name: str, value: object, kind: Any) -> None:
     """Raise ValueError where an argument is none of the texts of a ``Literal``."""
     if value not in get_args(kind):

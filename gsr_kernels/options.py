@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gsr_kernels.basis import split_shape
-from gsr_kernels.checks import check_pattern
+from gsr_kernels.checks import check_kind, check_pattern, check_rho
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads
 
@@ -63,10 +63,10 @@ def ends_with(pattern: str, name: str) -> bool:
 def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
     """Return the rho of each weight by the last pattern for it; ValueError without one, or for one of no weight."""
     if not isinstance(rho, Mapping):
-        return dict.fromkeys(names, rho)
+        return dict.fromkeys(names, check_rho(rho))
     resolved: dict[str, float] = {}
     for pattern, value in rho.items():
-        resolved |= dict.fromkeys(_matching("rho", pattern, names), value)
+        resolved |= dict.fromkeys(_matching("rho", pattern, names), check_rho(value))
     left = [name for name in names if name not in resolved]
     if left:
         raise ValueError(f"rho: no pattern matches {some(left)}; let '.*' come first for all the others")
@@ -75,6 +75,8 @@ def resolve_rho(rho: Rho, names: Sequence[str]) -> dict[str, float]:
 
 def resolve_heads(heads: Mapping[str, int | tuple[int, int]] | None, matched: Sequence[Target]) -> dict[str, Heads]:
     """Return the heads of each matched weight, None for the whole of it; ValueError for what does not fit."""
+    if heads is not None:
+        check_kind(Mapping, "{regex: heads} or None", heads=heads)
     resolved: dict[str, Heads] = {target.name: target.heads for target in matched}
     shapes = {target.name: target.parameter.shape for target in matched}
     for pattern, value in (heads or {}).items():

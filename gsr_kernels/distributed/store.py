@@ -141,7 +141,8 @@ def _damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (OSError, KeyError, json.JSONDecodeError, CheckpointException) as error:
         raise ValueError(
-            f"bases: {os.fspath(path)} was not written to its end, or is damaged; write it anew"
+            f"bases: {os.fspath(path)} was not written to its end, or is damaged, or holds other files; write it anew, "
+            "or name a file"
         ) from error
 
 

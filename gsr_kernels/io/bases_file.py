@@ -81,7 +81,7 @@ def load_bases(
 
     Raises FileNotFoundError where there is no such file, ValueError where it is truncated, of another kind, or newer.
     """
-    if not Path(path).is_file():
+    if not Path(check_path(path)).is_file():
         raise FileNotFoundError(f"bases: no file {os.fspath(path)}; handle.save_bases(path) writes one")
     with _damage_named(path), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
@@ -167,8 +167,16 @@ def _header(layout: Mapping[str, dict], entries: Mapping[str, dict], settings: M
     return json.dumps({"__metadata__": metadata, **layout}, separators=(",", ":")).encode()
 
 
+def check_path(path: str | os.PathLike[str]) -> str:
+    """Return the path of bases as text; ValueError for what is none."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ValueError(f"bases must be the path of a file, got {path!r}")
+    return os.fspath(path)
+
+
 def check_folder(path: str | os.PathLike[str]) -> None:
-    """Raise FileNotFoundError where the folder for the bases is missing."""
+    """Raise FileNotFoundError where the folder for the bases is missing, ValueError for what is no path."""
+    check_path(path)
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"bases: no directory {Path(path).parent} to keep {Path(path).name} in")
 

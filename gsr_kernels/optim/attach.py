@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from gsr_kernels.basis import Precision, split_shape, storage_dtype
-from gsr_kernels.checks import OutOfSpan
+from gsr_kernels.checks import OutOfSpan, check_choice, check_kind, check_out_of_span, is_integer
 from gsr_kernels.distributed.agreement import (
     all_ranks_agree,
     common_layout,
@@ -27,7 +27,7 @@ from gsr_kernels.distributed.agreement import (
 from gsr_kernels.distributed.flat import FlatModel, FlatShard, flat_model
 from gsr_kernels.distributed.placements import advise, check_same_parameters, read_layouts
 from gsr_kernels.distributed.schemes import choose_scheme
-from gsr_kernels.io.bases_file import add_bases, check_folder, is_stored
+from gsr_kernels.io.bases_file import add_bases, check_folder, check_path, is_stored
 from gsr_kernels.messages import some
 from gsr_kernels.methods import GSR, Chain, Method
 from gsr_kernels.methods.on_model import ModelMethod
@@ -43,6 +43,8 @@ from gsr_kernels.optim.supported import check_model, innermost
 from gsr_kernels.optim.targets import find_targets, named_parameters
 from gsr_kernels.options import Rank, Rho, resolve_heads, resolve_rank, resolve_rho
 from gsr_kernels.weight import Weight, origin
+
+Nonfinite = Literal["skip", "error"]
 
 
 @overload
@@ -60,7 +62,7 @@ def attach(
     out_of_span: OutOfSpan | None = None,
     bases: str | os.PathLike[str] | None = None,
     basis_device: Literal["cpu"] | None = None,
-    nonfinite: Literal["skip", "error"] = "skip",
+    nonfinite: Nonfinite = "skip",
     record_every: int = 0,
     randomized: bool = False,
     precision: Precision | None = None,
@@ -78,7 +80,7 @@ def attach(
     out_of_span: OutOfSpan | None = None,
     bases: str | os.PathLike[str] | None = None,
     basis_device: Literal["cpu"] | None = None,
-    nonfinite: Literal["skip", "error"] = "skip",
+    nonfinite: Nonfinite = "skip",
     record_every: int = 0,
     randomized: bool = False,
     precision: Precision | None = None,
@@ -135,9 +137,10 @@ def attach(
         raise ValueError("optimizer has a handle already: handle.refresh() begins a new task, handle.remove() ends it")
     if basis_device not in BASIS_DEVICES:
         raise ValueError(f"basis_device must be None or 'cpu', got {basis_device!r}")
-    if nonfinite not in ("skip", "error"):
-        raise ValueError(f"nonfinite must be 'skip' or 'error', got {nonfinite!r}")
-    if not isinstance(record_every, int) or record_every < 0:
+    check_choice("nonfinite", nonfinite, Nonfinite)
+    check_out_of_span(out_of_span)
+    check_kind(bool, "True or False", randomized=randomized, shard_bases=shard_bases)
+    if not is_integer(record_every) or record_every < 0:
         raise ValueError(f"record_every must be 0 or the number of steps between records, got {record_every!r}")
 
     places = {
@@ -215,7 +218,7 @@ def attach(
             "shard_bases: ranks that share a weight hold unlike sharded weights beside it. They would gather in "
             "different orders: place the weights on one mesh, or leave it out"
         )
-    there, path = False, None if bases is None else os.fspath(bases)
+    there, path = False, None if bases is None else check_path(bases)
     if path is not None:
         run_on_all_ranks(lambda: check_folder(path), all_layouts)
         if any(layout.mesh_dims() for layout in all_layouts):

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from gsr_kernels.checks import check_kind
+
+PARAMS = (
+    "a model or (name, parameter) pairs, alone or as the params of groups: give the model or "
+    "model.named_parameters(), not model.parameters()"
+)
 
 
 def named_groups(given: nn.Module | Iterable[Any]) -> tuple[list[dict[str, Any]], nn.Module | dict[str, nn.Parameter]]:
@@ -19,15 +26,14 @@ def named_groups(given: nn.Module | Iterable[Any]) -> tuple[list[dict[str, Any]]
         if not trained:
             raise ValueError("params: no parameter of the model requires a gradient")
         return [{"params": trained}], given
+    # a tensor of no dimension is an Iterable
+    check_kind(Iterable, PARAMS, params=None if isinstance(given, Tensor) else given)
     items: list[Any] = list(given.items() if isinstance(given, Mapping) else given)
     grouped = bool(items) and all(isinstance(item, dict) for item in items)
     groups = [{**item, "params": list(item["params"])} for item in items] if grouped else [{"params": items}]
     pairs = [pair for group in groups for pair in group["params"]]
     if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
-        raise TypeError(
-            "params must be a model or (name, parameter) pairs, alone or as the params of groups: "
-            "give the model or model.named_parameters(), not model.parameters()"
-        )
+        raise TypeError(f"params must be {PARAMS}")
     model = dict(pairs)
     several = {id(parameter) for _, parameter in pairs}
     if not pairs or not len(model) == len(several) == len(pairs):

@@ -78,9 +78,13 @@ def find_targets(
     Raises ValueError where nothing is matched, listing what there is, and for a convolution that targets names.
     """
     if not isinstance(targets, str):
-        targets = list(targets) if isinstance(targets, Iterable) else [targets]
-        if not all(isinstance(one, str) for one in targets):
-            raise ValueError(f"targets must be 'all-linear', a regular expression or a list of names, got {targets!r}")
+        several = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, Tensor) else None
+        if several is None or not all(isinstance(one, str) for one in several):
+            raise ValueError(
+                f"targets must be a regular expression or a list of name endings, got {targets!r}; leave it out for "
+                "'all-linear'"
+            )
+        targets = several
     found: list[Target] = []
     seen: dict[Tensor, str] = {}
     parameters = list(named_parameters(model))
