@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,13 @@ def rank_of(text: str) -> int | float:
         with suppress(ValueError):
             return number(text)
     raise argparse.ArgumentTypeError(f"rank must be {RANK}, got {text!r}")
+
+
+def path_of(text: str) -> Path:
+    """Return a path; an empty one would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is wanted, got ''")
+    return Path(text)
 
 
 def device_of(text: str) -> str:

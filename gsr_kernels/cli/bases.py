@@ -6,13 +6,12 @@ import argparse
 import time
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gsr_kernels.basis import STORAGE, SpectralBasis, fingerprint, split_shape, storage_dtype
-from gsr_kernels.cli import device_of, rank_of
+from gsr_kernels.cli import device_of, path_of, rank_of
 from gsr_kernels.io.bases_file import load_bases, writing_bases
 from gsr_kernels.io.saved_model import Stored, stored_matrices
 from gsr_kernels.linalg import randomized_svd, svd
@@ -24,9 +23,9 @@ SAMPLE = 384
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model_dir", metavar="MODEL_DIR", help="directory with the model's *.safetensors")
+    parser.add_argument("model_dir", type=path_of, metavar="MODEL_DIR", help="directory with the model's *.safetensors")
     parser.add_argument(
-        "--out", required=True, metavar="FILE", help="bases file; only what does not fit is redone in it"
+        "--out", type=path_of, required=True, metavar="FILE", help="bases file; only what does not fit is redone in it"
     )
     parser.add_argument(
         "--rank", type=rank_of, help="directions of each weight: a number, or a share below 1; default all"
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Decompose what the file does not hold yet and write it anew; a refusal changes nothing."""
-    if Path(args.out).is_dir():
+    if args.out.is_dir():
         raise ValueError(f"--out {args.out} is a directory: name a file")
     if args.randomized and args.rank is None:
         raise ValueError("--randomized needs --rank: a whole basis is decomposed exactly")
@@ -77,7 +76,7 @@ def _write(
     """Write basis by basis into the file."""
     jobs = [_job(one, planned[one.name], args) for one in missing]
     costs = [svd_cost(job.shape) for job in jobs]
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with writing_bases(args.out, planned | kept) as add, progress("singular bases", sum(costs)) as bar:
         with closing(decompose_all(jobs)) as found:
             for i, basis in found:
@@ -121,7 +120,7 @@ def _planned(weights: list[Stored], args: argparse.Namespace) -> dict[str, Spect
 
 def _kept(args: argparse.Namespace, planned: dict[str, SpectralBasis]) -> dict[str, SpectralBasis]:
     """Return the bases of the file that stay: those that are as planned, and those that were not asked for."""
-    if not Path(args.out).exists():
+    if not args.out.exists():
         return {}
     held = load_bases(args.out)
     if args.replace:

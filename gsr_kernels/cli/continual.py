@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gsr_kernels.cli import path_of
 from gsr_kernels.cli.groups import group_help
 from gsr_kernels.continual import ranks, settings
 from gsr_kernels.continual.checks import usual_methods
@@ -45,16 +46,16 @@ USAGE = """gsr-kernels continual [--model MODEL --data DIR] --out DIR [flags]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     add = parser.add_argument
-    add("folder", nargs="?", type=Path, metavar="RUN", help="--out, named first; goes on by --resume")
-    add("--out", type=Path, metavar="DIR", help="for the results; new or empty without --resume")
+    add("folder", nargs="?", type=path_of, metavar="RUN", help="--out, named first; goes on by --resume")
+    add("--out", type=path_of, metavar="DIR", help="for the results; new or empty without --resume")
     add("--resume", action="store_true", help="start, or go on to the same numbers")
     add("--dry-run", action="store_true", help="print the plan alone; nothing is written")
     add("--recipe", metavar="NAME", help="flags in a YAML file; flags by hand win")
-    add("--data", type=Path, metavar="DIR", help="a file of rows a task; default: the demo's")
+    add("--data", type=path_of, metavar="DIR", help="a file of rows a task; default: the demo's")
     add("--order", metavar="NAMES", help="of the tasks, with commas; order1, long1, trace")
     partial = "leave out what a published --order has and the data lacks"
     add("--partial", action=argparse.BooleanOptionalAction, help=partial)
-    add("--retain", action="append", type=Path, metavar="FILE", help="known before: rows or a text; repeatable")
+    add("--retain", action="append", type=path_of, metavar="FILE", help="known before: rows or a text; repeatable")
     add("--known", type=known, help=argparse.SUPPRESS)
     add("--metric", action="append", metavar="NAME", help="of all tasks, or TASK=NAME; repeatable")
     add(

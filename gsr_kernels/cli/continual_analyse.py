@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
+from gsr_kernels.cli import path_of
 from gsr_kernels.cli.continual import prepared
 from gsr_kernels.continual.ranks import joined
 from gsr_kernels.messages import need
@@ -25,12 +25,12 @@ def ranks_of(text: str) -> list[int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     add = parser.add_argument
-    add("run_folder", type=Path, metavar="RUN", help="a folder that continual --keep-models --out wrote")
+    add("run_folder", type=path_of, metavar="RUN", help="a folder that continual --keep-models --out wrote")
     add("--method", help="of the run (default: all)")
     add("--seed", type=int, help="of the run (default: the first)")
     add("--weights", default="", metavar="REGEX", help="found in the names of the weights to look at (default: all)")
     add("--ranks", type=ranks_of, metavar="K,K", help="of the sweep, or none (default: 0, 1, 2, 4, … and all)")
-    add("--out", type=Path, metavar="DIR", help="for the pictures (default: RUN/analysis)")
+    add("--out", type=path_of, metavar="DIR", help="for the pictures (default: RUN/analysis)")
 
 
 def run(args: argparse.Namespace) -> None:

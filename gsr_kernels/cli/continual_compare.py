@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from gsr_kernels.cli import path_of
 from gsr_kernels.continual.compare import compare, draw, gather
 from gsr_kernels.continual.folder import write_json, write_text
 from gsr_kernels.messages import need
@@ -13,9 +13,9 @@ from gsr_kernels.messages import need
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="folders that continual --out wrote")
+    add("runs", nargs="+", type=path_of, metavar="RUN", help="folders that continual --out wrote")
     add("--baseline", metavar="'RUN: METHOD'", help="with which the others are compared (default: the first run's)")
-    add("--out", type=Path, metavar="DIR", help="for compare.txt, compare.json and compare.png")
+    add("--out", type=path_of, metavar="DIR", help="for compare.txt, compare.json and compare.png")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from gsr_kernels.cli import aligned, continual
+from gsr_kernels.cli import aligned, continual, path_of
 from gsr_kernels.continual.checks import metrics_of
 from gsr_kernels.continual.folder import check_new
 from gsr_kernels.continual.recipe import expand
@@ -16,8 +15,8 @@ from gsr_kernels.messages import need
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     add = parser.add_argument
-    add("raw", type=Path, metavar="RAW", help="a folder of files for each task, as they were published")
-    add("--out", type=Path, required=True, metavar="DIR", help="for the tasks, the run's --data; new or empty")
+    add("raw", type=path_of, metavar="RAW", help="a folder of files for each task, as they were published")
+    add("--out", type=path_of, required=True, metavar="DIR", help="for the tasks, the run's --data; new or empty")
     add("--recipe", default="gsr-paper", metavar="NAME", help="of the run (default: gsr-paper)")
     add("--model", metavar="MODEL", help="whose tokens are counted (default: the recipe's)")
     add("--tokens", type=int, default=4_000_000, metavar="N", help="to learn of a task (default: 4000000)")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gsr_kernels.cli import aligned
+from gsr_kernels.cli import aligned, path_of
 from gsr_kernels.cli.floors import transform
 from gsr_kernels.io.saved_model import build
 from gsr_kernels.messages import first_sentence
@@ -159,7 +159,7 @@ def megatron_kinds(model: nn.Module) -> list[Kind]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
-    parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="a transformers model; config.json is enough")
+    parser.add_argument("folder", type=path_of, metavar="MODEL_DIR", help="a transformers model; config.json is enough")
     parser.add_argument("--rank", type=int, action="append", metavar="K", help="a truncated option (default: 64, 256)")
     parser.add_argument("--gradient", choices=["fp32", "bf16"], default="fp32", help="dtype (default: %(default)s)")
     parser.add_argument("--shards", type=int, metavar="P", help="also what a rank holds where P share each weight")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gsr_kernels.cli import aligned, device_of
+from gsr_kernels.cli import aligned, device_of, path_of
 from gsr_kernels.io.bases_file import load_bases
 from gsr_kernels.io.saved_model import stored_matrices
 from gsr_kernels.messages import need
@@ -17,9 +17,13 @@ from gsr_kernels.reference import FLOOR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a bases file, or a directory with a model's *.safetensors")
+    parser.add_argument(
+        "path", type=path_of, metavar="PATH", help="a bases file, or a directory with a model's *.safetensors"
+    )
     parser.add_argument("--targets", metavar="REGEX", help="of a directory, as in attach(); default all-linear")
-    parser.add_argument("--plot", metavar="DIR", help="write spectra.png and heatmap.png there (needs matplotlib)")
+    parser.add_argument(
+        "--plot", type=path_of, metavar="DIR", help="write spectra.png and heatmap.png there (needs matplotlib)"
+    )
     parser.add_argument("--device", type=device_of, default="cpu", help="that decomposes (default %(default)s)")
 
 
@@ -27,6 +31,8 @@ def run(args: argparse.Namespace) -> None:
     """Print a row a weight; of experts and heads, medians over them."""
     if args.plot:
         need("--plot", "matplotlib", "plot")
+        if args.plot.exists() and not args.plot.is_dir():
+            raise ValueError(f"--plot {args.plot} is no folder: name another")
     spectra = _spectra(args)
     rows: list[tuple[str, ...]] = [("weight", "rank", "σ max", "σ min", "condition", "effective", "1/σ share")]
     for name, S in spectra.items():
@@ -36,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(aligned(rows)))
     print("effective: exp of the entropy of σ / Σσ; 1/σ share: what the smallest σ takes of a negative group of all")
     if args.plot:
-        plot(spectra, Path(args.plot))
+        plot(spectra, args.plot)
 
 
 def measures(S: Tensor) -> dict[str, Tensor]:
@@ -86,7 +92,7 @@ def plot(spectra: dict[str, Tensor], directory: Path) -> None:
 
 
 def _spectra(args: argparse.Namespace) -> dict[str, Tensor]:
-    if Path(args.path).is_file():
+    if args.path.is_file():
         if args.targets is not None:
             raise ValueError("--targets is for a directory; a bases file is shown whole")
         bases = load_bases(args.path)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from gsr_kernels.backends import choice
 from gsr_kernels.backends.dispatch import STEPS, has_kernels, unsupported
-from gsr_kernels.cli import aligned, device_of, rank_of
+from gsr_kernels.cli import aligned, device_of, path_of, rank_of
 from gsr_kernels.cli.estimate import model_kinds
 from gsr_kernels.options import resolve_rank
 
@@ -20,7 +19,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
-    parser.add_argument("folder", type=Path, nargs="?", metavar="MODEL_DIR", help="a transformers model")
+    parser.add_argument("folder", type=path_of, nargs="?", metavar="MODEL_DIR", help="a transformers model")
     parser.add_argument("--shape", action="append", default=[], metavar="D1xD2", help="a weight, as 8192x2048")
     parser.add_argument("--rank", type=rank_of, help="directions that are kept (default: all)")
     parser.add_argument("--gradient", choices=DTYPES, default="bf16", help="dtype (default: %(default)s)")

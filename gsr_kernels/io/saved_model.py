@@ -135,7 +135,8 @@ def stored_matrices(directory: str | os.PathLike[str], targets: str | None = Non
     parameters = {name: nn.Parameter(torch.empty(one.shape, device="meta")) for name, one in held.items()}
     if model is not None:
         parameters = {name: parameter for name, parameter in model.named_parameters() if name in held}
-    found = find_targets(model or parameters, targets or "all-linear", set(parameters.values()))
+    named = "all-linear" if targets is None else targets
+    found = find_targets(model or parameters, named, set(parameters.values()))
     return [replace(held[target.name], heads=target.heads) for target in found if target.reason is None]
 
 

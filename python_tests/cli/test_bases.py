@@ -207,15 +207,18 @@ def test_arguments_that_make_no_sense_take_one_line(model, tmp_path, capsys):
     for arguments, said in [
         (("--out", tmp_path), "is a directory"),
         (("--out", out, "--targets", "("), "'(' is no regular expression"),
+        (("--out", out, "--targets", ""), "targets='' matches no trained matrix"),
         (("--out", out, "--rank", "-3"), "rank must lie in [1, 16]"),
         (("--out", out, "--rank", "nan"), "in (0, 1), got nan"),
     ]:
         assert said in refused(capsys, "bases", model, *arguments)
     assert "no *.safetensors" in refused(capsys, "inspect", tmp_path / "none")
     assert "holds no bases" in refused(capsys, "inspect", empty)
+    assert "empty.bases is no folder" in refused(capsys, "inspect", model, "--plot", empty)
     for arguments, said in [
         (("--rank", "abc"), "rank must be a number of directions"),
         (("--device", "meta"), "'meta' is no device here"),
+        (("--out", ""), "argument --out: a path is wanted, got ''"),
         (("--device", "foo"), "'foo' is no device here"),
     ]:
         with pytest.raises(SystemExit, match="2"):

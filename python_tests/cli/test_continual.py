@@ -293,6 +293,8 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
         (["--width", "12"], "--width 12 must be a multiple"),
         (["--layers", "0"], "--layers must be at least 1"),
         (["--data", "absent"], "--data absent is no folder"),
+        (["--data", ""], "argument --data: a path is wanted, got ''"),
+        (["--retain", ""], "argument --retain: a path is wanted, got ''"),
         (["--unknown"], "--unknown"),
         (["--known", "quiz.jsonl"], "--known is called --retain now"),
     ],
