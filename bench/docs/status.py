@@ -13,12 +13,13 @@ TESTS = "python_tests"
 
 
 class Feature(NamedTuple):
-    """Names its page, the tests of it, what its kernels are called in ``bench.gpu.kernels``, and its cases."""
+    """Names its page, its tests, what its kernels are called in ``bench.gpu.kernels``, its cases, what is tested."""
 
     name: str
     tests: tuple[str, ...]
     kernels: str = ""
     cases: tuple[str, ...] = ()
+    tested: str = "yes"
 
 
 FEATURES = (
@@ -37,6 +38,8 @@ FEATURES = (
             ("svd_gpu",)),
     Feature("[CUDA C++](docs/csrc.md): small decompositions", ("csrc/test_small_svd.py",), "small_svd.cu",
             ("small_svd_gpu",)),
+    Feature("[CUDA C++](docs/csrc.md#the-second-product-by-cutlass): GSRAdamW's second product by CUTLASS",
+            ("backends/triton/test_cutlass.py",), "second_product.cu", ("second_product_gpu",), "all but its kernel"),
     Feature("[Your own tasks](docs/trainers/own_tasks.md) by one command", ("continual",)),
 )  # fmt: skip
 
@@ -58,7 +61,7 @@ def _tests(feature: Feature) -> str:
         files = path.rglob("test_*.py") if path.is_dir() else [path]
         if not any("\ndef test_" in file.read_text(encoding="utf-8") for file in files):
             raise FileNotFoundError(f"{path} holds no test of {feature.name}")
-    return "yes"
+    return feature.tested
 
 
 def _architectures(feature: Feature, compiled: list[tuple[str, int]]) -> str:
