@@ -21,6 +21,7 @@ FIXED = {
     "rescale_gradient_cpu": 0,
     "svd_cpu": 0,
     "stability_cpu": 0,
+    "fp8_cpu": 0,
     "zero_cpu": 0,
 }
 SECONDS = OF_A_MODEL | FIXED
