@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.docs.pages import Rows, grouped, last_run, measured, table
+from bench.cases import fp8_cpu
+from bench.docs.pages import Rows, grouped, last_run, measured, pivot, table
 from bench.models import model
 from bench.optimizers import MUON, OSF, OURS, muon_work
 from bench.results import read
@@ -129,3 +130,31 @@ def steps_on_cpu() -> str:
         f"{measured(rows)}. Products reached {1e3 * rate:.0f} GFLOP/s. At that rate the FLOP of {OURS} alone take "
         f"{' and '.join(least)}, which multiplies in bfloat16."
     )
+
+
+def fp8_errors() -> str:
+    """Return the error of G' by each way to multiply the correction, beside ‖δ‖ / ‖G‖."""
+    rows = last_run([row for row in read() if row["case"] == "fp8_cpu"])
+    columns, lines = pivot(
+        rows,
+        lambda row: (row["shape"], row["spectrum"], row["energy"]),
+        lambda row: row["variant"] if row["dtype"] == "fp32" else f"{row['variant']}, G' in bf16",
+        lambda row: (
+            row["rel_error"] if row["dtype"] == "fp32" else f"{row['rel_error']}, {row['verdict'].split(',')[0]}"
+        ),
+    )
+    shown = table(["W", "G", "‖δ‖ / ‖G‖", *columns], [[line[0].replace("x", " × "), *line[1:]] for line in lines])
+    return f"{shown}\n\n({measured(rows)})"
+
+
+def fp8_costs() -> str:
+    """Return the floor of a step of Falcon3-1B with the correction in FP8 beside that of today's."""
+    columns, lines = pivot(
+        fp8_cpu.costs(),
+        lambda cost: (cost[1],),
+        lambda cost: f"{cost[0]}, ms",
+        lambda cost: (
+            f"{fp8_cpu.with_fp8(H200).floor(cost[2]):.2f}" + (f", {cost[3] / 1e9:.2f} GB more" * (cost[3] > 0))
+        ),
+    )
+    return table(["Falcon3-1B, full rank", *columns], lines)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from bench.docs.figures import RATIOS, draw_ratios
 from bench.docs.pages import DOCS, IMAGES, ROOT, Rows, fill, grouped, last_run, measured, table
-from bench.docs.performance import floor_table, gpu_table, steps_on_cpu, target_table
+from bench.docs.performance import floor_table, fp8_costs, fp8_errors, gpu_table, steps_on_cpu, target_table
 from bench.docs.status import status
 from bench.results import RESULTS, TESTS, read
 from gsr_kernels import __version__
@@ -132,6 +132,8 @@ TABLES = {
         "targets": lambda: target_table(read()),
         "gpus": lambda: gpu_table([*read(), *read(TESTS)]),
         "cpu_steps": steps_on_cpu,
+        "fp8_costs": fp8_costs,
+        "fp8_errors": fp8_errors,
     },
     DOCS / "adapters" / "ps_lora.md": {"stability_cpu": stability},
     DOCS / "adapters" / "compared.md": {"adapters": compared},
