@@ -182,6 +182,10 @@ class GSRAdamW(OwnStep, AdamW):
             rest = [p for p in group["params"] if p.grad is not None and id(p) not in fused]
             self._update(rest, group, rewritten, scaler)
         if method is not None:
+            if method.rehearsed:
+                # else the first true step would be corrected for bias as a second one
+                for state in self.state.values():
+                    state["step"].zero_()
             method.end()
         return loss
 

@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
-from gsr_kernels import SpectralBasis, attach, load_bases, save_bases
+from gsr_kernels import GSRAdamW, SpectralBasis, attach, load_bases, save_bases
 from gsr_kernels.methods import OSF, SR, DataAwareGSR
 from python_tests.optim.toy import OPTIMIZERS, assert_same_weights, make_model, take_steps
 
@@ -314,6 +314,19 @@ def test_the_rehearsal_of_distributed_checkpoint_changes_nothing(lr):
     for name, entry in handle.state_dict()["weights"].items():
         assert entry["steps"] == 0
         assert all(torch.equal(value, state["weights"][name]["state"][key]) for key, value in entry["state"].items())
+
+
+def test_a_new_gsr_adamw_asked_for_its_state_takes_the_same_steps():
+    weights = []
+    for asked in (False, True):
+        model = make_model()
+        optimizer = GSRAdamW(model, rho=0.5, lr=1e-2)
+        if asked:
+            saved = get_optimizer_state_dict(model, optimizer)
+            assert not any(entry["step"] for entry in saved["state"].values())
+        take_steps(model, optimizer, range(3))
+        weights.append(model)
+    assert_same_weights(*weights)
 
 
 def test_a_first_step_of_a_warm_up_counts():
