@@ -1,7 +1,7 @@
 """``python -m bench.gpu sass``: count instructions in the machine code of the step's kernels for sm_90. Nothing is run.
 
 One row a kernel: the instructions of one step along the depth of its product, the matrix instructions and the stores to
-shared memory among them, and how often a tile waits for global memory after its product.
+shared memory among them, and how often a tile waits for global memory and at barriers after its product.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHIPPED = (
     r"^(first_product (by TMA )?(bf16|fp32) x fp16(, transposed)?|first_product by TMA bf16 x bf16|second_product "
     r"(bf16 x fp16 (wide|inside), AdamW fp32 fp32 bf16|fp32 x fp16 wide, AdamW fp32 fp32))$"
 )
-COLUMNS = {"kernel": 58, "instructions": 12, "GMMA": 4, "stores": 6, "waits": 5}
+COLUMNS = {"kernel": 58, "instructions": 12, "GMMA": 4, "stores": 6, "waits": 5, "barriers": 8}
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.+?)\s*;")
 PREDICATE = re.compile(r"^@!?U?P\w+ ")
 REGISTER = re.compile(r"\bR(\d+)\b(\.64)?")
@@ -56,6 +56,7 @@ def counts(sass: str) -> dict[str, int]:
         "GMMA": sum("GMMA." in name for name in step),
         "stores": sum(name.startswith("STS") for name in step),
         "waits": waits(code[last + 1 :]),
+        "barriers": sum(one.name.startswith("BAR") for one in code[last + 1 :]),
     }
 
 

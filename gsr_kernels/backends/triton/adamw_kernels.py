@@ -123,7 +123,9 @@ def move(
     store_tile(p_v, stride, row, column, rows, d2, v, BM, BN)
     store_tile(p_w, stride, row, column, rows, d2, w, BM, BN)
     if COPIED is not None:
-        store_tile(p_copy, stride, row, column, rows, d2, w, BM, BN)
+        # in vectors of 16 bytes it would have threads load 8 neighbours and store 4 of W and both moments: each would
+        # change hands through shared memory. Inside, where G has 16 bits too, it costs more registers than there are
+        store_tile(p_copy, stride, row, column, rows, d2, w, BM, BN, 4 if STORED else 0)
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -57,12 +57,20 @@ def load_factor(p_x, row, column, rows, k, d2, TRANSPOSED: tl.constexpr, BM: tl.
 
 
 @triton.jit
-def store_tile(p, stride, row, column, rows, columns, tile, BR: tl.constexpr, BC: tl.constexpr):
-    """Store a tile [BR, BC] at (row, column) of a row-major matrix [rows, columns], inside its edges."""
+def store_tile(
+    p, stride, row, column, rows, columns, tile, BR: tl.constexpr, BC: tl.constexpr, PIECE: tl.constexpr = 0
+):
+    """Store a tile [BR, BC] at (row, column) of a row-major matrix [rows, columns], inside its edges.
+
+    With PIECE a thread stores so many neighbours at most.
+    """
     origin = p + row * stride.to(tl.int64) + column
     o_row, o_column = tl.arange(0, BR), tl.arange(0, BC)
     inside = (o_row < rows - row)[:, None] & (o_column < columns - column)[None, :]
-    tl.store(origin + o_row[:, None] * stride + o_column[None, :], tile.to(p.dtype.element_ty), mask=inside)
+    addresses = origin + o_row[:, None] * stride + o_column[None, :]
+    if PIECE > 0:
+        addresses = tl.max_contiguous(addresses, [1, PIECE])
+    tl.store(addresses, tile.to(p.dtype.element_ty), mask=inside)
 
 
 @triton.jit

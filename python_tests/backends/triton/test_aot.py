@@ -100,10 +100,10 @@ def test_the_machine_code_of_the_products(run):
     assert done.returncode == 0, done.stderr
     lines, forms = done.stdout.splitlines()[1:], ("inside", "wide")
     first, by_tma, inside, second = (
-        [list(map(int, line.split()[-4:])) for line in sorted(lines) if re.match(name, line)]
+        [list(map(int, line.split()[-5:])) for line in sorted(lines) if re.match(name, line)]
         for name in ("first_product bf16", "first_product by TMA", *(f"second_product .* {form}" for form in forms))
     )
-    # instructions, matrix instructions and stores to shared memory of a step along the depth, waits of a tile after it;
+    # of a step along the depth: instructions, matrix instructions, stores to shared memory; after it: waits, barriers;
     # 119 and 124 by Triton 3.6
     assert len(first) == 2 and all(row[0] <= 142 and row[1:3] == [2, 0] for row in first)
     # four times the product of such a step; as the operands lie, and with G rounded in registers, 74, 76 and 176 by 3.6
@@ -112,6 +112,8 @@ def test_the_machine_code_of_the_products(run):
     assert len(second) == 4 and all(row[0] <= 130 and row[1:3] == [4, 0] for row in second)
     # one wait for each of eight strips; beside G, a master and its copy, one more
     assert [row[3] for row in second] == [8] * 4 and [row[3] for row in inside] == [8, 8, 9, 8]
+    # the copy is stored by the threads that loaded W: no strip of W, m or v changes hands
+    assert second[2][4] <= 16
 
 
 def test_counts_in_machine_code():
@@ -124,11 +126,12 @@ def test_counts_in_machine_code():
         /*0050*/                   LDG.E R9, desc[UR8][R2.64+0x40] ;
         /*0060*/                   FADD R10, R7, R11 ;
         /*0070*/                   FADD R12, R9, R11 ;
+        /*0078*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
         /*0080*/                   LDG.E.64 R2, desc[UR8][R2.64] ;
         /*0090*/                   LDG.E R5, desc[UR8][R2.64] ;
 """
     # R7 is the last of four; R9 came with it; the next wait is for an address
-    assert counts(sass) == {"instructions": 3, "GMMA": 1, "stores": 1, "waits": 2}
+    assert counts(sass) == {"instructions": 3, "GMMA": 1, "stores": 1, "waits": 2, "barriers": 1}
 
 
 @pytest.mark.parametrize("first", [torch.float32, torch.float16], ids=str)
