@@ -23,7 +23,7 @@ from gsr_kernels.continual.methods import (
 )
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.messages import need
-from gsr_kernels.methods import Chain
+from gsr_kernels.methods import Chain, Method
 from gsr_kernels.methods.base import of_any_task
 
 
@@ -259,7 +259,8 @@ def _check(chosen: Chosen) -> None:
     try:
         made = chosen.make()
         chosen.settings_of_run  # noqa: B018
-        if len(made) > 1 and isinstance(chosen.method, DenseMethod):
-            Chain(tuple(map(of_any_task, made)))
+        weights = [one for one in map(of_any_task, made) if isinstance(one, Method)]
+        if len(weights) > 1:
+            Chain(tuple(weights))
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {chosen.name}: {error}") from error

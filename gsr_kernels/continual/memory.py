@@ -18,7 +18,7 @@ from gsr_kernels.continual.kinds import Causal, Classifier, Kind, Seq2Seq
 from gsr_kernels.continual.methods import AdapterMethod
 from gsr_kernels.continual.models import lora_config
 from gsr_kernels.continual.ranks import world
-from gsr_kernels.methods import Method
+from gsr_kernels.methods import LwFOwn, Method
 from gsr_kernels.methods.base import of_any_task
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
@@ -100,21 +100,22 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
         bases = sum(cost([one], by_shape[one.d1, one.d2], "keep", element, 4).bases for one in kinds)
         decomposition = _decomposed([(one.d1, one.d2) for one in kinds])
         # the weights as the task began
-        if any("start" in one.lasting for one in made):
+        if any("start" in one.lasting for one in made if isinstance(one, Method)):
             more = size * sum(target.parameter.numel() for target in linear_matrices(model))
     # embeddings that are the head too have a gradient of each use
     copies = 2 if kind.wants == "completion" and getattr(model.config, "tie_word_embeddings", False) else 1
     counts = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     trained = sum(counts)
     # importance and values of the weights; the model before the task
-    strategy = getattr(chosen.method, "strategy", "")
-    kept = {"Consolidated": 2 * 4 * trained, "Distilled": weights, "Rehearsed": weights}.get(strategy, 0)
+    strategies = getattr(chosen.method, "strategies", ())
+    sizes = {"Consolidated": 2 * 4 * trained, "Distilled": weights, "Rehearsed": weights}
+    kept = sum(sizes[name] for name in strategies)
     rows = settings.micro_batch or settings.batch // world()
     saved = _activations(model, kind, rows, *longest)
-    if strategy == "Rehearsed" and saved is not None:
+    for own in made:
         # its own rows are a part of the same loss
-        [own] = made
-        saved += _activations(model, kind, own.own_rows, own.own_tokens, own.own_tokens) or []
+        if isinstance(own, LwFOwn) and saved is not None:
+            saved += _activations(model, kind, own.own_rows, own.own_tokens, own.own_tokens) or []
     small = sum(each for each in saved or () if each < MAPPED)
     holes = max(int(FEWEST * small), int(HOLES * small) - 3 * size * trained)
     return Memory(
@@ -124,7 +125,7 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
         bases,
         None if saved is None else sum(saved),
         kept + more,
-        kept if strategy == "Consolidated" else 0,
+        sizes["Consolidated"] if "Consolidated" in strategies else 0,
         copied,
         decomposition,
         size * max(counts) * copies + (LIBRARIES + max(0, holes - decomposition)) * on_cpu,

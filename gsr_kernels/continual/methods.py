@@ -53,8 +53,8 @@ class DenseMethod:
     title: str
     makes: tuple[Callable[..., Any], ...] = ()
     source: str = ""
-    # the class in ``strategy`` that learns by it where it is no method of the weights' bases
-    strategy: str = "Strategy"
+    # the classes in ``strategy`` that learn by it, where it does more than act on the steps
+    strategies: tuple[str, ...] = ()
     # a bound learns each task "alone", or all "at once"
     bound: str = ""
     # what it keeps that the strict setting forbids
@@ -70,7 +70,8 @@ class DenseMethod:
         """Return the settings of singular bases that it reads: whoever decomposes by itself says how precisely."""
         made: list[Any] = [make.func if isinstance(make, partial) else make for make in self.makes]
         acting = [one.makes if issubclass(one, TaskMethod) else one for one in made]
-        if self.strategy != "Strategy" or not acting or not issubclass(acting[0], Method):
+        acting = [one for one in acting if issubclass(one, Method)]
+        if not acting:
             return ()
         leading = next((one for one in acting if one.uses_basis), acting[0])
         return ("rank", "heads", "precision") if leading.decompose is Method.decompose else ("rank", "heads")
@@ -78,9 +79,17 @@ class DenseMethod:
     def joined(self, other: DenseMethod) -> DenseMethod:
         """Return both, one after the other; ValueError where they cannot go together."""
         for one in (self, other):
-            if not one.makes or one.strategy != "Strategy":
+            if not one.makes:
                 raise ValueError(f"{one.title} joins no other method")
-        return replace(self, title=f"{self.title}+{other.title}", makes=self.makes + other.makes)
+        if set(self.strategies) & set(other.strategies):
+            raise ValueError(f"{other.title} is given twice")
+        return replace(
+            self,
+            title=f"{self.title}+{other.title}",
+            makes=self.makes + other.makes,
+            strategies=self.strategies + other.strategies,
+            keeps=" and ".join(dict.fromkeys(filter(None, (self.keeps, other.keeps)))),
+        )
 
 
 @dataclass(frozen=True)
@@ -124,16 +133,16 @@ DENSE_METHODS = {
     "osf-uniform": DenseMethod("OSF-uniform", (OSF,), f"{SCULPTING}; a half as in PEFT"),
     "osf-schedule": DenseMethod("OSF-schedule", (ScheduledOSF,), SCULPTING),
     "sr": DenseMethod("SR", (SR,), "Learning Continually by Spectral Regularization, arXiv 2406.06811"),
-    "ewc": DenseMethod("EWC", (partial(EWC, lam=EWC_LAM),), "Kirkpatrick et al. 2017", "Consolidated"),
-    "lwf": DenseMethod("LwF", (LwF,), "Li and Hoiem 2016", "Distilled", keeps="the model before the task"),
+    "ewc": DenseMethod("EWC", (partial(EWC, lam=EWC_LAM),), "Kirkpatrick et al. 2017", ("Consolidated",)),
+    "lwf": DenseMethod("LwF", (LwF,), "Li and Hoiem 2016", ("Distilled",), keeps="the model before the task"),
     "lwf-own": DenseMethod(
         "LwF-own",
         (LwFOwn,),
         "LwF on text of the model's own, as in arXiv 2403.01244",
-        "Rehearsed",
+        ("Rehearsed",),
         keeps="the model before the task",
     ),
-    "replay": DenseMethod("Replay", (Replay,), "Rolnick et al. 2019", "Replayed", keeps="rows of earlier tasks"),
+    "replay": DenseMethod("Replay", (Replay,), "Rolnick et al. 2019", keeps="rows of earlier tasks"),
 }
 # strengths: O-LoRA's public code's, and the PS-LoRA paper's for a long sequence
 ADAPTER_METHODS = {

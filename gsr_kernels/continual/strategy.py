@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
+from gsr_kernels.continual.baselines import LwF, Replay
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.kinds import IGNORED, Kind
 from gsr_kernels.continual.methods import EWC_ROWS
@@ -22,13 +23,15 @@ from gsr_kernels.continual.models import load, save
 from gsr_kernels.continual.ranks import on_rank0
 from gsr_kernels.continual.settings import RunSettings
 from gsr_kernels.integrations.transformers import attach_to
-from gsr_kernels.methods import ModelMethod, TaskMethod
+from gsr_kernels.methods import EWC, LwFOwn, ModelMethod, TaskMethod
 
 # a file, and a directory of the shards
 BASES, SHARDS = "bases.safetensors", "bases"
 CONSOLIDATED = "ewc.safetensors"
 # rows of a task on which a method measures the model
 MEASURED_ROWS = 32
+# what acts by a class of its own below, or by the rows of a task
+ELSEWHERE = (EWC, LwF, LwFOwn, Replay)
 
 
 @dataclass
@@ -69,14 +72,21 @@ class Strategy:
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """Ready the Trainer, also to load its last checkpoint alone; what is put into the folder stays there."""
         method: Any = self.chosen.method
-        acts = [one for one in (self._of_task(trainer, each) for each in self.chosen.make()) if one is not None]
-        if acts and isinstance(acts[0], ModelMethod):
-            attach_to(trainer, acts)
-        elif acts:
+        made = [one for one in self.chosen.make() if type(one) not in ELSEWHERE]
+        acts = [one for one in (self._of_task(trainer, each) for each in made) if one is not None]
+        whole = [one for one in acts if isinstance(one, ModelMethod)]
+        acts = [one for one in acts if not isinstance(one, ModelMethod)]
+        if whole:
+            attach_to(trainer, whole)
+        if acts:
             folder.mkdir(parents=True, exist_ok=True)
             bases = folder / (SHARDS if self.settings.fsdp else BASES)
             settings = {name: getattr(self.settings, name) for name in method.of_bases}
             attach_to(trainer, method=acts, bases=bases, **settings)
+
+    def _made(self, kind: type) -> Any:
+        """Return what is made of the run's settings of one class."""
+        return next(one for one in self.chosen.make() if type(one) is kind)
 
     def _of_task(self, trainer: Trainer, acts: Any) -> Any:
         """Return what acts in this task: some measure the model first, on single rows, without padding."""
@@ -107,7 +117,7 @@ class Consolidated(Strategy):
     def open(self, folder: Path | None) -> None:
         """See Strategy.open."""
         super().open(folder)
-        [self._ewc] = self.chosen.make()
+        self._ewc = self._made(EWC)
         if folder is not None:
             self._ewc.load_state_dict(load_file(folder / CONSOLIDATED, device=str(self.model.device)))
 
@@ -121,6 +131,7 @@ class Consolidated(Strategy):
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Strategy.prepare."""
+        super().prepare(trainer, folder)
         attach_to(trainer, self._ewc)
         rows: Any = trainer.train_dataset
         self._rows, self._loss = rows.rows[:EWC_ROWS], batch_loss(self.kind, trainer)
@@ -133,19 +144,13 @@ class Consolidated(Strategy):
         on_rank0(lambda: save_file(self._ewc.state_dict(), folder / CONSOLIDATED))
 
 
-class Replayed(Strategy):
-    """Experience replay: the rows of the task hold earlier ones, and nothing acts on the steps."""
-
-    def prepare(self, trainer: Trainer, folder: Path) -> None:
-        """See Strategy.prepare."""
-
-
 class Distilled(Strategy):
     """LwF: a copy of the model as it is before the task answers every batch as well."""
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Strategy.prepare."""
-        [lwf] = self.chosen.make()
+        super().prepare(trainer, folder)
+        lwf = self._made(LwF)
         before, seen = copy.deepcopy(self.model).eval().requires_grad_(False), {}
         self._hook = self.model.register_forward_pre_hook(lambda _, args, inputs: seen.update(inputs), with_kwargs=True)
 
@@ -167,7 +172,8 @@ class Rehearsed(Strategy):
 
     def prepare(self, trainer: Trainer, folder: Path) -> None:
         """See Strategy.prepare: the term is a part of the loss, so that its gradient is clipped with the task's."""
-        [own] = self.chosen.make()
+        super().prepare(trainer, folder)
+        own = self._made(LwFOwn)
         own.seed = trainer.args.seed
         own.start(self.model)
 

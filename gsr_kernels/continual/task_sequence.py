@@ -155,7 +155,9 @@ class TaskSequence:
             from gsr_kernels.continual.adapter_strategy import Adapted, Balanced
 
             return (Balanced if method.balanced else Adapted)(self.kind, chosen, self.start, self.seed)
-        return getattr(strategies, method.strategy)(self.kind, chosen, self.start, self.seed)
+        # of methods that are joined each has its part, and hands on to the next
+        classes = [getattr(strategies, name) for name in method.strategies] or [Strategy]
+        return type("Joined", (*classes,), {})(self.kind, chosen, self.start, self.seed)
 
     def _state(self, chosen: Chosen) -> RunState:
         """Return the state of a method or bound; what was learned all at once is void when a task is added."""
