@@ -11,6 +11,9 @@ from gsr_kernels.backends.torch.products import product
 # of the diagonal of a Cholesky factor: below, one pass leaves columns that are far from orthonormal
 SPREAD = 1e-2
 
+# of a Gram matrix to the identity: Cholesky is exact to rounding there
+NEAR = 0.5
+
 
 class QR(NamedTuple):
     """``W = Q R``: ``Q [.., m, n]`` with orthonormal columns, ``R [.., n, n]`` upper triangular."""
@@ -46,7 +49,7 @@ def cholesky_qr(
     ``gram`` and ``householder`` are those of a W whose rows are sharded over ranks, each with its own.
     """
     identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
-    Q, R = W, identity
+    Q = R = W
     for shifted in (True, False, False):
         square = gram(Q)
         distance = torch.linalg.matrix_norm(square - identity)
@@ -55,25 +58,45 @@ def cholesky_qr(
             shift = W.shape[-1] ** 0.5 * torch.finfo(W.dtype).eps * torch.linalg.matrix_norm(square)
             square = square + shift[..., None, None] * identity
         factor, info = torch.linalg.cholesky_ex(square, upper=True)
-        Q, R = torch.linalg.solve_triangular(factor, Q, upper=True, left=False), factor @ R
-        # Cholesky is exact to rounding on a Gram matrix this close to the identity
-        if not shifted and ((info == 0) & (distance < 0.5)).all():
+        Q, R = _divided(Q, factor), factor if shifted else factor @ R
+        if not shifted and ((info == 0) & (distance < NEAR)).all():
             return QR(Q, R)
     return householder(W)
 
 
 def orthonormal(Y: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns of ``Y [.., m, n]``, m >= n, by what is fast on its device."""
-    # on a CPU Householder reflections are not slower than two passes
+    factor = _factor(gram(Y)) if Y.device.type == "cpu" else None
+    if factor is not None:
+        Q = _divided(Y, factor)
+        square = gram(Q)
+        identity = torch.eye(Y.shape[-1], dtype=Y.dtype)
+        if (torch.linalg.matrix_norm(square - identity) < NEAR).all():
+            return _divided(Q, torch.linalg.cholesky(square, upper=True))
+    return _of_dependent(Y)
+
+
+def _of_dependent(Y: Tensor) -> Tensor:
+    """Return an orthonormal basis of columns of which some may depend on others."""
+    # on a CPU reflections are not slower than three passes
     return householder(Y).Q if Y.device.type == "cpu" else cholesky_qr(Y).Q
 
 
 def normalized(
-    Y: Tensor, gram: Callable[[Tensor], Tensor] = gram, orthonormal: Callable[[Tensor], Tensor] = orthonormal
+    Y: Tensor, gram: Callable[[Tensor], Tensor] = gram, orthonormal: Callable[[Tensor], Tensor] = _of_dependent
 ) -> Tensor:
     """Return columns with the span of ``Y [.., m, n]``, m >= n, near enough to orthonormal to be multiplied on."""
-    factor, info = torch.linalg.cholesky_ex(gram(Y), upper=True)
+    factor = _factor(gram(Y))
+    return orthonormal(Y) if factor is None else _divided(Y, factor)
+
+
+def _factor(square: Tensor) -> Tensor | None:
+    """Return the Cholesky factors of Gram matrices, None where the columns of one are nearly dependent."""
+    factor, info = torch.linalg.cholesky_ex(square, upper=True)
     diagonal = factor.diagonal(dim1=-2, dim2=-1)
-    if ((info == 0) & (diagonal.amin(-1) > SPREAD * diagonal.amax(-1))).all():
-        return torch.linalg.solve_triangular(factor, Y, upper=True, left=False)
-    return orthonormal(Y)
+    return factor if ((info == 0) & (diagonal.amin(-1) > SPREAD * diagonal.amax(-1))).all() else None
+
+
+def _divided(Y: Tensor, factor: Tensor) -> Tensor:
+    """Return ``Y factor⁻¹`` of an upper triangular factor, stored row by row: LAPACK solves for the transposed."""
+    return torch.linalg.solve_triangular(factor.mT, Y.mT, upper=False).mT

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.backends.dispatch import backend_for
-from gsr_kernels.backends.torch.products import full_precision, product
+from gsr_kernels.backends.torch.products import full_precision, product, transposed_product
 from gsr_kernels.backends.torch.sketch import SPARSITY, sketch
 from gsr_kernels.checks import check_choice, is_integer
 from gsr_kernels.linalg.cholesky_qr import normalized, orthonormal
@@ -128,9 +128,9 @@ def _sketched(W: Tensor, rank: int, width: int, q: int, seed: int, kind: str) ->
     else:
         Y = sketch(W, width, seed, kind)
     for _ in range(q):
-        Y = product(W, product(W.mT, normalized(Y)))
+        Y = product(W, transposed_product(W, normalized(Y)))
     Q = orthonormal(Y)
-    V, S, Uh = svd(product(W.mT, Q))
+    V, S, Uh = svd(transposed_product(W, Q))
     return product(Q, Uh[..., :rank, :].mT), S, V
 
 
@@ -142,5 +142,5 @@ def _error(W: Tensor, U: Tensor, S: Tensor, V: Tensor, beyond: Tensor) -> Tensor
     for _ in range(ROUNDS):
         x = torch.linalg.qr(x).Q
         y = product(W, x) - U @ (S.unsqueeze(-1) * (V.mT @ x))
-        x = product(W.mT, y) - V @ (S.unsqueeze(-1) * (U.mT @ y))
+        x = transposed_product(W, y) - V @ (S.unsqueeze(-1) * (U.mT @ y))
     return torch.linalg.svdvals(x).amax(-1).sqrt()

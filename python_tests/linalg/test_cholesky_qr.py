@@ -14,6 +14,7 @@ def test_orthonormal_triangular_and_exact(shape, condition):
     W = matrix(*shape, spectrum("log", shape[1], condition))
     Q, R = cholesky_qr(W)
     assert defect(Q) <= 2e-6
+    assert defect(orthonormal(W)) <= 2e-6
     assert torch.equal(R, R.triu())
     assert torch.dist(Q @ R, W) <= 2e-6 * W.norm()
 

@@ -10,7 +10,15 @@ from bench.timing import peak_extra_bytes
 from gsr_kernels import OSF, PSP, GSRFull, SpectralBasis, rescale_gradient
 from gsr_kernels.__main__ import main
 from gsr_kernels.backends.torch import products
-from gsr_kernels.backends.torch.products import CHOICES, VARIABLE, cpu_product, full_precision, product, write_product
+from gsr_kernels.backends.torch.products import (
+    CHOICES,
+    VARIABLE,
+    cpu_product,
+    full_precision,
+    product,
+    transposed_product,
+    write_product,
+)
 from gsr_kernels.linalg.polar import polar_factor
 
 LINEAR = products.LINEAR
@@ -68,6 +76,16 @@ def test_it_is_the_product_however_the_operands_lie(choice, dtype, shape):
                     expected = base.double() + truth
                     write_product(left, right, base, base)
                     assert torch.dist(base.double(), expected) <= bound + 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("width", [1, 40, 200])
+def test_a_sum_over_panels_of_rows_is_the_product_with_the_transposed_matrix(choice, width):
+    W, Y = torch.randn(300, 70), torch.randn(300, width)
+    truth = W.double().mT @ Y.double()
+    for stored in (W, W.mT.contiguous().mT):
+        with full_precision(W.device):
+            found = transposed_product(stored, Y)
+        assert torch.dist(found.double(), truth) <= 3e-7 * W.norm() * Y.norm()
 
 
 def test_batches_gradients_and_what_is_empty(choice):

@@ -37,11 +37,14 @@ DECISIONS = Decisions("cpu_products.json")
 # for themselves are to find the same), and the relative error it may have: bf16's is 2e-3, TF32's 2e-4
 SIDE, ROUNDS, WORTH, EXACT = 512, 7, 0.75, 1e-6
 
-# rows of a sum of products, a part of a cache; of more threads than these torch makes better use than numpy's one
+# rows of a panel, a part of a cache; of more threads than these torch makes better use than numpy's one
 ROWS, NUMPYS_THREADS = 128, 2
 
 # of its result that oneDNN, which takes no out, holds at a time
 PART = 8
+
+# columns up to which a product with a transposed matrix is a sum over panels of its rows
+NARROW = 128
 
 # the backends whose float32 products torch's settings may lower
 BACKENDS = ("cuda", "mkldnn")
@@ -86,6 +89,17 @@ def write_product(A: Tensor, B: Tensor, out: Tensor, base: Tensor | None = None)
         torch.matmul(A, B, out=out)
     else:
         add(base, A, B, out=out)
+
+
+def transposed_product(W: Tensor, Y: Tensor) -> Tensor:
+    """Return ``Wᵀ Y``: of narrow Y and by MKL as a sum over panels of W's rows, which it reads too slowly whole."""
+    plain = W.device.type == "cpu" and W.ndim == 2 and W.is_contiguous()
+    if not plain or Y.shape[-1] > NARROW or _takes_onednn(W, Y):
+        return product(W.mT, Y)
+    total = Y.new_zeros(W.shape[-1], Y.shape[-1])
+    for rows, part in zip(W.split(ROWS), Y.split(ROWS)):
+        write_product(rows.mT, part, total, total)
+    return total
 
 
 @cache
