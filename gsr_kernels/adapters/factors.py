@@ -74,6 +74,8 @@ def adapter_names(model: nn.Module) -> list[str]:
 def find_factors(model: nn.Module, adapter: str | None = None) -> list[Factors]:
     """Return the factors of one adapter, by default the last one that was added, in the order of the modules.
 
+    Each holds ``B [d_out, r]`` and ``A [r, d_in]`` of one module, the model's own parameters, and its ``scaling``.
+
     Raises TypeError where model is no module, and ValueError where it has no adapter of this name. A module of the
     adapter raises TypeError where it is no linear layer, a variant of LoRA (DoRA, lora_bias), or sharded.
     """

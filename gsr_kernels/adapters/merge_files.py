@@ -72,7 +72,8 @@ def merge_files(
     Args:
         directory: holds ``*.safetensors`` as ``save_pretrained`` writes them.
         adapters: folders as ``PeftModel.save_pretrained`` writes them, oldest first.
-        how, density: see ``merging.merge``.
+        how: "magnitude", "sum", "mean" or "ties", see ``merging.merge``.
+        density: in (0, 1], the share of each adapter's entries that "ties" keeps.
 
     Returns the shards that were written.
 

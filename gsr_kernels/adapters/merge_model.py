@@ -30,7 +30,9 @@ def merge_and_unload(
         model: a PeftModel whose adapters are plain LoRA of linear layers.
         adapters: oldest first; by default all, in the order in which they were added. Others are lost; of
             modules that were trained whole beside the adapters (modules_to_save) the last one's stay.
-        how, density, backend: see ``merging.merge``.
+        how: "magnitude", "sum", "mean" or "ties", see ``merging.merge``.
+        density: in (0, 1], the share of each adapter's entries that "ties" keeps.
+        backend: "auto" (Triton on a GPU, torch elsewhere), "torch" or "triton".
 
     Raises as ``merging.merge``, ``find_factors`` and ``same_modules``, and TypeError for an adapter with trainable
     tokens. Raises ValueError where a factor holds NaN or Inf, a weight is tied to another, or the model has merged by

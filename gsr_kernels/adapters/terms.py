@@ -114,7 +114,8 @@ class OLoRA(Term):
     A is PEFT's lora_A, as in the public code: the paper's A is the other factor. Scalings do not enter.
 
     Args:
-        lam, new, earlier: see ``Term``. The public code's lam is 0.5; it tells to stay below 5.
+        lam: the strength, above 0. The public code's is 0.5; it tells to stay below 5.
+        new, earlier: names of the adapter that is trained, and of those before it; by default the last, and all others.
 
     Raises as ``Term``.
     """
@@ -142,7 +143,8 @@ class PSLoRA(Term):
     are kept side by side: ``T r`` elements a row and column of every weight.
 
     Args:
-        lam, new, earlier: see ``Term``. The paper's lam is 0.1 or 0.001 for T5-large, 0.01 or 0.001 for LLaMA-2-7B.
+        lam: the strength, above 0. The paper's is 0.1 or 0.001 for T5-large, 0.01 or 0.001 for LLaMA-2-7B.
+        new, earlier: names of the adapter that is trained, and of those before it; by default the last, and all others.
         alpha: a number above 0, or "auto", for every module ``auto_alpha`` of its earlier factors.
         terms: "both", "magnitude" or "sign".
         backend: see ``stability_loss``.

@@ -31,7 +31,8 @@ def save_bases(
 ) -> None:
     """Write the bases of a model, keyed by parameter name, to one safetensors file; ``settings`` say how they arose.
 
-    The file appears whole or not at all. Raises FileNotFoundError where its folder is not there.
+    The file appears whole or not at all. Raises FileNotFoundError where its folder is not there, ValueError for what is
+    no path.
     """
     with writing_bases(path, bases, settings) as add:
         for name, basis in bases.items():
@@ -77,9 +78,12 @@ def writing_bases(
 def load_bases(
     path: str | os.PathLike[str], names: Iterable[str] | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, SpectralBasis]:
-    """Read a bases file: every basis in it, or those of ``names`` that it holds, see ``find_name``.
+    """Return the bases in a file by parameter name: every one, or those of ``names`` that it holds, see ``find_name``.
 
-    Raises FileNotFoundError where there is no such file, ValueError where it is truncated, of another kind, or newer.
+    The factors have the dtypes in which they were written, and are on ``device``.
+
+    Raises FileNotFoundError where there is no such file, ValueError where it is truncated, of another kind, or newer,
+    and for what is no path.
     """
     if not Path(check_path(path)).is_file():
         raise FileNotFoundError(f"bases: no file {os.fspath(path)}; handle.save_bases(path) writes one")

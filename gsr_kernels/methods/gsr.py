@@ -27,7 +27,7 @@ class GSR(Method):
     Args:
         rho: in [0, 1]; 0 leaves the components as they are, 1 shares their energy out by σ alone.
         out_of_span: "drop" (the paper's (8)) loses what U and Vh do not span, "keep" leaves it as it is. None: "drop"
-            for whole bases and "keep" for truncated ones, decided once by attach().
+            where attach() is given no rank, else "keep", for all weights.
 
     Raises ValueError where either is out of range.
     """

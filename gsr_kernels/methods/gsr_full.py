@@ -30,8 +30,8 @@ class GSRFull(Method):
 
     Args:
         p: how strongly, at least 0; 0 is the projection on the span.
-        out_of_span: "drop" loses what U and Vh do not span, "keep" leaves it: ``G + U (N' − N) Vh``. None: "drop" for
-            whole bases and "keep" for truncated ones, decided once by attach().
+        out_of_span: "drop" loses what U and Vh do not span, "keep" leaves it: ``G + U (N' − N) Vh``. None: "drop"
+            where attach() is given no rank, else "keep", for all weights.
 
     Raises ValueError where either is out of range.
     """

@@ -1,8 +1,4 @@
-"""Statistics of a model on a few batches: how far each block turns its input, and how large a layer's inputs are.
-
-A batch is what the model is called with: a mapping of keyword arguments, a tuple or list of arguments, or one argument.
-The model runs without gradients in the mode that it is in: call ``model.eval()`` first where it has dropout.
-"""
+"""Statistics of a model on a few batches: how far each block turns its input, and how large a layer's inputs are."""
 
 from __future__ import annotations
 
@@ -27,6 +23,8 @@ def layer_importance(model: nn.Module, batches: Iterable[Any], layers: str | Non
     ``adaptive_shares`` scales them to mean 1.
 
     Args:
+        model: runs without gradients in the mode that it is in: call ``eval()`` first where it has dropout.
+        batches: what the model is called with, each a mapping by keyword, a tuple of arguments, or one.
         layers: regular expression of the blocks' whole names. None: numbered modules (``model.layers.3``, ``h.0``,
             ``encoder.block.2``), as those of transformers' decoders, encoders and encoder–decoders, the outermost whose
             output has the shape of their input.
@@ -64,6 +62,10 @@ def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -
     """Return the size of each input feature, ``[d_in]`` of mean 1, of each nn.Linear that ran, by its weight's name.
 
     ``(mean |x_j|)^alpha`` over all tokens, as ASVD scales weights; a feature under 1e-3 of the largest counts as that.
+
+    Args:
+        model, batches: as in ``layer_importance``.
+        alpha: how much sizes differ; 0: all are 1.
 
     Raises ValueError where batches is empty, where no nn.Linear ran, or where one saw NaN or Inf.
     """
