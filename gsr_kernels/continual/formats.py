@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -26,14 +27,7 @@ class Labelled(Example):
 
 def example_of(row: Any) -> Example:
     """Make an example of a row; keys that its format does not have are left alone. Raises ValueError, naming keys."""
-    if isinstance(row, Mapping):
-        for keys, make in FORMATS.items():
-            if all(key in row for key in keys):
-                return make(row)
-        if "prompt" not in row and "completion" not in row:
-            wanted = "; ".join(", ".join(keys) for keys in FORMATS)
-            raise ValueError(f"no format has the keys {_keys(row)}: call them as one does: {wanted}")
-    return _plain(row)
+    return (_maker(tuple(row)) if isinstance(row, Mapping) else _plain)(row)
 
 
 def with_labels(path: Path, *lists: Sequence[Example]) -> list[tuple[Example, ...]]:
@@ -84,16 +78,18 @@ def _plain(row: Any) -> Example:
 
 def _chat(key: str, role_key: str, text_key: str) -> Callable[[Mapping[str, Any]], Example]:
     def make(row: Mapping[str, Any]) -> Example:
-        if not isinstance(row[key], list) or not all(isinstance(turn, dict) for turn in row[key]):
-            raise ValueError(f'{key!r} must be a list of turns {{"{role_key}": role, "{text_key}": text}}')
-        turns = []
-        for turn in row[key]:
-            role, text = turn.get(role_key), turn.get(text_key)
-            role = SPEAKERS.get(role, role)
+        listed: Any = row[key] if isinstance(row[key], list) else [None]
+        turns: list[tuple[str, str]] = []
+        for turn in listed:
+            if not isinstance(turn, dict):
+                raise ValueError(f'{key!r} must be a list of turns {{"{role_key}": role, "{text_key}": text}}')
+            role: Any = turn.get(role_key)
+            text: Any = turn.get(text_key)
+            role = SPEAKERS.get(role, role) if isinstance(role, str) else role
             if role not in ROLES:
                 raise ValueError(f"{key!r} has a turn whose {role_key!r} is {role!r}; there are {', '.join(ROLES)}")
             _check_text(text_key, text)
-            if role == "assistant" and not text.strip():
+            if role == "assistant" and (not text or text.isspace()):
                 raise ValueError(f"{key!r} has an empty turn of the assistant: there is nothing to learn")
             turns.append((role, text))
         # nobody learns from what follows the assistant's last words
@@ -194,7 +190,20 @@ FORMATS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Example]] = {
 }
 
 
-def _keys(row: Mapping[str, Any]) -> str:
+# rows of a file have the same keys, or nearly
+@lru_cache
+def _maker(keys: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Example]:
+    for wanted, make in FORMATS.items():
+        if set(wanted) <= set(keys):
+            return make
+    # what such a row lacks is told of it alone
+    if "prompt" in keys or "completion" in keys:
+        return _plain
+    known = "; ".join(map(", ".join, FORMATS))
+    raise ValueError(f"no format has the keys {_keys(keys)}: call them as one does: {known}")
+
+
+def _keys(row: Iterable[str]) -> str:
     return ", ".join(map(repr, row)) or "none"
 
 

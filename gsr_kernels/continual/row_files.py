@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +38,14 @@ def made(
 ) -> tuple[Example, ...]:
     """Make an example of each row at a place; see ``read_rows``. Raises ValueError for bad rows, all, and for none."""
     rows, bad = [], []
-    for where, row in located:
-        try:
-            one = example(parse(row))
-            if one is not None:
-                rows.append(one)
-        except ValueError as error:  # noqa: PERF203
-            bad.append(f"{where}: {error}")
+    with _uncollected():
+        for where, row in located:
+            try:
+                one = example(parse(row))
+                if one is not None:
+                    rows.append(one)
+            except ValueError as error:  # noqa: PERF203
+                bad.append(f"{where}: {error}")
     if len(bad) == 1:
         raise ValueError(bad[0])
     if bad:
@@ -53,6 +56,18 @@ def made(
     if not rows:
         raise ValueError(f"{name}: is empty: a row to learn and one to score are wanted")
     return tuple(rows)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Hold Python's search for cycles, of which rows have none: it would go through all rows time and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def read_json(file: Path) -> Any:

@@ -162,6 +162,10 @@ def test_a_row_is_told_by_its_keys(row, example, tmp_path):
         ({"messages": "a"}, '\'messages\' must be a list of turns {"role": role, "content": text}'),
         ({"messages": [{"role": "user", "content": "a"}]}, "'messages' has no turn of the assistant"),
         (
+            {"messages": [{"role": ["user"], "content": "a"}]},
+            "a turn whose 'role' is ['user']; there are system, user, ass",
+        ),
+        (
             {"messages": [{"role": "tool", "content": "a"}]},
             "a turn whose 'role' is 'tool'; there are system, user, ass",
         ),
