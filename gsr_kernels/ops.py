@@ -14,7 +14,10 @@ from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import Backend, OutOfSpan, check_fit, check_out_of_span, check_rho
 from gsr_kernels.reference import FLOOR
 
-__all__ = ["backend_for", "implementation", "rescale", "rescale_gradient", "rescale_gradients", "small_svd"]
+__all__ = [
+    "backend_for", "implementation", "project", "recompose", "rescale", "rescale_gradient", "rescale_gradients",
+    "skew", "small_svd",
+]  # fmt: skip
 
 
 def implementation(
@@ -22,13 +25,14 @@ def implementation(
     backend: str = "auto",
     device: torch.device | None = None,
     gradient: torch.dtype | None = None,
+    basis: torch.dtype | None = None,
     shape: Shape | None = None,
 ) -> Callable[..., Any]:
     """Return the function of an operator that ``backend_for`` decides for, of whose arguments these are.
 
     Raises ValueError as ``backend_for`` does, and for a backend that lacks the operator.
     """
-    return function(op, backend_for(op, device, gradient, gradient, shape, backend=backend)[0])
+    return function(op, backend_for(op, device, gradient, basis or gradient, shape, backend=backend)[0])
 
 
 @overload
@@ -155,15 +159,50 @@ def _rescale_gradient(
 _rescale_gradient.register_fake(lambda *arguments: None)
 
 
+def project(G: Tensor, U: Tensor, Vh: Tensor, backend: Backend = "auto") -> Tensor:
+    """Compute equation (2), ``N = Uᵀ G V`` ``[.., k, k]``: see ``reference.project``.
+
+    G ``[.., d1, d2]``, U ``[.., d1, k]``, Vh ``[.., k, d2]`` of any strides, products in float32 or better.
+
+    Raises TypeError for other than float dtypes, ValueError for shapes or devices that do not fit or a backend unknown.
+    """
+    *batch, d1, k = U.shape
+    check_fit(G=(G, (*batch, d1, Vh.shape[-1])), U=(U, U.shape), Vh=(Vh, (*batch, k, Vh.shape[-1])))
+    return _project(G, U, Vh, backend)
+
+
+def skew(N: Tensor, S: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+    """Compute equation (3), the generators ``(H, K)`` of the turns of U and V, each ``[.., k, k]``.
+
+    See ``reference.skew``. Their row norms say how fast a step turns each singular vector. Raises as ``project``.
+    """
+    check_fit(N=(N, (*S.shape, S.shape[-1])), S=(S, S.shape))
+    return _skew(N, S, backend)
+
+
 def rescale(g: Tensor, S: Tensor, rho: float, floor: float = FLOOR, backend: Backend = "auto") -> Tensor:
     """Compute equation (7), ``g' [.., k]`` of g and S: see ``reference.rescale``. Any magnitude of g.
 
-    Raises TypeError for other than float dtypes, ValueError for shapes or devices that do not fit, a rho outside
-    [0, 1] or a backend unknown.
+    Raises as ``project``, and ValueError for a rho outside [0, 1].
     """
     check_rho(rho)
     check_fit(g=(g, S.shape), S=(S, S.shape))
     return _rescale(g, S, rho, floor, backend)
+
+
+def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: Backend = "auto") -> Tensor:
+    """Compute equation (8), ``G' = U [H diag(S) + diag(g) + diag(S) Kᵀ] Vh`` ``[.., d1, d2]``.
+
+    ``rescale_gradient`` gets there from δ = g' − g, in two products. See ``reference.recompose``.
+
+    Raises as ``project``.
+    """
+    *batch, k = S.shape
+    square, d1, d2 = (*batch, k, k), U.shape[-2], Vh.shape[-1]
+    check_fit(
+        H=(H, square), g=(g, S.shape), K=(K, square), U=(U, (*batch, d1, k)), S=(S, S.shape), Vh=(Vh, (*batch, k, d2))
+    )
+    return _recompose(H, g, K, U, S, Vh, backend)
 
 
 def small_svd(A: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -189,9 +228,26 @@ def small_svd(A: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor, Ten
     return _small_svd(A, backend)
 
 
+@torch.library.custom_op("gsr_kernels::project", mutates_args=())
+def _project(G: Tensor, U: Tensor, Vh: Tensor, backend: str) -> Tensor:
+    shape = U.shape[-2], Vh.shape[-1], U.shape[-1]
+    return implementation("project", backend, G.device, G.dtype, U.dtype, shape)(G, U, Vh)
+
+
+@torch.library.custom_op("gsr_kernels::skew", mutates_args=())
+def _skew(N: Tensor, S: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return implementation("skew", backend, N.device, N.dtype)(N, S)
+
+
 @torch.library.custom_op("gsr_kernels::rescale", mutates_args=())
 def _rescale(g: Tensor, S: Tensor, rho: float, floor: float, backend: str) -> Tensor:
     return implementation("rescale", backend, g.device, g.dtype)(g, S, rho, floor)
+
+
+@torch.library.custom_op("gsr_kernels::recompose", mutates_args=())
+def _recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor, backend: str) -> Tensor:
+    shape = U.shape[-2], Vh.shape[-1], U.shape[-1]
+    return implementation("recompose", backend, U.device, U.dtype, U.dtype, shape)(H, g, K, U, S, Vh)
 
 
 @torch.library.custom_op("gsr_kernels::small_svd", mutates_args=())
@@ -201,7 +257,14 @@ def _small_svd(A: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 # empty results, for tracing
+_project.register_fake(
+    lambda G, U, Vh, backend: G.new_empty(
+        (*U.shape[:-2], U.shape[-1], U.shape[-1]), dtype=torch.promote_types(G.dtype, U.dtype)
+    )
+)
+_skew.register_fake(lambda N, S, backend: (N.new_empty(N.shape), N.new_empty(N.shape)))
 _rescale.register_fake(lambda g, *others: g.new_empty(g.shape))
+_recompose.register_fake(lambda H, g, K, U, S, Vh, backend: U.new_empty((*U.shape[:-1], Vh.shape[-1])))
 
 
 @_small_svd.register_fake

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bench.run import Makers, Run, Trial, untested
 from bench.transforms import error
-from gsr_kernels.backends.triton.configurations import TYPES, options
+from gsr_kernels.backends.triton.configurations import options
+from gsr_kernels.backends.triton.product import TYPES
 from gsr_kernels.backends.triton.tables import tile_table
 from gsr_kernels.backends.triton.tiles import dot, load_tile, load_transposed, store_tile
 from gsr_kernels.cli.floors import Work

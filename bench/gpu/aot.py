@@ -29,7 +29,7 @@ from triton.compiler import ASTSource
 from bench.docs import pages
 from bench.gpu import nvcc
 from bench.gpu.kernels import SHIPPED, UNALIGNED, Case, cases
-from gsr_kernels.backends.triton import step_kernels, tiles
+from gsr_kernels.backends.triton import product, step_kernels, tiles
 from gsr_kernels.backends.triton.cublas_kernels import convert, scale_factor
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -39,7 +39,7 @@ COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], (0x[0-9a-
 LOAD = re.compile(r"@%p\d+ ld\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bsuf](\d+) ")
 # where matrices are loaded: lines of the source, file by file; δ is a vector
 KERNELS = step_kernels.largest, step_kernels.first_product, convert, scale_factor
-LOADING = tiles, *(kernel.fn for kernel in KERNELS)
+LOADING = tiles, product, *(kernel.fn for kernel in KERNELS)
 MATRIX_LOADS = {
     (Path(inspect.getsourcefile(source) or "").name, max(first, 1) + i)
     for source in LOADING

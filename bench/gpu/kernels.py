@@ -17,13 +17,16 @@ from gsr_kernels.backends.triton import (
     adamw_kernels,
     cublas_kernels,
     merge,
+    product,
     rescale,
     sketch,
     stability,
+    stages,
     step_kernels,
 )
-from gsr_kernels.backends.triton.configurations import BLOCK, TYPES, configuration, options
+from gsr_kernels.backends.triton.configurations import BLOCK, configuration, options
 from gsr_kernels.backends.triton.forms import UPDATES, Form, Update
+from gsr_kernels.backends.triton.product import TYPES
 
 UNALIGNED = ", unaligned"
 # bases as attach() makes them, and the gradients of training
@@ -108,7 +111,7 @@ def _adamw(update: Update | None) -> str:
 
 
 def row_cases(architecture: int) -> Iterator[Case]:
-    """Yield the other kernels of the step, and the rescale by itself."""
+    """Yield the other kernels of the step, and the stage operators."""
     for operand in (tl.float16, tl.bfloat16):
         constants = {"DTYPE": operand, "BLOCK": BLOCK}
         yield Case(step_kernels.rescale_all, f"rescale_all {operand}", architecture, POINTERS, constants,
@@ -129,8 +132,17 @@ def row_cases(architecture: int) -> Iterator[Case]:
             constants = {"G_DTYPE": gradient, "ALIGN": align, "BLOCK": BLOCK}
             label = f"largest {gradient}" + ("" if align > 1 else UNALIGNED)
             yield Case(step_kernels.largest, label, architecture, POINTERS, constants, options(), aligned=align > 1)
-    signature = dict.fromkeys(("g", "s", "out", "work"), "*fp32") | {"k": "i32", "rho": "fp32", "floor": "fp32"}
-    yield Case(rescale.rescale_rows, "rescale", architecture, signature, {"BLOCK": BLOCK}, options())
+    pointers = dict.fromkeys(("n", "s", "h", "k", "g", "out", "work", "p_c"), "*fp32")
+    sizes = {"size": "i32", "k": "i32", "gap": "fp32", "rho": "fp32", "floor": "fp32"}
+    stage = partial(Case, architecture=architecture, options=options())
+    yield stage(stages.turn, "skew", signature=sizes | pointers, constants={"SIDE": stages.SIDE})
+    yield stage(stages.middle, "recompose", signature=sizes | pointers, constants={"SIDE": stages.SIDE})
+    yield stage(rescale.rescale_rows, "rescale", signature=pointers | sizes, constants={"BLOCK": BLOCK})
+    for dtype in (tl.float16, tl.bfloat16, tl.float32):
+        yield Case(product.multiply, f"project, recompose {dtype}", architecture,
+                   pointers | dict.fromkeys(("p_a", "p_b"), f"*{dtype}"),
+                   {"BM": 64, "BN": 64, "BK": 32}, options(num_warps=4, num_stages=2),
+                   product=dtype != tl.float32)  # fmt: skip
 
 
 def cublas_cases(architecture: int) -> Iterator[Case]:

@@ -1,7 +1,7 @@
 """``python -m bench.gpu sanitize``: small problems, of which compute-sanitizer sees every access.
 
-By default every form of Triton's step and the rescale by itself; with ``--csrc`` the kernels of the CUDA extension and
-those of csrc/candidates that are built.
+By default every form of Triton's step and every stage; with ``--csrc`` the kernels of the CUDA extension and those of
+csrc/candidates that are built.
 """
 
 import argparse
@@ -41,21 +41,20 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m bench.gpu sanitize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--csrc", action="store_true", help="the CUDA extension and the candidates")
-    extension() if parser.parse_args(argv).csrc else steps_and_rescales()
+    extension() if parser.parse_args(argv).csrc else steps_and_stages()
     torch.cuda.synchronize()
     print("done")
     return 0
 
 
-def steps_and_rescales() -> None:
-    """Run every form of the step, and the rescale by itself."""
+def steps_and_stages() -> None:
+    """Run every form of the step, and every stage."""
     for precision, mode, dtype in product(PRECISIONS, ("drop", "keep"), GRADIENTS):
         kept = [SpectralBasis.of(torch.randn(shape), rank, heads, precision) for shape, rank, heads in WEIGHTS]
         # a truncated basis that drops the rest is cuBLAS's
         step([basis.to("cuda") for basis in kept if mode == "keep" or basis.full_rank], dtype, mode)
     for dtype, (shape, _, _) in product(GRADIENTS, WEIGHTS):
-        g, S = torch.randn(2, *shape[:-2], min(shape[-2:]), device="cuda").to(dtype)
-        ops.rescale(g, S.abs(), 0.5, backend="triton")
+        stages(shape, dtype)
 
 
 def step(bases: list[SpectralBasis], dtype: torch.dtype, mode: str) -> None:
@@ -85,6 +84,16 @@ def moments_of(shape: torch.Size, kept: Update) -> Moments:
     m, v = (torch.zeros(shape, dtype=kept.moment, device="cuda") for _ in range(2))
     step, skipped = torch.zeros((), device="cuda"), torch.zeros((), dtype=torch.int64, device="cuda")
     return Moments(W, m, v, step, skipped, 0, None if kept.copied is None else W.to(kept.copied))
+
+
+def stages(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Run the four operators, one after another."""
+    basis = SpectralBasis.of(torch.randn(shape), precision="fp32").to("cuda")
+    U, S, Vh = basis.U.to(dtype), basis.S.to(dtype), basis.Vh.to(dtype)
+    N = ops.project(torch.randn(shape).to("cuda", dtype), U, Vh, backend="triton")
+    H, K = ops.skew(N, S, backend="triton")
+    g = ops.rescale(N.diagonal(dim1=-2, dim2=-1), S, 0.5, backend="triton")
+    ops.recompose(H, g, K, U, S, Vh, backend="triton")
 
 
 def extension() -> None:

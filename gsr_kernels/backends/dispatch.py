@@ -17,7 +17,9 @@ DTYPES = (fp16, bf16, fp32, fp64)
 
 # from G to G', and with AdamW behind it: one launch a group of weights
 STEPS = ("step", "update")
-OPERATORS = (*STEPS, "rescale", "sketch", "small_svd", "stability", "sign_counts", "merge")
+OPERATORS = (
+    *STEPS, "project", "skew", "rescale", "recompose", "sketch", "small_svd", "stability", "sign_counts", "merge",
+)  # fmt: skip
 
 # (gradient, basis) that the kernels of a step multiply, in the dtype of the basis. fp16 carries 11 bits of an
 # orthonormal basis at the rate of bf16, whose 8 bits turn signs of small g. Triton's float32 products run on no tensor

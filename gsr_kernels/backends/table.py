@@ -29,9 +29,10 @@ def _torch() -> tuple[Function, ...]:
     from gsr_kernels.backends.torch.rescale_gradient import rescale_gradients
     from gsr_kernels.backends.torch.sketch import sketch
     from gsr_kernels.backends.torch.stability import sign_counts, stability
-    from gsr_kernels.backends.torch.stages import rescale, small_svd
+    from gsr_kernels.backends.torch.stages import project, recompose, rescale, skew, small_svd
 
-    return rescale_gradients, rescale, sketch, small_svd, stability, sign_counts, merge
+    stages = project, skew, rescale, recompose
+    return rescale_gradients, *stages, sketch, small_svd, stability, sign_counts, merge
 
 
 def _triton() -> tuple[Function, ...]:
@@ -40,8 +41,10 @@ def _triton() -> tuple[Function, ...]:
     from gsr_kernels.backends.triton.rescale_gradient import rescale_gradients
     from gsr_kernels.backends.triton.sketch import sketch
     from gsr_kernels.backends.triton.stability import sign_counts, stability
+    from gsr_kernels.backends.triton.stages import project, recompose, skew
 
-    return rescale_gradients, rescale, sketch, stability, sign_counts, merge
+    stages = project, skew, rescale, recompose
+    return rescale_gradients, *stages, sketch, stability, sign_counts, merge
 
 
 def _by_plan(backend: str) -> tuple[Function, ...]:

@@ -43,9 +43,9 @@ TABLE = [
             ((fp32, fp32, WHOLE, "keep", "triton"), ("torch", NO_TENSOR_CORE)),
         ]
     ],
-    # an operator says itself what it does not take
-    ("rescale", (GPU, fp64, fp64, WHOLE, None, "triton"), ("triton", ASKED)),
-    ("rescale", (GPU, fp32, fp32, TRUNCATED), ("triton", ON_CUDA)),
+    # a stage says itself what it does not take
+    ("project", (GPU, fp64, fp64, WHOLE, None, "triton"), ("triton", ASKED)),
+    ("project", (GPU, fp32, fp32, TRUNCATED), ("triton", ON_CUDA)),
     ("sketch", (GPU, fp32), ("triton", ON_CUDA)),
     ("sketch", (GPU, fp16), ("torch", "Triton's sketch is of float32, not torch.float16")),
     ("small_svd", (GPU,), ("cuda", "up to k = 256, torch beyond")),

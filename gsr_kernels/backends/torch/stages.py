@@ -1,4 +1,4 @@
-"""The rescaling of a diagonal and decompositions of small matrices, in plain torch, in float32 or better."""
+"""The paper's stages and decompositions of small matrices, in plain torch, in float32 or better."""
 
 from typing import Any
 
@@ -20,6 +20,20 @@ def widened(*tensors: Tensor) -> tuple[torch.dtype, list[Tensor]]:
         dtype = torch.promote_types(dtype, tensor.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     return dtype, [tensor.to(wide) for tensor in tensors]
+
+
+def project(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
+    """Return ``N [.., k, k]`` of ``reference.project`` in the wider dtype of G and U."""
+    dtype, (G, U, Vh) = widened(G, U, Vh)
+    return reference.project(G, U, Vh).to(dtype)
+
+
+def skew(N: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    """Return H and K of ``reference.skew`` in N's dtype."""
+    dtype = N.dtype
+    _, (N, S) = widened(N, S)
+    H, K = reference.skew(N, S)
+    return H.to(dtype).contiguous(), K.to(dtype).contiguous()
 
 
 def rescale(g: Tensor, S: Tensor, rho: float, floor: float = reference.FLOOR) -> Tensor:
@@ -69,6 +83,13 @@ def _rescale(xp: Any, g: Any, signs: Any, S: Any, rho: float, floor: float) -> A
         found = xp.copysign(xp.sqrt((1 - rho) * squares + rho * share * weight), g)
         rescaled = xp.where(group, found, rescaled)
     return rescaled
+
+
+def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
+    """Return G' of ``reference.recompose`` in U's dtype."""
+    dtype = U.dtype
+    _, (H, g, K, U, S, Vh) = widened(H, g, K, U, S, Vh)
+    return reference.recompose(H, g, K, U, S, Vh).to(dtype)
 
 
 def small_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -8,13 +8,9 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton.language as tl
 
 from gsr_kernels.backends.dispatch import architecture
 from gsr_kernels.backends.triton.tiles import INTERPRETED
-
-# Triton's names of the dtypes that its kernels multiply
-TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gsr_kernels.backends.triton import cublas_kernels as kernels
 from gsr_kernels.backends.triton import fields
-from gsr_kernels.backends.triton.configurations import BLOCK, TYPES, options
+from gsr_kernels.backends.triton.configurations import BLOCK, options
 from gsr_kernels.backends.triton.forms import Form, Group
 from gsr_kernels.backends.triton.launches import Launch
 from gsr_kernels.backends.triton.plan import Offsets, Plan, Sizes, padded
+from gsr_kernels.backends.triton.product import TYPES
 from gsr_kernels.basis import SpectralBasis
 
 FOLDED, OPERAND, PRODUCT = fields.FOLDED.value, fields.OPERAND.value, fields.PRODUCT.value

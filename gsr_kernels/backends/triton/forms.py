@@ -10,7 +10,8 @@ import torch
 
 from gsr_kernels.backends.dispatch import unsupported
 from gsr_kernels.backends.triton import fields
-from gsr_kernels.backends.triton.configurations import TYPES, Configuration, configuration
+from gsr_kernels.backends.triton.configurations import Configuration, configuration
+from gsr_kernels.backends.triton.product import TYPES
 from gsr_kernels.basis import SpectralBasis
 from gsr_kernels.checks import check_out_of_span
 

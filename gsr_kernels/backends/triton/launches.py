@@ -10,8 +10,9 @@ from torch import Tensor
 from gsr_kernels.backends.triton import adamw_kernels
 from gsr_kernels.backends.triton import step_kernels as kernels
 from gsr_kernels.backends.triton.addresses import AddressTable
-from gsr_kernels.backends.triton.configurations import BLOCK, TYPES, options
+from gsr_kernels.backends.triton.configurations import BLOCK, options
 from gsr_kernels.backends.triton.forms import Group, Span
+from gsr_kernels.backends.triton.product import TYPES
 
 Launch = Callable[..., object]
 

@@ -112,7 +112,7 @@ oracle.error = lambda *given: 0.0
 weights.SHAPES = [(d1 // 32, d2 // 32) for d1, d2 in weights.SHAPES]
 weights.TRUNCATED = [(512, 512), (1024, 512)]
 weights.STEPS = weights.REPEATS = 2
-names = "accuracy", "adapters", "attach", "gsr_adamw", "plan", "rescale"
+names = "accuracy", "adapters", "attach", "gsr_adamw", "plan", "stages"
 files = [f"python_tests/gpu/test_{name}.py" for name in names]
 quiet = ["-o", "addopts=--import-mode=importlib", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
 # without a capture no address is refused
