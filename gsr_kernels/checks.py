@@ -34,6 +34,12 @@ def is_integer(number: object) -> TypeGuard[int]:
     return isinstance(number, Integral) and not isinstance(number, bool)
 
 
+def check_count(name: str, value: object, low: int = 1) -> None:
+    """Raise ValueError for what is no integer from ``low`` on."""
+    if not is_integer(value) or value < low:
+        raise ValueError(f"{name} must be an integer from {low} on, got {value!r}")
+
+
 def check_kind(kind: Any, about: str, **given: object) -> None:
     """Raise TypeError, by their names, for arguments that are of none of the classes of ``kind``."""
     for name, value in given.items():

@@ -86,7 +86,7 @@ def rescale_gradient(
         if operand is not None and isinstance(operand, kind) != single:
             raise TypeError(f"{name} must be a list where G is a list and {kind.__name__} where G is a Tensor")
     gradients = [G] if isinstance(G, Tensor) else list(G)
-    bases = [basis] if isinstance(basis, SpectralBasis) else list(basis)
+    bases = list(basis) if isinstance(basis, Sequence) else [basis]
     outs = [None] * len(gradients) if out is None else [out] if isinstance(out, Tensor) else list(out)
     if not len(gradients) == len(bases) == len(outs):
         raise ValueError(f"lists differ in length: {len(gradients)} G, {len(bases)} basis, {len(outs)} out")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gsr_kernels.adapters.factors import Factors, find_factors
 from gsr_kernels.adapters.riemannian import RiemannianAdamW
-from gsr_kernels.checks import check_number
+from gsr_kernels.checks import check_kind, check_number
 from gsr_kernels.linalg import svd
 from gsr_kernels.linalg.polar import away, polar_factor
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod, mean_over_batches
@@ -53,6 +53,7 @@ class EBLoRA(ModelMethod):
     def __init__(self, energy: float = 0.99, protected: Mapping[str, Tensor] | None = None) -> None:
         check_number("energy", energy, 0, 1, above=True)
         self.energy = energy
+        check_kind(Mapping | None, "{module name: tensor}", protected=protected)
         self.protected: dict[str, Tensor] = dict(protected or {})
         # what F will be when the task ends
         self.grown: dict[str, Tensor] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from gsr_kernels.adapters.factors import Factors, by_shape
 from gsr_kernels.backends.torch.products import full_precision
+from gsr_kernels.checks import check_kind
 from gsr_kernels.linalg.polar import away, polar_factor, retract, tangent
 
 
@@ -46,6 +48,9 @@ class RiemannianAdamW(Optimizer):
         weight_decay: float = 0.1,
         scale: float | None = None,
     ) -> None:
+        check_kind(Real | Tensor, "a number", lr=lr, eps=eps, weight_decay=weight_decay)
+        check_kind(tuple | list, "two numbers of [0, 1)", betas=betas)
+        check_kind(Iterable, "those of find_factors()", factors=factors)
         if not lr >= 0 or not eps > 0 or not weight_decay >= 0 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(
                 "lr and weight_decay must be at least 0, eps above 0 and betas in [0, 1), got "

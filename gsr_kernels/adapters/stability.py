@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -87,7 +88,7 @@ def check_alpha(alpha: float | Tensor, batch: torch.Size, device: torch.device) 
         if alpha.shape not in (batch, ()):
             raise ValueError(f"alpha must be one number, or one a module {tuple(batch)}, got {tuple(alpha.shape)}")
         return alpha.to(device, torch.float64).expand(batch)
-    if isinstance(alpha, str | bool) or not LEAST <= alpha <= MOST:
+    if not isinstance(alpha, Real) or isinstance(alpha, bool) or not LEAST <= alpha <= MOST:
         raise ValueError(f"alpha must be 'auto' or a number in [{LEAST:g}, {MOST:g}], got {alpha!r}")
     return torch.full(batch, float(alpha), dtype=torch.float64, device=device)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gsr_kernels.checks import check_number
+from gsr_kernels.checks import check_count, check_number
 from gsr_kernels.continual.examples import Example
 from gsr_kernels.methods.lwf_own import divergence
 
@@ -31,7 +31,7 @@ class Replay:
     def __post_init__(self) -> None:
         if check_number("share", self.share, 0, 1, above=True) == 1:
             raise ValueError("share must be below 1: the task itself is to be learned")
-        check_number("buffer", self.buffer, 1)
+        check_count("buffer", self.buffer)
 
     def rows(self, task: Sequence[Example], earlier: Sequence[Sequence[Example]], seed: int) -> list[Example]:
         """Return the rows of a task with those that are replayed, in turn from the earlier tasks, behind them."""

@@ -83,10 +83,12 @@ def load_bases(
     The factors have the dtypes in which they were written, and are on ``device``.
 
     Raises FileNotFoundError where there is no such file, ValueError where it is truncated, of another kind, or newer,
-    and for what is no path.
+    and for what is no path, or no list of names.
     """
     if not Path(check_path(path)).is_file():
         raise FileNotFoundError(f"bases: no file {os.fspath(path)}; handle.save_bases(path) writes one")
+    if isinstance(names, str):
+        raise ValueError(f"names must be a list of parameter names, got {names!r}")
     with _damage_named(path), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     entries = file_entries(path, metadata)

@@ -39,7 +39,7 @@ def chain(
         driver = (
             fastest(device, key, names[:-2], lambda name: clock(name, timed)) if device.type == "cuda" else names[0]
         )
-    known = dict.fromkeys((*names, "polar"))
+    known = [*dict.fromkeys((*names, "polar"))]
     if driver not in known:
         raise ValueError(f"driver must be None or one of {', '.join(known)} on {device.type}, got {driver!r}")
     return driver, *(other for other in names if other != driver)

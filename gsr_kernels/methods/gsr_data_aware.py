@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gsr_kernels.backends.torch.products import product
 from gsr_kernels.basis import SpectralBasis
-from gsr_kernels.checks import check_rho
+from gsr_kernels.checks import check_kind, check_rho
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads, Method, State
 from gsr_kernels.methods.projections import operands
@@ -41,7 +41,9 @@ class DataAwareGSR(Method):
 
     def __post_init__(self) -> None:
         check_rho(self.rho)
+        check_kind(Mapping, "{parameter name: tensor}", input_scale=self.input_scale)
         for name, scale in self.input_scale.items():
+            check_kind(Tensor, "a tensor", **{f"input_scale of {name}": scale})
             if not (scale.isfinite() & (scale > 0)).all():
                 raise ValueError(f"input_scale of {name} must be positive and finite")
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsr_kernels.checks import check_number
+from gsr_kernels.checks import check_count, check_number
 from gsr_kernels.distributed.flat import is_fsdp1
 from gsr_kernels.methods.base import part, wide
 from gsr_kernels.methods.on_model import BoundMethod, Loss, ModelMethod
@@ -52,8 +52,9 @@ class LwFOwn(ModelMethod):
     ) -> None:
         check_number("lam", lam, 0)
         check_number("temperature", temperature, 0, above=True)
-        check_number("own_rows", own_rows, 1)
-        check_number("own_tokens", own_tokens, 2)
+        check_count("own_rows", own_rows)
+        check_count("own_tokens", own_tokens, 2)
+        check_count("seed", seed, 0)
         self.lam, self.temperature, self.seed = lam, temperature, seed
         self.own_rows, self.own_tokens = own_rows, own_tokens
         self._before: Any = None

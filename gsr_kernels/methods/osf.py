@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gsr_kernels.basis import Precision, SpectralBasis, split_heads
-from gsr_kernels.checks import check_choice, check_number
+from gsr_kernels.checks import check_choice, check_count, check_kind, check_number, check_pattern
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads, Method, State, TaskMethod
 from gsr_kernels.methods.projections import FEWER, PROTECTING, operands
@@ -162,6 +162,8 @@ class AdaptiveOSF(TaskMethod):
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, Variant)
         _check_shares(self.mrr, self.trr)
+        if self.layers is not None:
+            check_pattern("layers", self.layers)
 
     def for_task(self, model: nn.Module, batches: Iterable[Any], task: int = 0, tasks: int = 1) -> OSF:
         return OSF(adaptive_shares(layer_importance(model, batches, self.layers), self.mrr, self.trr), self.variant)
@@ -201,6 +203,7 @@ def adaptive_shares(importance: Mapping[str, float], mrr: float = 0.1, trr: floa
     Raises ValueError where not ``0 <= mrr <= trr <= 1``, or where importance is empty or not finite.
     """
     _check_shares(mrr, trr)
+    check_kind(Mapping, "{parameter name: number}", importance=importance)
     values = importance.values()
     if not values or not all(map(math.isfinite, values)):
         raise ValueError(f"importance must be finite, of one matrix or more, got {dict(importance)}")
@@ -225,6 +228,8 @@ def scheduled_share(task: int, tasks: int) -> float:
 
     The share of the first task is 0: it is trained without OSF. Raises ValueError where not ``0 <= task < tasks``.
     """
-    if not 0 <= task < tasks:
+    check_count("task", task, 0)
+    check_count("tasks", tasks)
+    if task >= tasks:
         raise ValueError(f"task must lie in [0, tasks), got {task} of {tasks}")
     return task / tasks

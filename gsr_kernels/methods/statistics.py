@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsr_kernels.checks import check_pattern
+from gsr_kernels.checks import check_kind, check_number, check_pattern
 
 # an input feature that is never used counts as this share of the largest
 FLOOR = 1e-3
@@ -31,6 +31,7 @@ def layer_importance(model: nn.Module, batches: Iterable[Any], layers: str | Non
 
     Raises ValueError where batches is empty, or where no such block ran.
     """
+    check_kind(nn.Module, "a torch.nn.Module", model=model)
     totals: dict[str, tuple[Tensor, int]] = {}
 
     def see(name: str, x: Any, y: Any) -> None:
@@ -69,6 +70,8 @@ def input_scales(model: nn.Module, batches: Iterable[Any], alpha: float = 0.5) -
 
     Raises ValueError where batches is empty, where no nn.Linear ran, or where one saw NaN or Inf.
     """
+    check_kind(nn.Module, "a torch.nn.Module", model=model)
+    check_number("alpha", alpha, 0)
     totals: dict[str, Tensor] = {}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
@@ -101,6 +104,7 @@ def _watch(
     model: nn.Module, batches: Iterable[Any], modules: Mapping[str, nn.Module], see: Callable[[str, Any, Any], None]
 ) -> None:
     """Call ``see(name, first input, output)`` whenever one of the modules runs."""
+    check_kind(Iterable, "batches of what the model is called with", batches=batches)
 
     def watcher(name: str) -> Callable[..., None]:
         return lambda module, args, kwargs, y: see(name, next(iter((*args, *kwargs.values())), None), y)

@@ -1,12 +1,29 @@
-"""Every argument of attach() and GSRAdamW answers what it cannot be by its name, with the optimizer as it was."""
+"""Every argument answers what it cannot be by its name; attach() and GSRAdamW leave the optimizer as it was."""
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from gsr_kernels import GSRAdamW, attach
+from gsr_kernels import (
+    AdaptiveOSF,
+    DataAwareGSR,
+    EBLoRA,
+    GSRAdamW,
+    LwFOwn,
+    PSLoRA,
+    RiemannianAdamW,
+    adaptive_shares,
+    attach,
+    input_scales,
+    layer_importance,
+    linalg,
+    load_bases,
+    scheduled_share,
+)
+from gsr_kernels.continual.baselines import Replay
 from gsr_kernels.optim.handle import attached
 
 BAD = (None, "", [], [None], b"x", object(), torch.tensor([1.0]), float("nan"), "misspelt")
@@ -39,6 +56,32 @@ def test_gsr_adamw_names_the_argument(name):
     for value in refused(name, GSR_ADAMW[name]):
         with pytest.raises((TypeError, ValueError), match=CALLED.get(name, name)):
             GSRAdamW(**{"params": nn.Sequential(nn.Linear(4, 4)), "rho": 0.5, name: value})
+
+
+OTHERS = [
+    (LwFOwn, "own_rows", (1.5, True, "2")),
+    (LwFOwn, "seed", (None, -1, "misspelt")),
+    (Replay, "buffer", (1.5, None)),
+    (AdaptiveOSF, "layers", ("(", 7)),
+    (partial(DataAwareGSR, 0.5), "input_scale", (None, [1.0], {"w": 1.0})),
+    (PSLoRA, "lam", (None, "0.1")),
+    (partial(PSLoRA, 0.1), "alpha", (None, [1.0])),
+    (EBLoRA, "protected", ([torch.ones(2)], "misspelt")),
+    (partial(RiemannianAdamW, []), "lr", (None, "1e-3")),
+    (adaptive_shares, "importance", (None, [0.5])),
+    (partial(scheduled_share, tasks=2), "task", (None, 0.5)),
+    (partial(input_scales, nn.Linear(2, 2)), "batches", (None, 7)),
+    (partial(layer_importance, batches=[]), "model", (None, "gpt2")),
+    (partial(linalg.svd, torch.ones(2, 2)), "driver", ([], "misspelt")),
+    (load_bases, "path", (None, "", 7)),
+]
+
+
+@pytest.mark.parametrize(("of", "name", "wrong"), OTHERS, ids=[name for _, name, _ in OTHERS])
+def test_methods_and_functions_name_the_argument(of, name, wrong):
+    for value in wrong:
+        with pytest.raises((TypeError, ValueError), match="bases must" if of is load_bases else name):
+            of(**{name: value})
 
 
 def test_what_none_means():
