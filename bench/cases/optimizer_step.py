@@ -61,12 +61,8 @@ def _variants(run: Run, names: Iterable[str]) -> Makers:
         step = plain()
         return Trial(lambda: (transformed(), step.run()), launch=step.launch)
 
-    def by_method(name: str) -> Trial:
-        (optimizer,) = made[name]()
-        return Trial(optimizer.step, launch="eager")
-
-    def muon() -> Trial:
-        optimizers = made[MUON]()
+    def untested(name: str) -> Trial:
+        optimizers = made[name]()
         return Trial(lambda: [optimizer.step() for optimizer in optimizers], launch="eager")
 
     variants = {
@@ -75,8 +71,7 @@ def _variants(run: Run, names: Iterable[str]) -> Makers:
         MASTER: lambda: tested(MASTER, captured=True),
         APART: apart,
         ATTACHED: lambda: tested(ATTACHED, captured=False),
-        MUON: muon,
-        **{name: partial(by_method, name) for name in METHODS},
+        **{name: partial(untested, name) for name in (MUON, *METHODS)},
         OSF: lambda: Trial(osf(list(model.parameters())), launch="eager"),
     }
     return {name: variants[name] for name in names}

@@ -40,11 +40,6 @@ def spread(N: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
     return product(U, product(N, Vh)) if tall else product(product(U, N), Vh)
 
 
-def keep_block(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
-    """Return ``U Uᵀ G V Vᵀ``: nothing but the block of these directions."""
-    return spread(block(G, U, Vh), U, Vh)
-
-
 def remove_block(
     G: Tensor,
     U: Tensor,
@@ -159,7 +154,8 @@ class PSP(Method):
         if self.variant in PROTECTING:
             return PROTECTING[self.variant](wide, U[..., :major], Vh[..., :major, :])
         start = major // 2 if self.variant == "middle" else major
-        return keep_block(wide, U[..., start : start + trained], Vh[..., start : start + trained, :])
+        U, Vh = U[..., start : start + trained], Vh[..., start : start + trained, :]
+        return spread(block(wide, U, Vh), U, Vh)
 
 
 @dataclass(frozen=True)
