@@ -25,8 +25,8 @@ class ResultMatrix:
     A ``known`` task is one that the model could do before the first task and never trains on (MMLU in Table 2 of the
     GSR paper): it comes before all tasks and its first value is that of row 0.
 
-    ``fra`` and ``ap`` take ``after``, the name of the last task to count (None: the last of all): the metric of the run
-    as if it had ended there. "Learned" tasks are the known ones and the tasks up to that one; ``N`` is their number.
+    ``fra``, ``ap`` and ``bwt`` take ``after``, the last task to count (None: the last of all): the metric of the run as
+    if it had ended there. "Learned" tasks are the known ones and the tasks up to ``after``; ``N`` is their number.
     A metric that needs a cell which was never set raises ``ValueError`` and names the cell.
 
     Raises ValueError for no task, a text in place of names, a name used twice, or a task called ``BEFORE``.
@@ -84,7 +84,7 @@ class ResultMatrix:
 
     def fra(self, after: str | None = None) -> float:
         """Forgetting, GSR eq. 9: ``1/(N-1) sum_{i<N} [max_{i<=k<=N-1} a_k(i) - a_N(i)]``; lower is better."""
-        last = self._index(after or self.tasks[-1])
+        last = self._last(after)
         return statistics.fmean(
             max(self.score(task, row) for row in self.rows[learned:last]) - self.score(task, self.rows[last])
             for task, learned in self._learned_before(last, "F.Ra")
@@ -94,11 +94,12 @@ class ResultMatrix:
         """Average performance, GSR eq. 10: the mean of one row over ALL columns, tasks still to come included."""
         return statistics.fmean(self.score(task, after or self.tasks[-1]) for task in self.columns)
 
-    def bwt(self) -> float:
+    def bwt(self, after: str | None = None) -> float:
         """Backward transfer: ``1/(N-1) sum_{i<N} [a_N(i) - a_i(i)]``; negative is forgetting."""
+        last = self._last(after)
         return statistics.fmean(
-            self.score(task, self.tasks[-1]) - self.score(task, self.rows[learned])
-            for task, learned in self._learned_before(len(self.tasks), "BWT")
+            self.score(task, self.rows[last]) - self.score(task, self.rows[learned])
+            for task, learned in self._learned_before(last, "BWT")
         )
 
     def acc(self, rows: Mapping[str, int]) -> float:
@@ -121,10 +122,11 @@ class ResultMatrix:
 
     def fr(self) -> float:
         """Forgetting, PS-LoRA: ``1/(N-1) sum_{i<N} [max_{1<=j<=i} a_j(i) - a_N(i)]``; lower is better."""
+        last = self._last(None)
         return statistics.fmean(
             max(self.score(task, row) for row in self.rows[min(1, learned) : learned + 1])
-            - self.score(task, self.tasks[-1])
-            for task, learned in self._learned_before(len(self.tasks), "FR")
+            - self.score(task, self.rows[last])
+            for task, learned in self._learned_before(last, "FR")
         )
 
     def aaa(self) -> float:
@@ -160,6 +162,9 @@ class ResultMatrix:
         if after not in self.rows:
             raise ValueError(f"after is {after!r}, which is no task; there are {', '.join(self.tasks)}")
         return self.rows.index(after)
+
+    def _last(self, after: str | None) -> int:
+        return self._index(after or self.tasks[-1])
 
     def _learned_before(self, last: int, metric: str) -> list[tuple[str, int]]:
         """Return the tasks learned before a row, each with the index of the row of its first learned score."""
