@@ -40,6 +40,13 @@ class Marker:
         return lambda *given: 1.0
 
 
+class Generator(torch.Generator):
+    """One for the CPU, whatever it is asked for."""
+
+    def __new__(cls, device: object = CPU) -> Generator:
+        return super().__new__(cls, CPU)
+
+
 # what the functions of torch.cuda return
 ANSWERS = {
     "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": NAME,
@@ -63,7 +70,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "bench.cases.products": {"FALCON3_1B": {(16, 16): 1}, "LLAMA3_8B": {}},
     "bench.cases.small_svd_gpu": {"COUNT": 2, "SIDES": (4,)},
     "gsr_kernels.cli.tune": {"_sides": lambda text: (16, 8)},
-    "gsr_kernels.backends.triton.trial": {"SHORT": 16, "LONG": 24, "TRUNCATED": 8, "WARM": 0, "RUNS": 1},
+    "gsr_kernels.backends.choice": {"WARM": 0, "RUNS": 1},
+    "gsr_kernels.backends.triton.trial": {"SHORT": 16, "LONG": 24, "TRUNCATED": 8},
     "bench.gpu.warm": {"ONLY": "^(prepare|finish)$", "PROCESSES": 1},
     "bench.gpu.sanitize": {"WEIGHTS": [((8, 24), None, None)], "PRECISIONS": ("fp16",), "GRADIENTS": (torch.float32,)},
 }
@@ -107,6 +115,7 @@ def answer() -> None:
         _replace(torch.cuda, name, _answering(value))
     for name in ("Stream", "Event", "CUDAGraph"):
         _replace(torch.cuda, name, type(name, (Marker,), {}))
+    _replace(torch, "Generator", Generator)
     for name in ("graph", "stream", "device"):
         _replace(torch.cuda, name, contextmanager(lambda *given, **named: (yield)))
     from gsr_kernels.backends import cuda, dispatch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,8 @@ from gsr_kernels.io.decisions import Decisions, name_of
 WAYS = ("triton", "cublas", "torch", "tma", "cutlass")
 # seconds for all timing of one call
 BUDGET = 3.0
+# runs of a way before those that count, and those
+WARM, RUNS = 2, 10
 
 decisions = Decisions("steps.json")
 # the keys that all ranks of this job decided together
@@ -117,7 +118,7 @@ def choose(
         check: returns why a way is wrong for a kind of step, empty where it is right, None where there is no such way.
         clock: returns the seconds that a way takes.
         budget: seconds of timing, the largest matrices first; what it does not reach is only checked, and timed by
-            another process.
+            another process. What is compiled for it does not count.
     """
     largest: dict[str, Case] = {}
     for case in sorted(cases, key=lambda case: (-math.prod(case.shape), case.key)):
@@ -128,9 +129,8 @@ def choose(
         wrong = {way: why for way, why in checked.items() if why}
         seconds: dict[str, float] = {}
         if budget > 0:
-            begun = time.perf_counter()
             seconds = {way: _timed(clock, way, case) for way in WAYS if checked.get(way, "") == ""}
-            budget -= time.perf_counter() - begun
+            budget -= (WARM + RUNS) * sum(filter(math.isfinite, seconds.values()))
         for way, why in wrong.items():
             warnings.warn(
                 f"gsr_kernels: backend {way!r} is wrong on this machine and is not used for '{case.key}': {why}. "

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import warnings
 
 import pytest
@@ -129,6 +130,15 @@ def test_timing_is_bounded_and_what_it_does_not_reach_is_checked(machine):
     assert {shape for _, shape in ways.timed} == {WHOLE.shape}
     assert asked(SMALL)[0] == "cublas" and "not timed" in asked(SMALL)[1]
     assert list(json.loads(machine.read_text())["some GPU"]) == [WHOLE.key]
+
+
+def test_what_is_compiled_does_not_count_as_timing():
+    ways = Ways((1e-6,) * 5)
+    clock = ways.clock
+    # a kernel that is compiled first
+    ways.clock = lambda *asked: (time.sleep(2e-3), clock(*asked))[1]
+    ways.choose(SMALL, WHOLE, budget=1e-3)
+    assert {shape for _, shape in ways.timed} == {SMALL.shape, WHOLE.shape}
 
 
 def test_a_way_without_the_memory_for_it_is_not_the_fastest():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.backends.triton import fields
+from gsr_kernels.backends.triton.configurations import in_capture
 from gsr_kernels.backends.triton.forms import Form, Update
 from gsr_kernels.backends.triton.moments import Moments
 from gsr_kernels.basis import SpectralBasis
@@ -120,7 +121,7 @@ class AddressTable:
         if not known:
             self._check(gradients, targets)
             self._direct = all(self._taken(i, one) for given in (gradients, targets) for i, one in enumerate(given))
-        under_capture = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        under_capture = in_capture(self._device)
         held = self.frozen or under_capture
         self._copies = []
         if not self._direct:

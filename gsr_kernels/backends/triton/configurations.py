@@ -93,6 +93,11 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def in_capture(device: torch.device) -> bool:
+    """Return whether what is launched goes into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 @cache
 def device_properties(device: torch.device) -> tuple[int, int]:
     """Return the architecture (90 for Hopper, 0 for the interpreter) and the count of multiprocessors."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gsr_kernels.backends.triton import adamw_kernels as kernels
+from gsr_kernels.backends.triton.configurations import in_capture
 from gsr_kernels.backends.triton.forms import Update
 
 
@@ -69,6 +70,6 @@ class Settings:
         if self._known.get(place) != number:
             table[place].fill_(number)
             self._known[place] = number
-            if table.is_cuda and torch.cuda.is_current_stream_capturing():
+            if in_capture(table.device):
                 # recorded and not done: each replay will do it
                 del self._known[place]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gsr_kernels.backends.triton import adamw_kernels, fields
 from gsr_kernels.backends.triton.addresses import AddressTable
-from gsr_kernels.backends.triton.configurations import device_properties, on
+from gsr_kernels.backends.triton.configurations import device_properties, in_capture, on
 from gsr_kernels.backends.triton.forms import Form, Group, Span, Update, check, form_of, kind, rows_of
 from gsr_kernels.backends.triton.launches import Launch, Launches
 from gsr_kernels.backends.triton.moments import Moments, Settings
@@ -49,6 +49,7 @@ class Plan(Launches):
     Raises:
         TypeError, ValueError: nothing to do, several devices, dtypes, layouts or a GPU that the kernels do not take;
             rho or out_of_span out of range.
+        RuntimeError: under capture in a CUDA graph.
     """
 
     def __init__(
@@ -67,6 +68,10 @@ class Plan(Launches):
                 f"got {len(bases)} bases, {len(dtypes)} dtypes, {len(out_of_span)} out_of_span"
             )
         self.device = bases[0].U.device
+        if in_capture(self.device):
+            raise RuntimeError(
+                "a CUDA graph cannot hold the first step, which plans and compiles: take one step before"
+            )
         check_rho(rho)
         for one in zip(bases, dtypes, out_of_span):
             check(*one, self.device)

@@ -28,8 +28,8 @@ def multiply(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """c [batch, rows, columns] = a [batch, rows, depth] b [batch, depth, columns], a and b of one dtype, c float32."""
-    batch = tl.program_id(2).to(tl.int64)
-    row, column = tl.program_id(0) * BM, tl.program_id(1) * BN
+    batch = tl.program_id(0).to(tl.int64)
+    row, column = tl.program_id(1) * BM, tl.program_id(2) * BN
     accumulator = tl.zeros([BM, BN], tl.float32)
     for step in range(0, depth, BK):
         a = _load(p_a + batch * a_batch, row, step, a_row, a_column, rows, depth, BM, BK)
@@ -61,7 +61,8 @@ def product(A: Tensor, B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     # blocks of 64 do for every dtype without a spill; these operators are not on the optimizer's path
     BM, BN, BK = 64, 64, 32
     if c.numel():
-        grid = (triton.cdiv(rows, BM), triton.cdiv(columns, BN), c.shape[0])
+        # CUDA takes 65,535 programs in the second and third dimension
+        grid = (c.shape[0], triton.cdiv(rows, BM), triton.cdiv(columns, BN))
         with on(c.device):
             multiply[grid](
                 a, b, c, rows, columns, depth, *a.stride(), *b.stride(),

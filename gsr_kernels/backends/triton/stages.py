@@ -27,9 +27,9 @@ def project(G: Tensor, U: Tensor, Vh: Tensor) -> Tensor:
 # a size of 1 would be compiled in, as an integer without a dtype
 @triton.jit(do_not_specialize=["size"])
 def turn(n, s, h, k, size, gap, SIDE: tl.constexpr):
-    """H and K [batch, size, size] of N and S; grid (tiles, tiles, batch)."""
-    batch = tl.program_id(2).to(tl.int64)
-    row, column = tl.program_id(0) * SIDE, tl.program_id(1) * SIDE
+    """H and K [batch, size, size] of N and S; grid (batch, tiles, tiles)."""
+    batch = tl.program_id(0).to(tl.int64)
+    row, column = tl.program_id(1) * SIDE, tl.program_id(2) * SIDE
     p_n = n + batch * size * size
     ahead = load_tile(p_n, size, row, column, size, size, SIDE, SIDE)
     mirror = load_transposed(p_n, size, row, column, size, size, SIDE, SIDE)
@@ -57,15 +57,15 @@ def skew(N: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     if N.numel():
         tiles = triton.cdiv(size, SIDE)
         with on(N.device):
-            turn[tiles, tiles, N.numel() // size**2](N, S, H, K, size, GAP, SIDE=SIDE, **options())
+            turn[N.numel() // size**2, tiles, tiles](N, S, H, K, size, GAP, SIDE=SIDE, **options())
     return H.to(dtype), K.to(dtype)
 
 
 @triton.jit(do_not_specialize=["size"])
 def middle(h, g, k, s, out, size, SIDE: tl.constexpr):
-    """H diag(S) + diag(g) + diag(S) Kᵀ [batch, size, size] in float32; grid (tiles, tiles, batch)."""
-    batch = tl.program_id(2).to(tl.int64)
-    row, column = tl.program_id(0) * SIDE, tl.program_id(1) * SIDE
+    """H diag(S) + diag(g) + diag(S) Kᵀ [batch, size, size] in float32; grid (batch, tiles, tiles)."""
+    batch = tl.program_id(0).to(tl.int64)
+    row, column = tl.program_id(1) * SIDE, tl.program_id(2) * SIDE
     turn_u = load_tile(h + batch * size * size, size, row, column, size, size, SIDE, SIDE)
     turn_v = load_transposed(k + batch * size * size, size, row, column, size, size, SIDE, SIDE)
     o_row, o_column = row + tl.arange(0, SIDE), column + tl.arange(0, SIDE)
@@ -85,5 +85,5 @@ def recompose(H: Tensor, g: Tensor, K: Tensor, U: Tensor, S: Tensor, Vh: Tensor)
     if core.numel():
         tiles = triton.cdiv(size, SIDE)
         with on(H.device):
-            middle[tiles, tiles, core.numel() // size**2](H, g, K, S, core, size, SIDE=SIDE, **options())
+            middle[core.numel() // size**2, tiles, tiles](H, g, K, S, core, size, SIDE=SIDE, **options())
     return product(product(U, core, torch.float32), Vh, U.dtype)

@@ -15,6 +15,7 @@ from gsr_kernels.backends import choice
 from gsr_kernels.backends.choice import Case
 from gsr_kernels.backends.dispatch import lacking
 from gsr_kernels.backends.torch.rescale_gradient import rescale_gradient
+from gsr_kernels.backends.triton.configurations import on
 from gsr_kernels.backends.triton.forms import UPDATES, Update
 from gsr_kernels.backends.triton.moments import Moments, Settings
 from gsr_kernels.backends.triton.plan import Plan
@@ -27,8 +28,6 @@ GROUP: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_
 SHORT, LONG, TRUNCATED = 152, 280, 72
 # relative error of sums in float32
 SUMS = 2e-6
-# runs before those that count, and those
-WARM, RUNS = 2, 10
 
 Tensors = dict[str, Tensor]
 
@@ -77,20 +76,27 @@ def check(way: str, case: Case, device: torch.device) -> str | None:
 
 def clock(way: str, case: Case, device: torch.device) -> float:
     """Return the seconds that a way takes for one matrix on a GPU, the median of ``RUNS``."""
+    # events are of the current device's streams, which need not be this one's
+    with on(device):
+        return _clock(way, case, device)
+
+
+def _clock(way: str, case: Case, device: torch.device) -> float:
     d1, d2, k = case.shape
-    draw = partial(torch.randn, device=device)
+    # of its own: who trains after it draws as who finds the answer kept
+    draw = partial(torch.randn, device=device, generator=torch.Generator(device).manual_seed(0))
     basis = SpectralBasis(draw(d1, k).to(case.basis), draw(k).abs(), draw(k, d2).to(case.basis))
     G, W = draw(d1, d2).to(case.gradient), draw(d1, d2).to(case.gradient)
     once = _by_torch(case, basis, G, W) if way == "torch" else _by_plan(way, case, basis, G, W)
     times = []
-    for _ in range(WARM + RUNS):
+    for _ in range(choice.WARM + choice.RUNS):
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begun.record()
         once()
         ended.record()
         ended.synchronize()
         times.append(begun.elapsed_time(ended) / 1e3)
-    return statistics.median(times[WARM:])
+    return statistics.median(times[choice.WARM :])
 
 
 def _by_torch(case: Case, basis: SpectralBasis, G: Tensor, W: Tensor) -> Callable[[], object]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gsr_kernels import SpectralBasis, ops
-from gsr_kernels.backends.triton import step_kernels
+from gsr_kernels.backends.triton import plan, step_kernels
 from gsr_kernels.backends.triton.configurations import configuration
 from gsr_kernels.backends.triton.plan import Plan
 from python_tests.oracle import by_triton
@@ -251,6 +251,13 @@ def test_what_a_graph_cannot_hold_is_refused_before_capture():
     plan._addresses.frozen = True
     with pytest.raises(ValueError, match="needs a copy"):
         plan.run(lying)
+
+
+def test_the_first_step_is_not_captured(monkeypatch):
+    monkeypatch.setattr(plan, "in_capture", lambda device: True)
+    basis = SpectralBasis.of(torch.randn(24, 16), precision="fp16")
+    with pytest.raises(RuntimeError, match="take one step before"):
+        Plan([basis], [torch.float32], 0.5, ["drop"])
 
 
 def test_warmup_touches_nothing():

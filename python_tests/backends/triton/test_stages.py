@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from gsr_kernels import ops, reference
+from gsr_kernels.backends.triton import product, stages
 from python_tests.oracle import assert_as_good, double
 
 SHAPES = [(17, 33), (96, 40), (1, 64), (66, 129), (3, 24, 16), (2, 2, 10, 12)]
@@ -131,3 +132,21 @@ def test_a_cpu_needs_the_interpreter(monkeypatch):
     U, _, Vh = factors((12, 20), torch.float32)
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
         ops.project(torch.randn(12, 20), U, Vh, backend="triton")
+
+
+def test_a_batch_may_be_larger_than_the_second_dimension_of_a_grid(monkeypatch):
+    # CUDA takes 65,535 programs there
+    grids, batch = [], 70_000
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *given, **named: None
+
+    monkeypatch.setattr(stages, "turn", Kernel())
+    monkeypatch.setattr(stages, "middle", Kernel())
+    monkeypatch.setattr(product, "multiply", Kernel())
+    core, row = torch.zeros(batch, 2, 2), torch.zeros(batch, 2)
+    stages.skew(core, row)
+    stages.recompose(core, row, core, core, row, core)
+    assert len(grids) == 4 and all(grid[0] == batch and max(grid[1:]) == 1 for grid in grids)

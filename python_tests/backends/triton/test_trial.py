@@ -1,5 +1,7 @@
 """The check of a way to step: it passes what is right, and rejects kernels that are made wrong on purpose."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -70,3 +72,33 @@ def test_what_is_made_wrong_is_rejected_and_the_step_is_right(way, module, name,
     rescale_gradient(G, basis.U, basis.S, basis.Vh, 0.5, "drop", expected)
     assert GSR(0.5, "drop").transform([(G, G, basis, {})])[0].all()
     assert torch.equal(G, expected)
+
+
+def test_the_clock_is_the_gpus_own_and_draws_nothing_of_the_callers(monkeypatch):
+    current = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            # on a stream of the current device
+            assert current == [CPU]
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return 1.0
+
+    @contextmanager
+    def on(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(trial, "on", on)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    before = torch.get_rng_state()
+    assert trial.clock("torch", Case("update", fp32, fp16, (24, 16, 16), "drop"), CPU) == 1e-3
+    assert torch.equal(torch.get_rng_state(), before)
