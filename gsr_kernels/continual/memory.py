@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ LAPACK, LIBRARIES = 19 * 10**6, 20 * 10**6
 # of what a step saves, tensors of MAPPED bytes on apart, glibc's heap leaves the share HOLES in holes. Gradients and
 # moments fill them, but for FEWEST, and they lie in what a decomposition left, where there was one
 HOLES, FEWEST, MAPPED = 0.7, 0.2, 32 * 2**20
+
+# the activations of a model, by rows, tokens and labels
+_seen: MutableMapping[Any, dict[tuple[int, ...], list[int] | None]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,15 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
     sizes = {"Consolidated": 2 * 4 * trained, "Distilled": weights, "Rehearsed": weights}
     kept = sum(sizes[name] for name in strategies)
     rows = settings.micro_batch or settings.batch // world()
-    saved = _activations(model, kind, rows, *longest)
+    # the methods that train all of a model ask for the same
+    shape, known = (rows, *longest), _seen.setdefault(model, {})
+    if shape not in known:
+        known[shape] = _activations(model, kind, *shape)
+    saved = known[shape]
     for own in made:
         # its own rows are a part of the same loss
         if isinstance(own, LwFOwn) and saved is not None:
-            saved += _activations(model, kind, own.own_rows, own.own_tokens, own.own_tokens) or []
+            saved = [*saved, *(_activations(model, kind, own.own_rows, own.own_tokens, own.own_tokens) or [])]
     small = sum(each for each in saved or () if each < MAPPED)
     holes = max(int(FEWEST * small), int(HOLES * small) - 3 * size * trained)
     return Memory(
