@@ -67,8 +67,11 @@ def llama_shapes(config: Mapping[str, Any]) -> dict[tuple[int, int], int]:
 
 
 def _from_file(path: Path, layers: int | None) -> Model:
+    path = path / "config.json" if path.is_dir() else path
     if path.suffix != ".json":
-        raise ValueError(f"--model must be one of {', '.join(CONFIGURATIONS)}, or a CONFIG.json, got {path}")
+        raise ValueError(
+            f"--model must be one of {', '.join(CONFIGURATIONS)}, or a model's folder or CONFIG.json, got {path}"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"--model: there is no file {path}")
     config = json.loads(path.read_text())

@@ -33,14 +33,15 @@ def add_arguments(
     said = f"of {cases} (default: {' '.join(default)}, of these what runs here)"
     several("--case", "CASE", said, dest="cases", choices=SECONDS)
     parser.set_defaults(default=list(default))
-    several("--model", "MODEL", f"of {models}, or a CONFIG.json (default: falcon3-1b on a GPU, else small)")
+    said = f"of {models}, or a model's folder or CONFIG.json (default: falcon3-1b on a GPU, else small)"
+    several("--model", "MODEL", said)
     add("--layers", type=int, metavar="N", help="of each model its first N (default: all)")
     several("--rank", "K", "directions kept, or full (default)", default=["full"])
     several("--precision", "P", f"of the bases, of {dtypes} (default: fp16 on a GPU, else fp32)", choices=DTYPES)
     several("--gradient", "DTYPE", f"of the gradients, of {dtypes} (default: fp32)", choices=DTYPES, default=["fp32"])
     add("--seconds", type=float, default=3.0, metavar="S", help="spent on each comparison (default: %(default)s)")
     add("--tflops", type=float, metavar="R", help="16-bit products for the floors (default: measured; dry: 790)")
-    add("--bandwidth", type=float, metavar="B", help="of memory in TB/s for the floors (default: measured; dry: 4.3)")
+    add("--bandwidth", type=float, metavar="B", help="of memory in GB/s for the floors (default: measured; dry: 4300)")
     add("--out", type=Path, default=out, metavar="FILE", help="the CSV that rows are added to (default: %(default)s)")
     add("--dry-run", action="store_true", help="FLOP, bytes and floor of every row, from shapes alone")
 
@@ -120,12 +121,12 @@ def _scaled(rates: Rates, tflops: float | None, bandwidth: float | None) -> Rate
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
     products = rates.products if tflops is None else {**rates.products, "16-bit": tflops, "tf32": tflops / 2}
-    return Rates(products, bandwidth or rates.bandwidth)
+    return Rates(products, rates.bandwidth if bandwidth is None else bandwidth / 1000)
 
 
 def _described(rates: Rates) -> str:
     units = ", ".join(f"{unit} {rate:.3g}" for unit, rate in rates.products.items())
-    return f"{units} TFLOP/s and {rates.bandwidth:.3g} TB/s"
+    return f"{units} TFLOP/s and {1000 * rates.bandwidth:.3g} GB/s"
 
 
 def _rows(case: str, run: Run) -> Iterator[dict]:

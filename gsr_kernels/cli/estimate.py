@@ -159,7 +159,9 @@ def megatron_kinds(model: nn.Module) -> list[Kind]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
-    parser.add_argument("folder", type=path_of, metavar="MODEL_DIR", help="a transformers model; config.json is enough")
+    parser.add_argument(
+        "folder", type=path_of, metavar="MODEL_DIR", help="a transformers model, or its config.json, which is enough"
+    )
     parser.add_argument("--rank", type=int, action="append", metavar="K", help="a truncated option (default: 64, 256)")
     parser.add_argument("--gradient", choices=["fp32", "bf16"], default="fp32", help="dtype (default: %(default)s)")
     parser.add_argument("--shards", type=int, metavar="P", help="also what a rank holds where P share each weight")

@@ -11,8 +11,9 @@ from pathlib import Path
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.methods import AdapterMethod
 
-# of a full disk, or a quota; safetensors' texts of them, and what torch's writer says of any write that failed
-FULL = (errno.ENOSPC, errno.EDQUOT)
+# of a full disk, a quota or a limit on a file (ulimit -f); safetensors' texts of them, and what torch's writer says of
+# any write that failed
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TEXTS_OF_FULL = (
     *(f"(os error {number})" for number in FULL),
     "inline_container.cc",
@@ -64,8 +65,8 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
             raise
         free = free_disk(folder) / 2**20
         raise OSError(
-            f"--out {folder}: the disk is full ({free:.0f} MiB are free, too few for what was to be written): free "
-            "some and go on by --resume; nothing is lost"
+            f"--out {folder}: the disk is full ({free:.0f} MiB are free, too few for what was to be written), or a "
+            "quota or ulimit -f is reached: free some and go on by --resume; nothing is lost"
         ) from error
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,6 +17,9 @@ from gsr_kernels.plot import heatmap
 
 # of the panels of a picture beside each other, in inches
 WIDTH = 14.0
+# of a name's letter, in inches, and a name that has no place beside the next
+CHARACTER = 0.09
+SLANTED: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 
 def lost(matrix: ResultMatrix) -> np.ndarray:
@@ -55,9 +59,8 @@ def draw_forgetting(results: Results, path: str | os.PathLike[str]) -> None:
         figures = (ResultMatrix.ap, learned, ResultMatrix.fra)
         end, gained, gone = (over([figure(matrix) for matrix in methods[title]]) for figure in figures)
         axis.set_title(f"{title}: AP {end}\nlearned {gained}, then lost {gone}", fontsize="medium")
-        long = 0.09 * max(map(len, first.columns)) > wide / columns
-        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
-        axis.set_xticks(range(columns), first.columns[:-1], **slanted)
+        long = CHARACTER * max(map(len, first.columns)) > wide / columns
+        axis.set_xticks(range(columns), first.columns[:-1], **(SLANTED if long else {}))
         axis.set_yticks(range(rows), [f"after {task}" for task in first.tasks])
         axis.tick_params(length=0, labelbottom=True)
         axis.spines[:].set_visible(False)
@@ -109,9 +112,12 @@ def ends_of(stages: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, int]
 
 def draw_losses(results: Results, path: str | os.PathLike[str]) -> None:
     """The training loss of each method, task after task."""
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained", dpi=150)
+    # a method that takes all tasks at once names none
+    ends = max(map(ends_of, results.losses.values()), key=len, default={})
+    names = CHARACTER * max(map(len, ends), default=0)
+    long = names * len(ends) > WIDTH
+    figure = Figure(figsize=(WIDTH, 4.2 + names * long), layout="constrained", dpi=150)
     axis = figure.subplots()
-    ends: dict[str, int] = {}
     for title, stages in results.losses.items():
         own = ends_of(stages)
         for stage, end in own.items():
@@ -120,13 +126,14 @@ def draw_losses(results: Results, path: str | os.PathLike[str]) -> None:
             label = title if stage == next(iter(own)) else None
             color = axis.lines[-1].get_color() if label is None else None
             axis.plot([begin + step for step in steps], losses, ".-", label=label, color=color, alpha=0.8)
-        # a method that takes all tasks at once names none
-        ends = max(ends, own, key=len)
-    for stage, end in ends.items():
+    for end in ends.values():
         axis.axvline(end, color="lightgrey", zorder=0)
-        axis.annotate(stage, (end, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize="small")
+    middles = [(begin + end) / 2 for begin, end in pairwise([0, *ends.values()])]
+    above = axis.secondary_xaxis("top")
+    above.set_xticks(middles, [*ends], fontsize="small", **(SLANTED | {"ha": "left"} if long else {}))
+    above.tick_params(length=0)
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("training loss")
     figure.legend(loc="outside lower center", ncols=6, fontsize="small")
-    figure.suptitle("Loss of each task while it is learned (first seed)", y=1.06)
-    figure.savefig(path, bbox_inches="tight")
+    figure.suptitle("Loss of each task while it is learned (first seed)")
+    figure.savefig(path)

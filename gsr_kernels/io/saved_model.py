@@ -141,8 +141,11 @@ def stored_matrices(directory: str | os.PathLike[str], targets: str | None = Non
 
 
 def build(directory: Path) -> nn.Module:
-    """Return the model of a directory without values; LookupError, with the reason, where transformers cannot."""
-    if not (directory / "config.json").is_file():
+    """Return the model of a directory without values; LookupError, with the reason, where transformers cannot.
+
+    A config.json alone will do too.
+    """
+    if not directory.is_file() and not (directory / "config.json").is_file():
         raise LookupError("it has no config.json")
     if find_spec("transformers") is None:
         raise LookupError(f"transformers is not installed ({install()})")

@@ -71,6 +71,12 @@ def test_every_case_runs_small(bench, tiny, case, rank):
     assert all(row["p50_ms"] or row["extra_mib"] for row in measured)
 
 
+def test_bandwidth_is_in_gigabytes_as_that_of_estimate(bench, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    code, printed, _ = bench("--dry-run", "--case", "transform", "--model", str(tmp_path), "--bandwidth", "900")
+    assert code == 0 and "and 900 GB/s" in printed, printed
+
+
 def test_rows_take_the_place_of_those_before(bench, tiny):
     _, _, first = bench("--case", "transform", "--model", tiny)
     _, _, again = bench("--case", "transform", "--model", tiny)

@@ -156,8 +156,9 @@ def test_shapes_without_weights(folder):
     assert torch.get_default_device().type == "cpu"
 
 
-def test_the_command(folder, capsys):
-    assert main(["estimate", str(folder), "--rank", "4", "--tflops", "1", "--bandwidth", "100"]) == 0
+@pytest.mark.parametrize("file", ["", "config.json"])
+def test_the_command(folder, file, capsys):
+    assert main(["estimate", str(folder / file), "--rank", "4", "--tflops", "1", "--bandwidth", "100"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("14 matrices, 4,608 of ")
     assert len(lines) == 2 + 2 * 4 + 1 and all(line.split()[-1][0].isdigit() for line in lines[2:-1])

@@ -4,12 +4,13 @@ import random
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from gsr_kernels.continual.choose import choose, find_baseline
 from gsr_kernels.continual.differences import confidence, interval, over
 from gsr_kernels.continual.figures import measure, summary
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
-from gsr_kernels.continual.plots import draw_forgetting, draw_spectra, lost
+from gsr_kernels.continual.plots import draw_forgetting, draw_losses, draw_spectra, lost
 from gsr_kernels.continual.report import report, table, verdict
 from gsr_kernels.continual.settings import RunSettings
 
@@ -181,6 +182,16 @@ def test_pictures_of_any_number_of_methods(methods, tmp_path):
     for draw in (draw_forgetting, draw_spectra):
         draw(results, tmp_path / "picture.png")
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_long_names_above_the_losses_are_slanted(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    for tasks in (["a", "b"], [f"{task}-plausible-alternatives" for task in range(15)]):
+        losses = {"SeqFT": {task: [(1, 2.0), (3, 1.0)] for task in tasks}}
+        draw_losses(Results("percent", {"SeqFT": [SEQFT]}, losses=losses), "")
+    names = [figure.axes[0].child_axes[0].get_xticklabels() for figure in drawn]
+    assert [(len(each), {name.get_rotation() for name in each}) for each in names] == [(2, {0.0}), (15, {45.0})]
 
 
 def test_a_swept_baseline_is_called_by_its_method_or_by_one_of_its_values():

@@ -259,12 +259,20 @@ def test_the_disk_that_is_told_is_taken(method, models, data, tmp_path, monkeypa
     assert kept == pytest.approx(left, rel=0.02)
 
 
+def _too_large(*given):
+    raise OSError(errno.EFBIG, "File too large")
+
+
 def test_a_full_disk_is_told_in_one_sentence(models, data, tmp_path, monkeypatch, capsys):
     arguments = ["continual", "--model", models["causal"], "--data", data, "--out", str(tmp_path / "out"), *QUICK]
     full = lambda self, folder: torch.save(torch.zeros(9), "/dev/full")  # noqa: E731
     monkeypatch.setattr(TaskTrainer, "_save_optimizer_and_scheduler", full)
     assert main([*arguments, "--method", "seqft"]) == 2
     assert "out: the disk is full (" in capsys.readouterr().err.splitlines()[-1]
+    # a limit on the size of a file, too
+    monkeypatch.setattr(TaskTrainer, "_save_optimizer_and_scheduler", _too_large)
+    assert main([*arguments, "--method", "seqft", "--out", str(tmp_path / "limit")]) == 2
+    assert "or a quota or ulimit -f is reached: free" in capsys.readouterr().err.splitlines()[-1]
     # before anything is written, as well
     monkeypatch.setattr(Path, "mkdir", lambda *given, **more: Path("/dev/full").write_text("x"))
     assert main([*arguments, "--method", "seqft", "--out", str(tmp_path / "new")]) == 2
