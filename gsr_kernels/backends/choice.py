@@ -21,6 +21,8 @@ from gsr_kernels.io.decisions import Decisions, name_of
 WAYS = ("triton", "cublas", "torch", "tma", "cutlass")
 # seconds for all timing of one call
 BUDGET = 3.0
+# as which a check fails that found no room on the GPU
+NO_MEMORY = torch.OutOfMemoryError.__name__
 # runs of a way before those that count, and those
 WARM, RUNS = 2, 10
 
@@ -137,7 +139,9 @@ def choose(
                 "Please report it with the output of 'gsr-kernels info'",
                 stacklevel=2,
             )
-        decisions.keep(machine, {case.key: asdict(Verdict(seconds, wrong))}, on_disk=bool(seconds))
+        # what lacked memory may have it in the next process
+        lacking = any(NO_MEMORY in why for why in wrong.values()) or not all(map(math.isfinite, seconds.values()))
+        decisions.keep(machine, {case.key: asdict(Verdict(seconds, wrong))}, on_disk=bool(seconds) and not lacking)
     return {key: found for key, case in largest.items() if (found := verdict(machine, case))}
 
 

@@ -141,9 +141,15 @@ def test_what_is_compiled_does_not_count_as_timing():
     assert {shape for _, shape in ways.timed} == {SMALL.shape, WHOLE.shape}
 
 
-def test_a_way_without_the_memory_for_it_is_not_the_fastest():
-    Ways((torch.OutOfMemoryError("CUDA out of memory"), 2, 1, 3, 4)).choose(WHOLE)
+def test_a_way_without_the_memory_for_it_is_not_the_fastest_in_this_process(machine):
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    Ways((full, 2, 1, 3, 4)).choose(WHOLE)
     assert asked(WHOLE)[0] == "torch"
+    with pytest.warns(UserWarning, match="CUDA out of memory"):
+        Ways((1, 2, 3, 4, 5), triton=full).choose(SMALL)
+    assert asked(SMALL)[0] == "cublas"
+    # the next process may have it
+    assert not machine.exists()
 
 
 def test_a_damaged_file_costs_a_measurement(machine):

@@ -42,6 +42,20 @@ def test_what_is_right_passes(way):
     assert trial.check(way, Case("update", fp16, fp16, (256, 512, 256), "drop"), CPU) == ""
 
 
+def test_adamw_is_checked_in_the_state_that_torch_keeps_too(monkeypatch):
+    run = trial._run
+
+    def wrong_in_16_bits(*asked):
+        found = run(*asked)
+        if found["exp_avg"].dtype == fp16:
+            found["exp_avg"].neg_()
+        return found
+
+    monkeypatch.setattr(trial, "_run", wrong_in_16_bits)
+    why = trial.check("triton", Case("update", fp16, fp16, (256, 512, 256), "drop"), CPU)
+    assert why.startswith("exp_avg of a matrix 40 x 72 has an error of 2.0")
+
+
 def flipped(inverse):
     return lambda power: -inverse(power)
 
