@@ -166,11 +166,11 @@ def split_heads(matrix: Tensor, heads: int | tuple[int, int] | None) -> tuple[Te
     """Return ``[.., d1, d2]`` as ``[.., h, d1 / h, d2]`` (rows, 0) or ``[.., h, d1, d2 / h]`` (columns, 1), a view."""
     if heads is None:
         return matrix, None
-    count, dim = heads if isinstance(heads, tuple) and len(heads) == 2 else (heads, 0)
+    count, dim = heads if isinstance(heads, Sequence) and len(heads) == 2 else (heads, 0)
     if not is_integer(count) or dim not in (0, 1) or count < 1 or matrix.shape[dim - 2] % count:
         raise ValueError(f"heads must be h or (h, 0 or 1), h a divisor of that side of {_shape(matrix)}, got {heads}")
     parts = matrix.unflatten(dim - 2, (count, -1))
-    return (parts if dim == 0 else parts.movedim(-2, -3)), dim
+    return (parts if dim == 0 else parts.movedim(-2, -3)), int(dim)
 
 
 def split_shape(shape: Sequence[int], heads: int | tuple[int, int] | None) -> tuple[torch.Size, int | None]:

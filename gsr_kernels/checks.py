@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, TypeGuard, get_args
 
@@ -45,6 +45,14 @@ def check_kind(kind: Any, about: str, **given: object) -> None:
     for name, value in given.items():
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be {about}, got {value!r}")
+
+
+def check_betas(betas: object) -> tuple[float | Tensor, float | Tensor]:
+    """Return AdamW's two betas, numbers or tensors of one, of any sequence; ValueError, by their name, for others."""
+    pair = tuple(betas) if isinstance(betas, Iterable) and getattr(betas, "ndim", 1) else ()
+    if len(pair) != 2 or not all(isinstance(one, Real | Tensor) and 0 <= one < 1 for one in pair):
+        raise ValueError(f"betas must be two numbers of [0, 1), got {betas!r}")
+    return pair
 
 
 def check_choice(name: str, value: object, kind: Any) -> None:

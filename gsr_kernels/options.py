@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from gsr_kernels.basis import split_shape
-from gsr_kernels.checks import check_kind, check_pattern, check_rho
+from gsr_kernels.checks import check_kind, check_pattern, check_rho, is_integer
 from gsr_kernels.messages import some
 from gsr_kernels.methods.base import Heads
 
@@ -42,16 +43,17 @@ def _matching(option: str, pattern: str, names: Iterable[str]) -> list[str]:
 def _asked(rank: int | float | None, shapes: Mapping[str, Sequence[int]]) -> dict[str, int | None]:
     if rank is None:
         return dict.fromkeys(shapes)
-    if isinstance(rank, bool) or not isinstance(rank, int | float):
+    if isinstance(rank, bool) or not isinstance(rank, Real):
         raise ValueError(f"rank must be None, an int, a float in (0, 1) or {{regex: rank}}, got {rank!r}")
-    if isinstance(rank, float):
+    if not is_integer(rank):
         if not 0 < rank < 1:
             raise ValueError(f"rank as a float is a share of each weight's rank, in (0, 1), got {rank}")
         return {name: max(1, round(rank * min(shape))) for name, shape in shapes.items()}
     largest = max(min(shape) for shape in shapes.values())
     if not 1 <= rank <= largest:
         raise ValueError(f"rank must lie in [1, {largest}], the largest rank of the matched weights, got {rank}")
-    return dict.fromkeys(shapes, rank)
+    # of numpy's integers, too
+    return dict.fromkeys(shapes, int(rank))
 
 
 def ends_with(pattern: str, name: str) -> bool:

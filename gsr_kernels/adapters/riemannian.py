@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gsr_kernels.adapters.factors import Factors, by_shape
 from gsr_kernels.backends.torch.products import full_precision
-from gsr_kernels.checks import check_kind
+from gsr_kernels.checks import check_betas, check_kind
 from gsr_kernels.linalg.polar import away, polar_factor, retract, tangent
 
 
@@ -49,20 +49,21 @@ class RiemannianAdamW(Optimizer):
         scale: float | None = None,
     ) -> None:
         check_kind(Real | Tensor, "a number", lr=lr, eps=eps, weight_decay=weight_decay)
-        check_kind(tuple | list, "two numbers of [0, 1)", betas=betas)
+        betas = check_betas(betas)
         check_kind(Iterable, "those of find_factors()", factors=factors)
-        if not lr >= 0 or not eps > 0 or not weight_decay >= 0 or not all(0 <= beta < 1 for beta in betas):
+        if not lr >= 0 or not eps > 0 or not weight_decay >= 0:
             raise ValueError(
-                "lr and weight_decay must be at least 0, eps above 0 and betas in [0, 1), got "
-                f"lr={lr}, weight_decay={weight_decay}, eps={eps}, betas={betas}"
+                f"lr and weight_decay must be at least 0 and eps above 0, got lr={lr}, weight_decay={weight_decay}, "
+                f"eps={eps}"
             )
+        factors = list(factors)
         for one in factors:
             if one.A.dtype not in (torch.float32, torch.float64):
                 found = f"{one.name} has factors in {one.A.dtype}"
                 raise TypeError(f"{found}, EBLoRA wants float32: PEFT's default, autocast_adapter_dtype=True")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "scale": scale}
         super().__init__([factor for one in factors for factor in (one.A, one.B)], defaults)
-        self.factors = list(factors)
+        self.factors = factors
         self._groups = [[row[0] for row in group] for group in by_shape([one] for one in factors)]
         self.protect({})
 

@@ -150,8 +150,9 @@ def choose_scheme(name: str, method: Method, layout: Layout, k: int, heads: Head
     Raises, by name, for a sharded weight: TypeError for a method that needs whole matrices, ValueError for heads.
     """
     if heads is not None and layout.mesh_dims():
+        parts = heads[0] if isinstance(heads, Sequence) else heads
         raise ValueError(
-            f"heads: {name} is taken in {heads if isinstance(heads, int) else heads[0]} parts, with a basis each, and "
+            f"heads: {name} is taken in {parts} parts, with a basis each, and "
             f"is sharded over ranks ({layout.placed}), which need not split between them. Leave it out of heads= "
             "or, where it is q, k and v in one, out of targets=; or keep it whole (fully_shard's ignored_params)"
         )

@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
 from gsr_kernels.basis import Precision
-from gsr_kernels.checks import OutOfSpan, check_kind
+from gsr_kernels.checks import OutOfSpan, check_betas, check_kind
 from gsr_kernels.distributed.layout import local
 from gsr_kernels.methods import Method
 from gsr_kernels.optim.adamw import move, plain, settings_of
@@ -78,11 +78,9 @@ class GSRAdamW(OwnStep, AdamW):
         flags = {"master_weights": master_weights, "maximize": maximize, "capturable": capturable}
         check_kind(bool, "True or False", **flags, amsgrad=amsgrad)
         check_kind(Real | Tensor, "a number", lr=lr, eps=eps, weight_decay=weight_decay)
-        check_kind(tuple | list, "two numbers of [0, 1)", betas=betas)
+        betas = check_betas(betas)
         if amsgrad:
             raise ValueError(AMSGRAD)
-        if len(betas) != 2:
-            raise ValueError(f"betas must be two numbers of [0, 1), got {betas!r}")
         if state_dtype not in (None, torch.float32, torch.bfloat16) or (master_weights and state_dtype is not None):
             raise ValueError(
                 "state_dtype must be None, torch.float32 or torch.bfloat16, and None with master_weights, which keeps "

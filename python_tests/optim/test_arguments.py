@@ -1,8 +1,10 @@
 """Every argument answers what it cannot be by its name; attach() and GSRAdamW leave the optimizer as it was."""
 
 import inspect
+from collections import UserList
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -82,6 +84,25 @@ def test_methods_and_functions_name_the_argument(of, name, wrong):
     for value in wrong:
         with pytest.raises((TypeError, ValueError), match="bases must" if of is load_bases else name):
             of(**{name: value})
+
+
+@pytest.mark.parametrize("betas", [[0.8, 0.9], UserList([0.8, 0.9]), np.array([0.8, 0.9]), torch.tensor([0.8, 0.9])])
+def test_two_betas_of_any_sequence_and_two_alone(betas):
+    optimizer = GSRAdamW(nn.Sequential(nn.Linear(4, 4)), rho=0.5, betas=betas)
+    assert optimizer.param_groups[0]["betas"] == pytest.approx((0.8, 0.9))
+    for wrong in ((0.8,), (0.8, 0.9, 0.9), (0.8, None), (0.8, 1.0)):
+        for of in (partial(GSRAdamW, nn.Linear(4, 4), rho=0.5), partial(RiemannianAdamW, [])):
+            with pytest.raises(ValueError, match="betas must be two numbers"):
+                of(betas=wrong)
+
+
+def test_numbers_of_numpy_and_lists_of_a_file(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer, path = torch.optim.SGD(model.parameters()), tmp_path / "bases.safetensors"
+    given = {"rank": {"0": np.int64(2), "1": np.float32(0.5)}, "heads": {"0": [np.int64(2), np.int64(1)]}}
+    handle = attach(model, optimizer, rho=np.float32(0.5), bases=path, **given)
+    assert [weight.rank for weight in handle.weights] == [2, 2]
+    assert load_bases(path)["0.weight"].head_dim == 1
 
 
 def test_what_none_means():
