@@ -157,6 +157,9 @@ def compose(name: str, run: RunSettings) -> Chosen:
         one: Any = find_method(part)
         if method is not None and (type(method) is not type(one) or {part, *parts} & BOUNDS.keys()):
             raise ValueError(f"method {name}: only methods on weights, or terms of adapters, can be joined")
+        # settings are told apart by the parts' names
+        if parts.count(part) > 1:
+            raise ValueError(f"method {name}: {one.title} is given twice")
         try:
             method = one if method is None else method.joined(one)
         except ValueError as error:

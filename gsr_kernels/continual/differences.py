@@ -12,7 +12,8 @@ CONFIDENT = 0.95
 def over(values: Sequence[float], sign: str = "") -> str:
     """Mean ± sample deviation; the value alone where there is one."""
     deviation = f"±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.1f}{deviation}"
+    # rounding leaves of a mean that is zero a -0.0 at times
+    return f"{round(statistics.mean(values), 1) + 0.0:{sign}.1f}{deviation}"
 
 
 def confidence(values: Sequence[float]) -> float:

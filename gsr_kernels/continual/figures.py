@@ -18,6 +18,10 @@ class Beside(NamedTuple):
     scratch: ResultMatrix | None = None
 
 
+# points below which two figures are equal
+ROUNDING = 1e-9
+
+
 class Figure(NamedTuple):
     """How a figure is computed, the sign that makes more of it better, and what it is."""
 
@@ -99,7 +103,13 @@ def gains(ours: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, f
     """Return, seed by seed, by how much each figure that all have is better than the baseline's."""
     pairs = list(zip(ours, baseline))
     common = [name for name in FIGURES if all(name in each for pair in pairs for each in pair)]
-    return {name: [FIGURES[name].sign * (mine[name] - theirs[name]) for mine, theirs in pairs] for name in common}
+
+    def gain(name: str, mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+        found = FIGURES[name].sign * (mine[name] - theirs[name])
+        # equal means of unlike scores differ by rounding, in which every seed may agree
+        return 0.0 if abs(found) < ROUNDING else found
+
+    return {name: [gain(name, *pair) for pair in pairs] for name in common}
 
 
 def compared(gained: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -81,8 +81,6 @@ class DenseMethod:
         for one in (self, other):
             if not one.makes:
                 raise ValueError(f"{one.title} joins no other method")
-        if set(self.strategies) & set(other.strategies):
-            raise ValueError(f"{other.title} is given twice")
         return replace(
             self,
             title=f"{self.title}+{other.title}",

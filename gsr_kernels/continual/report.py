@@ -111,7 +111,7 @@ def _in_words(figure: str, gained: Sequence[float]) -> str:
     """Return a difference and its 95 % interval, such as ``ended 2.0 points higher (AP, 95 %: 1.0 to 3.0)``."""
     verb, better, worse, equal = JUDGED[figure]
     mean, between = statistics.mean(gained), interval(gained)
-    size = f"{abs(mean):.1f} points {better if mean > 0 else worse}" if any(gained) else equal
+    size = equal if round(mean, 1) == 0 else f"{abs(mean):.1f} points {better if mean > 0 else worse}"
     beside = [figure] if figure != verb else []
     if between and any(gained):
         if judge(gained) == "unclear":

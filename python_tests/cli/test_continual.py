@@ -280,6 +280,8 @@ def test_a_rank_is_a_number_or_a_share(data, tmp_path):
             "--method gsr+o-lora: only methods on weights, or terms of adapters, can be joined",
         ),
         (["--method", "lwf-own+ewc+ewc"], "--method lwf-own+ewc+ewc: EWC is given twice"),
+        (["--method", "gsr+gsr"], "--method gsr+gsr: GSR is given twice"),
+        (["--method", "replay+ewc+replay"], "--method replay+ewc+replay: Replay is given twice"),
         (["--method", "o-lora+eblora"], "--method o-lora+eblora: EBLoRA is no term of the loss"),
         (["--method", "gsr+data:Own"], "--method data:Own cannot be imported: ModuleNotFoundError"),
         (["--method", "json:JSONDecoder"], "--method json:JSONDecoder: it must be a subclass"),

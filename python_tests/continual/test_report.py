@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from gsr_kernels.continual.choose import choose, find_baseline
 from gsr_kernels.continual.differences import confidence, interval, over
-from gsr_kernels.continual.figures import measure, summary
+from gsr_kernels.continual.figures import compared, gains, measure, summary
 from gsr_kernels.continual.metrics import BEFORE, ResultMatrix, Results
 from gsr_kernels.continual.plots import draw_forgetting, draw_losses, draw_spectra, lost
 from gsr_kernels.continual.report import report, table, verdict
@@ -49,6 +49,9 @@ SEQFT = [matrix(80, 40), matrix(82, 41), matrix(84, 45)]
         # what is kept is unclear, where it ended is not
         ([matrix(90, 52), matrix(92, 47), matrix(94, 56)], "it lost 0.2 points more (F.Ra, perhaps by chance",
          "It ended 6.6 points higher (AP, 95 %: 3.9 to 9.2)", "unclear"),
+        # one seed above and one below
+        ([matrix(81, 40), matrix(81, 41), matrix(84, 45)], "it lost as much (F.Ra, perhaps by chance, 95 %",
+         "It ended as high (AP, ", "+0.0±0.5   unclear"),
         (SEQFT, "it lost as much (F.Ra).", "It ended as high (AP), having learned as much.", "+0.0±0.0   unclear"),
     ],
 )  # fmt: skip
@@ -66,6 +69,15 @@ def test_one_seed_cannot_tell():
         "GSR against SeqFT: it lost 15.0 points less (F.Ra). It ended 10.0 points higher (AP), having"
     )
     assert "One seed cannot tell this from chance." in text.replace("\n", " ") and "better" not in text.splitlines()[-1]
+
+
+def test_rounding_is_no_difference():
+    # thirds whose means are equal but for the last bit
+    unlike = [matrix(a / 3, b / 3) for a, b in ((1, 1), (2, 1))]
+    ours, theirs = [{**each, "AP": each["AP"] - 1e-14} for each in found(unlike)], found(unlike)
+    assert compared(gains(ours, theirs))["AP"]["verdict"] == "unclear"
+    assert "It ended as high (AP), having" in verdict("GSR", ours, theirs)
+    assert over([-1 / 3, 1 / 3 - 1e-14]) == "0.0±0.5"
 
 
 # two-sided 95 % quantiles of Student's t
