@@ -47,12 +47,12 @@ def check_kind(kind: Any, about: str, **given: object) -> None:
             raise TypeError(f"{name} must be {about}, got {value!r}")
 
 
-def check_betas(betas: object) -> tuple[float | Tensor, float | Tensor]:
+def check_betas(betas: object) -> tuple[Any, Any]:
     """Return AdamW's two betas, numbers or tensors of one, of any sequence; ValueError, by their name, for others."""
-    pair = tuple(betas) if isinstance(betas, Iterable) and getattr(betas, "ndim", 1) else ()
-    if len(pair) != 2 or not all(isinstance(one, Real | Tensor) and 0 <= one < 1 for one in pair):
+    pair: tuple[Any, ...] = tuple(betas) if isinstance(betas, Iterable) and getattr(betas, "ndim", 1) == 1 else ()
+    if len(pair) != 2 or not all(isinstance(one, Real | Tensor) and 0 <= float(one) < 1 for one in pair):
         raise ValueError(f"betas must be two numbers of [0, 1), got {betas!r}")
-    return pair
+    return pair[0], pair[1]
 
 
 def check_choice(name: str, value: object, kind: Any) -> None:

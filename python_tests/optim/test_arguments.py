@@ -90,7 +90,7 @@ def test_methods_and_functions_name_the_argument(of, name, wrong):
 def test_two_betas_of_any_sequence_and_two_alone(betas):
     optimizer = GSRAdamW(nn.Sequential(nn.Linear(4, 4)), rho=0.5, betas=betas)
     assert optimizer.param_groups[0]["betas"] == pytest.approx((0.8, 0.9))
-    for wrong in ((0.8,), (0.8, 0.9, 0.9), (0.8, None), (0.8, 1.0)):
+    for wrong in (torch.tensor(0.8), (0.8,), (0.8, 0.9, 0.9), (0.8, None), (0.8, 1.0)):
         for of in (partial(GSRAdamW, nn.Linear(4, 4), rho=0.5), partial(RiemannianAdamW, [])):
             with pytest.raises(ValueError, match="betas must be two numbers"):
                 of(betas=wrong)
