@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
         chosen = [one for one in job.chosen.values() if one.chained and args.method in (None, one.name, one.title)]
         if seed not in sequences or not chosen:
             names = ", ".join(one.name for one in job.chosen.values() if one.chained)
-            raise ValueError(f"the run has the seeds {', '.join(map(str, sequences))} and the methods {names}")
+            seeds = ", ".join(map(str, sequences))
+            raise ValueError(f"--method, --seed: the run has the seeds {seeds} and the methods {names}")
         for one in chosen:
             folder = (args.out or args.run_folder / "analysis") / f"seed-{seed}" / one.name
             folder.mkdir(parents=True, exist_ok=True)

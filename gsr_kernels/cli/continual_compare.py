@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the table and the differences; ValueError for a folder of no run."""
     entries, baseline = gather(args.runs)
-    text, data = compare(entries, args.baseline or baseline)
+    text, data = compare(entries, baseline if args.baseline is None else args.baseline)
     print(text, end="")
     if args.out is not None:
         need("--out", "matplotlib", "plot")

@@ -29,9 +29,11 @@ def expand(argv: Sequence[str], demo: bool = True) -> list[str]:
     """
     indices = [index for index, text in enumerate(argv) if text == "--recipe" or text.startswith("--recipe=")]
     all_of = list(argv)
-    # where a value is missing argparse says so
-    if indices and (name := [*argv[indices[-1]].partition("=")[2:], *argv[indices[-1] + 1 :]]):
-        all_of = _before(next(filter(None, name), ""), all_of)
+    for last in indices[-1:]:
+        _, equals, name = argv[last].partition("=")
+        # where a value is missing argparse says so
+        for given in [name] if equals else argv[last + 1 : last + 2]:
+            all_of = _before(given, all_of)
     return _before(DEMO, all_of) if demo and "--model" not in _names(all_of) else all_of
 
 

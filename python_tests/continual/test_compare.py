@@ -57,6 +57,7 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
         ([str(tmp_path)], f"RUN {tmp_path} holds no results of a run"),
         ([run, run], f"RUN {run} is given twice"),
         ([run, "--baseline", "GSR"], "--baseline 'GSR' is none of run: SeqFT"),
+        ([run, "--baseline", ""], "--baseline '' is none of run: SeqFT"),
     ):
         assert main(["continual", "compare", *runs]) == 2
         assert message in capsys.readouterr().err

@@ -83,6 +83,9 @@ def test_what_is_no_recipe_is_said(text, message, tmp_path):
 def test_an_unknown_recipe_lists_those_there_are():
     with pytest.raises(FileNotFoundError, match="--recipe absent is no file, nor one of demo, encoder, gsr-paper"):
         expand(["--recipe", "absent"])
+    for empty in (["--recipe", "", "--out", "demo"], ["--recipe=", "demo"]):
+        with pytest.raises(FileNotFoundError, match="--recipe  is no file"):
+            expand(empty)
 
 
 def test_an_unknown_flag_in_a_recipe_is_named(tmp_path, capsys):
