@@ -79,7 +79,7 @@ def _from_file(path: Path, layers: int | None) -> Model:
         raise ValueError(f"--model: {path} names no model_type: give the config.json of a transformers model")
     from transformers import AutoConfig
 
-    from gsr_kernels.cli.estimate import kinds_of
+    from gsr_kernels.cli.floors import kinds_of
     from gsr_kernels.io.saved_model import build_config
 
     if layers is not None:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from bench.optimizers import ADAMW, ATTACHED, OURS, Linears, makers, work
 from bench.run import Run, collect, judged
 from bench.timing import peak_extra_bytes
-from gsr_kernels.cli.estimate import Kind, cost
+from gsr_kernels.cli.floors import Kind, cost
 from gsr_kernels.optim import Handle
 
 # the plan's budget, and what vectors, tables and the allocator's rounding may add

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from torch import nn
 
 from gsr_kernels.cli import aligned, path_of
-from gsr_kernels.cli.floors import transform
+from gsr_kernels.cli.floors import Kind, cost, kinds_of
+from gsr_kernels.continual.memory import Memory, decomposed, device, room
 from gsr_kernels.io.saved_model import build
 from gsr_kernels.messages import first_sentence
 from gsr_kernels.optim.targets import linear_matrices
@@ -33,26 +34,6 @@ ROW_PARALLEL = {"o_proj", "out_proj", "down_proj", "c_proj", "fc2", "dense", "de
 RANKS = (64, 256)
 
 
-class Kind(NamedTuple):
-    """Equal weights: so many ``[d1, d2]``, or of several experts ``[experts, d1, d2]``."""
-
-    weights: int
-    d1: int
-    d2: int
-    experts: int = 1
-    # whether tensor parallelism shards the columns
-    columns: bool = False
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of all matrices of a model: bytes of the bases; FLOP and bytes moved in one optimizer step."""
-
-    bases: int
-    flop: int
-    moved: int
-
-
 @dataclass(frozen=True)
 class Share:
     """The share of one of several ranks: bytes of bases held, and in a step elements summed and bytes gathered."""
@@ -63,22 +44,6 @@ class Share:
     gathered: int
     # bytes, in float32, of the products before the sum for those after it, of all weights
     kept: float = 0.0
-
-
-def cost(kinds: Sequence[Kind], rank: int | None, out_of_span: str, basis_bytes: int, gradient_bytes: int) -> Cost:
-    """Return the cost of GSR on all weights; ``basis_bytes`` and ``gradient_bytes`` are of an element of U, Vh, of G.
-
-    ``rank`` is clamped to each matrix's own. Moved are U, Vh and G once for each product that reads them, G' once, and
-    what one product leaves to the next: see ``floors.transform``.
-    """
-    bases = flop = moved = 0
-    for count, d1, d2, experts, _ in kinds:
-        k = min(d1, d2, rank or d1)
-        bases += count * experts * (k * (d1 + d2) * basis_bytes + 4 * k)
-        for work in transform(d1, d2, k, out_of_span, basis_bytes, gradient_bytes):
-            flop += count * experts * work.flop
-            moved += count * experts * work.bytes
-    return Cost(bases, flop, moved)
 
 
 def share(
@@ -124,25 +89,36 @@ def share(
     return Share(held, summed, gathered, kept)
 
 
-def model_kinds(folder: Path, megatron: bool = False) -> tuple[list[Kind], int]:
-    """Return the weights that attach() matches and the number of parameters; ValueError where there is no model.
+def model_kinds(folder: Path, megatron: bool = False) -> tuple[list[Kind], list[int]]:
+    """Return the weights that attach() matches, and the elements of each parameter.
+
+    Raises ValueError where there is no model, or one of quantised weights, of which attach() takes none.
 
     With ``megatron`` as Megatron-Core has them: q, k and v in one, the gate and what it gates too.
     """
     try:
         model = build(folder)
-        return (megatron_kinds if megatron else kinds_of)(model), sum(one.numel() for one in model.parameters())
+        kinds = (megatron_kinds if megatron else kinds_of)(model)
     except (LookupError, ValueError) as error:
         raise ValueError(
             f"MODEL_DIR: no weights of {folder}: {first_sentence(error)}; print(attach(model, optimizer, …)) of a "
             "loaded model says the bytes of its bases"
         ) from error
+    config: Any = model.config
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method", "bitsandbytes")
+        raise ValueError(
+            f"MODEL_DIR: the weights of {folder} are quantised ({method}), and attach() takes none such: load the "
+            "model in a float dtype and save it; its figures are those of config.json without quantization_config"
+        )
+    return kinds, [one.numel() for one in model.parameters()]
 
 
-def kinds_of(model: nn.Module) -> list[Kind]:
-    """Return the weights of a model that attach() matches."""
-    shapes = Counter(target.parameter.shape for target in linear_matrices(model))
-    return [Kind(count, shape[-2], shape[-1], math.prod(shape[:-2])) for shape, count in shapes.items()]
+def training(kinds: Sequence[Kind], parameters: Sequence[int], size: int, bases: int = 0) -> Memory:
+    """Return the memory of training all parameters by AdamW, in ``size`` bytes an element, on one device."""
+    whole = size * sum(parameters)
+    workspace = decomposed([(kind.d1, kind.d2) for kind in kinds])
+    return Memory(whole, whole, 2 * whole, bases, None, 0, 0, 0, workspace, size * max(parameters))
 
 
 def megatron_kinds(model: nn.Module) -> list[Kind]:
@@ -163,7 +139,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", type=path_of, metavar="MODEL_DIR", help="a transformers model, or its config.json, which is enough"
     )
     parser.add_argument("--rank", type=int, action="append", metavar="K", help="a truncated option (default: 64, 256)")
-    parser.add_argument("--gradient", choices=["fp32", "bf16"], default="fp32", help="dtype (default: %(default)s)")
+    dtypes = "of gradients, weights and moments (default: %(default)s)"
+    parser.add_argument("--gradient", choices=["fp32", "bf16"], default="fp32", help=dtypes)
+    parser.add_argument("--memory", type=float, metavar="M", help="your device's, in GB (default: this machine's)")
     parser.add_argument("--shards", type=int, metavar="P", help="also what a rank holds where P share each weight")
     parser.add_argument("--zero", type=int, choices=[1, 2, 3], help="where DeepSpeed's ZeRO of this stage shards them")
     parser.add_argument(
@@ -180,6 +158,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--tflops and --bandwidth belong together: give both, or none for no ms")
     if any(rate is not None and not rate > 0 for rate in rates):
         raise ValueError(f"--tflops and --bandwidth must be positive, got {args.tflops} and {args.bandwidth}")
+    if args.memory is not None and not args.memory > 0:
+        raise ValueError(f"--memory must be positive, got {args.memory}")
     if args.shards is not None and args.shards < 1:
         raise ValueError(f"--shards must be at least 1, got {args.shards}")
     if args.zero and args.shards is None:
@@ -195,16 +175,23 @@ def run(args: argparse.Namespace) -> None:
         resolve_rank(rank, {f"{kind.d1}x{kind.d2}": (kind.d1, kind.d2) for kind in kinds})
     matrices = sum(kind.weights * kind.experts for kind in kinds)
     covered = sum(kind.weights * kind.experts * kind.d1 * kind.d2 for kind in kinds)
-    print(f"{matrices} matrices, {covered:,} of {parameters:,} parameters ({covered / parameters:.1%})")
+    total, size = sum(parameters), 4 if args.gradient == "fp32" else 2
+    print(f"{matrices} matrices, {covered:,} of {total:,} parameters ({covered / total:.1%})")
+    has = args.memory or room() / 1e9
+    _print_training(training(kinds, parameters, size), total, args.gradient)
     options = [(None, "drop"), (None, "keep"), *((rank, "keep") for rank in ranks), *((rank, "drop") for rank in ranks)]
-    rows = [("rank", "outside", "bases in", "bases GB", "TFLOP", "moved GB", *(["ms"] if args.tflops else []))]
-    for (rank, out_of_span), (name, size) in product(options, BASIS_BYTES.items()):
-        one = cost(kinds, rank, out_of_span, size, 4 if args.gradient == "fp32" else 2)
+    columns = "rank", "outside", "bases in", "bases GB", "TFLOP", "moved GB"
+    rows = [(*columns, *(["ms"] if args.tflops else []), "training GB")]
+    for (rank, out_of_span), (name, element) in product(options, BASIS_BYTES.items()):
+        one = cost(kinds, rank, out_of_span, element, size)
         figures: tuple[str, ...] = tuple(map(_figure, (one.bases / 1e9, one.flop / 1e12, one.moved / 1e9)))
         if args.tflops is not None:
             figures += (f"{max(one.flop / args.tflops / 1e9, one.moved / args.bandwidth / 1e6):.2f}",)
-        rows.append((str(rank or "all"), out_of_span, name, *figures))
+        most = training(kinds, parameters, size, one.bases).peak / 1e9
+        fits = "fits" if most <= has else "DOES NOT FIT"
+        rows.append((str(rank or "all"), out_of_span, name, *figures, f"{_figure(most)} {fits}"))
     print("\n".join(aligned(rows)))
+    print(f"training on {'a device' if args.memory else device()} of {_figure(has)} GB; activations come on top")
     print("one optimizer step; a lower bound, of which ms is the larger of the products' and the memory's time")
     if args.shards is not None:
         engine = MEGATRON if args.megatron else ZERO[args.zero == 3] if args.zero else None
@@ -215,6 +202,20 @@ def run(args: argparse.Namespace) -> None:
 def _figure(number: float) -> str:
     """Return a number with two decimals, a small one with two digits."""
     return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
+
+
+def _print_training(memory: Memory, parameters: int, dtype: str) -> None:
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "AdamW's moments": memory.moments,
+        "decompositions in attach()": memory.decomposition,
+        "workspace of a step": memory.beside,
+    }
+    sizes = ", ".join(f"{name} {_figure(part / 1e9)}" for name, part in parts.items())
+    print(f"training on one device, in {dtype}, takes beside the bases, in GB: {sizes}")
+    if dtype != "fp32":
+        print(f"an optimizer that keeps weights and moments in fp32 too adds {_figure(8 * parameters / 1e9)} GB")
 
 
 def _print_shares(

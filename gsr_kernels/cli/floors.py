@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+from gsr_kernels.optim.targets import linear_matrices
 
 # bytes that AdamW reads and writes for each element, its gradient apart: W, m and v, both ways
 STATES = {
@@ -12,6 +19,26 @@ STATES = {
     "16-bit weight, fp32 states": 20,
     "fp32 master, 16-bit copy": 26,
 }
+
+
+class Kind(NamedTuple):
+    """Equal weights: so many ``[d1, d2]``, or of several experts ``[experts, d1, d2]``."""
+
+    weights: int
+    d1: int
+    d2: int
+    experts: int = 1
+    # whether tensor parallelism shards the columns
+    columns: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of all matrices of a model: bytes of the bases; FLOP and bytes moved in one optimizer step."""
+
+    bases: int
+    flop: int
+    moved: int
 
 
 @dataclass(frozen=True)
@@ -75,3 +102,25 @@ def transform(
 def adamw(elements: int, gradient: int, states: str) -> list[Work]:
     """Return one AdamW step; ``states`` names a row of ``STATES``."""
     return [Work(12 * elements, elements * (gradient + STATES[states]), "fp32")]
+
+
+def kinds_of(model: nn.Module) -> list[Kind]:
+    """Return the weights of a model that attach() matches."""
+    shapes = Counter(target.parameter.shape for target in linear_matrices(model))
+    return [Kind(count, shape[-2], shape[-1], math.prod(shape[:-2])) for shape, count in shapes.items()]
+
+
+def cost(kinds: Sequence[Kind], rank: int | None, out_of_span: str, basis_bytes: int, gradient_bytes: int) -> Cost:
+    """Return the cost of GSR on all weights; ``basis_bytes`` and ``gradient_bytes`` are of an element of U, Vh, of G.
+
+    ``rank`` is clamped to each matrix's own. Moved are U, Vh and G once for each product that reads them, G' once, and
+    what one product leaves to the next: see ``transform``.
+    """
+    bases = flop = moved = 0
+    for count, d1, d2, experts, _ in kinds:
+        k = min(d1, d2, rank or d1)
+        bases += count * experts * (k * (d1 + d2) * basis_bytes + 4 * k)
+        for work in transform(d1, d2, k, out_of_span, basis_bytes, gradient_bytes):
+            flop += count * experts * work.flop
+            moved += count * experts * work.bytes
+    return Cost(bases, flop, moved)

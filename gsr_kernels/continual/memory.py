@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from gsr_kernels.basis import storage_dtype
-from gsr_kernels.cli.estimate import cost, kinds_of
+from gsr_kernels.cli.floors import cost, kinds_of
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.kinds import Causal, Classifier, Kind, Seq2Seq
 from gsr_kernels.continual.methods import AdapterMethod
@@ -93,7 +94,7 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
             sides = [one.layer.get_base_layer().weight.shape for one in find_factors(model)]
             # the mean gradient and a batch's, which are gone when the task ends, and all inputs at most are protected
             more = size * sum(2 * d1 * d2 + max(d1, d2) ** 2 for d1, d2 in sides)
-            decomposition = _decomposed(sides)
+            decomposition = decomposed(sides)
     elif any(isinstance(one, Method) and one.uses_basis for one in made):
         # one that decomposes by itself keeps them in full precision
         precision: Any = settings.precision if "precision" in chosen.method.fields else "fp32"
@@ -102,7 +103,7 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
         # the ranks that a share of each weight's comes to are of its shape
         by_shape = {tuple(shape): ranks[name] for name, shape in shapes.items()}
         bases = sum(cost([one], by_shape[one.d1, one.d2], "keep", element, 4).bases for one in kinds)
-        decomposition = _decomposed([(one.d1, one.d2) for one in kinds])
+        decomposition = decomposed([(one.d1, one.d2) for one in kinds])
         # the weights as the task began
         if any("start" in one.lasting for one in made if isinstance(one, Method)):
             more = size * sum(target.parameter.numel() for target in linear_matrices(model))
@@ -140,7 +141,7 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
     )
 
 
-def _decomposed(shapes: Iterable[Sequence[int]]) -> int:
+def decomposed(shapes: Iterable[Sequence[int]]) -> int:
     """Return the bytes that decompositions of weights of these shapes leave, one after the other."""
     return DECOMPOSITION * 4 * max(d1 * d2 for d1, d2 in shapes) + LAPACK * (device() == "cpu")
 
@@ -148,6 +149,13 @@ def _decomposed(shapes: Iterable[Sequence[int]]) -> int:
 def device() -> str:
     """Return the type of the device that a run trains on."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def room() -> int:
+    """Return the bytes of that device, all of them."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _activations(model: Any, kind: Kind, rows: int, length: int, answer: int) -> list[int] | None:

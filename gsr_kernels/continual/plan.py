@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from tqdm import tqdm
 
 from gsr_kernels.cli import aligned
@@ -17,7 +15,7 @@ from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.disk import disk_needed, free_disk
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.kinds import Kind
-from gsr_kernels.continual.memory import device, needed
+from gsr_kernels.continual.memory import device, needed, room
 from gsr_kernels.continual.models import WAY_OUT
 from gsr_kernels.continual.ranks import first
 
@@ -85,14 +83,14 @@ def describe(
     tokens, labels = map(max, zip(*(cuts[task.name].longest for task in draw)))
     columns = ("weights", "gradients", "moments", "bases", "activations", "kept", "copied")
     table: list[Sequence[str]] = [("method", "steps", *columns, "at most")]
-    room, process, too_much, stays, passes = _room(), _process(), [], 0, [0]
+    has, process, too_much, stays, passes = room(), _process(), [], 0, [0]
     for name, one in chosen.items():
         memory = needed(model, kind, one, (tokens, labels))
         most = _size(memory.peak) if memory.activations is not None else f"over {_size(memory.peak)}"
         sizes = [*(_size(getattr(memory, column)) for column in columns), most]
         if one.settings_of_run.fsdp:
             sizes = ["sharded"] * len(sizes)
-        elif memory.peak + process > room:
+        elif memory.peak + process > has:
             too_much.append(one.title)
         stages = steps[name][0]
         saved = memory.weights, memory.gradients, memory.moments, memory.bases, memory.saved
@@ -104,7 +102,7 @@ def describe(
     parts = [
         "plan: rows of a task, and those of them that do not fit",
         *aligned(lines),
-        f"steps of all seeds, and memory on the {device()}, which has {_size(room)}"
+        f"steps of all seeds, and memory on the {device()}, which has {_size(has)}"
         + f"; this process has {_size(process)} already" * bool(process),
         *aligned(table),
         f"disk: {_size(stays)} stay, {_size(max(passes))} more while it learns; {_size(free)} are free",
@@ -117,12 +115,6 @@ def describe(
     if stays + max(passes) > free:
         parts.append("NOT ENOUGH DISK: free some, give --out on another, or leave --keep-models out")
     return "\n".join(parts)
-
-
-def _room() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[1]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _process() -> int:

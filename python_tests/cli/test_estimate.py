@@ -6,7 +6,8 @@ from torch import nn
 
 from gsr_kernels import SpectralBasis
 from gsr_kernels.__main__ import main
-from gsr_kernels.cli.estimate import Kind, Share, cost, model_kinds, share
+from gsr_kernels.cli.estimate import Share, model_kinds, share, training
+from gsr_kernels.cli.floors import Kind, cost
 
 CONFIG = {
     "model_type": "llama",
@@ -152,7 +153,7 @@ def test_megatron_has_q_k_and_v_in_one_and_shards_some_by_columns(folder, capsys
 def test_shapes_without_weights(folder):
     kinds, parameters = model_kinds(folder)
     assert sorted(kinds) == [Kind(2, 16, 32), Kind(4, 8, 16), Kind(4, 16, 16), Kind(4, 32, 16)]
-    assert parameters > sum(count * d1 * d2 for count, d1, d2, *_ in kinds) + 2 * 50 * 16
+    assert sum(parameters) > sum(count * d1 * d2 for count, d1, d2, *_ in kinds) + 2 * 50 * 16
     assert torch.get_default_device().type == "cpu"
 
 
@@ -161,7 +162,9 @@ def test_the_command(folder, file, capsys):
     assert main(["estimate", str(folder / file), "--rank", "4", "--tflops", "1", "--bandwidth", "100"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("14 matrices, 4,608 of ")
-    assert len(lines) == 2 + 2 * 4 + 1 and all(line.split()[-1][0].isdigit() for line in lines[2:-1])
+    assert len(lines) == 3 + 2 * 4 + 2
+    # of each the ms, the GB of training, and the verdict
+    assert all(line.split()[-3][0].isdigit() and line.endswith(" fits") for line in lines[3:-2])
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_models_of_every_kind(tmp_path, config, expected):
 
 def test_a_small_model_has_no_truncated_option_by_default(folder, capsys):
     assert main(["estimate", str(folder)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * 2 + 1
+    assert len(capsys.readouterr().out.splitlines()) == 3 + 2 * 2 + 2
 
 
 @pytest.mark.parametrize(
@@ -249,5 +252,25 @@ def test_small_models_of_any_kind_have_figures(tmp_path, capsys):
     for kind, config in {"t5": sizes, "vit": vision | {"image_size": 8, "patch_size": 4}}.items():
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **config}))
         assert main(["estimate", str(tmp_path), "--rank", "4"]) == 0
-        table = capsys.readouterr().out.splitlines()[2:-1]
-        assert len(table) == 8 and all(float(figure) > 0 for line in table for figure in line.split()[3:])
+        table = capsys.readouterr().out.splitlines()[3:-2]
+        assert len(table) == 8 and all(float(figure) > 0 for line in table for figure in line.split()[3:-1])
+
+
+def test_it_says_whether_training_fits(folder, capsys):
+    kinds, parameters = model_kinds(folder)
+    bases = cost(kinds, None, "drop", 4, 4).bases
+    fp32 = training(kinds, parameters, 4, bases)
+    assert fp32.peak == 4 * (4 * sum(parameters) + max(parameters)) + bases + fp32.decomposition
+    for memory, word in ((fp32.peak * 1.01, "fits"), (fp32.peak * 0.99, "DOES NOT FIT")):
+        assert main(["estimate", str(folder), "--memory", str(memory / 1e9)]) == 0
+        [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("all     drop     fp32")]
+        assert line.endswith(f" {word}")
+    assert main(["estimate", str(folder), "--gradient", "bf16"]) == 0
+    assert "an optimizer that keeps weights and moments in fp32 too adds" in capsys.readouterr().out
+    assert main(["estimate", str(folder), "--memory", "0"]) == 2
+
+
+def test_quantised_weights_are_refused_as_attach_does(folder, capsys):
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"load_in_4bit": True}}))
+    assert main(["estimate", str(folder)]) == 2
+    assert "are quantised (bitsandbytes), and attach() takes none such" in capsys.readouterr().err

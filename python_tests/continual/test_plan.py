@@ -46,7 +46,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(kind, tmp_path, capsys, mo
     assert rows["first"] == ["24", "4", "4", "0", "0"] and not out.exists()
     assert all(rows[title][0] == "36" and rows[title][-1] == "MB" for title in ("SeqFT", "GSR"))
     assert "unknown" not in " ".join(map(" ".join, rows.values()))
-    monkeypatch.setattr("gsr_kernels.continual.plan._room", lambda: 1000)
+    monkeypatch.setattr("gsr_kernels.continual.plan.room", lambda: 1000)
     assert main(arguments) == 0
     methods = "SeqFT, GSR, LwF-own" if kind == "causal" else "SeqFT, GSR"
     assert f"NOT ENOUGH MEMORY for {methods}: lower --micro-batch or --rank" in capsys.readouterr().out

@@ -4,7 +4,8 @@ from functools import cache
 
 import pytest
 
-from gsr_kernels.cli.estimate import Kind, share
+from gsr_kernels.cli.estimate import share
+from gsr_kernels.cli.floors import Kind
 from python_tests.distributed import matrices, own_optimizer, training
 from python_tests.distributed.ranks import COLLECTIVE, run
 

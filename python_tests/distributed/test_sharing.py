@@ -6,7 +6,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from torch.distributed.tensor import Replicate, Shard
 
-from gsr_kernels.cli.estimate import Kind, share
+from gsr_kernels.cli.estimate import share
+from gsr_kernels.cli.floors import Kind
 from python_tests.distributed import sharing
 from python_tests.distributed.ranks import run
 
