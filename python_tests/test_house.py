@@ -73,7 +73,9 @@ def test_few_crumbs() -> None:
     assert len(short) <= 12, short
 
 
-@pytest.mark.parametrize("module", ["gsr_kernels", "gsr_kernels.distributed", "gsr_kernels.linalg"])
+@pytest.mark.parametrize(
+    "module", ["gsr_kernels", "gsr_kernels.distributed", "gsr_kernels.linalg", "gsr_kernels.cli.estimate"]
+)
 def test_importing_loads_nothing_heavy(module: str) -> None:
     heavy = "triton", "transformers", "matplotlib", "peft"
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

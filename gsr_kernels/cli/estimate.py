@@ -15,7 +15,7 @@ from torch import nn
 
 from gsr_kernels.cli import aligned, path_of
 from gsr_kernels.cli.floors import Kind, cost, kinds_of
-from gsr_kernels.continual.memory import Memory, decomposed, device, room
+from gsr_kernels.cli.memory import Memory, decomposed, device, room
 from gsr_kernels.io.saved_model import build
 from gsr_kernels.messages import first_sentence
 from gsr_kernels.optim.targets import linear_matrices

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gsr_kernels.basis import storage_dtype
 from gsr_kernels.cli.floors import cost, kinds_of
+from gsr_kernels.cli.memory import Memory, decomposed, device
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.kinds import Causal, Classifier, Kind, Seq2Seq
 from gsr_kernels.continual.methods import AdapterMethod
@@ -25,47 +24,14 @@ from gsr_kernels.methods.base import of_any_task
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
 
-# of a CPU, as seen on models of three kinds: a decomposition, in float64, takes so many times its weight's float32,
-# which the allocator keeps, and LAPACK; training itself loads libraries
-DECOMPOSITION = 12
-LAPACK, LIBRARIES = 19 * 10**6, 20 * 10**6
+# training on a CPU loads libraries
+LIBRARIES = 20 * 10**6
 # of what a step saves, tensors of MAPPED bytes on apart, glibc's heap leaves the share HOLES in holes. Gradients and
 # moments fill them, but for FEWEST, and they lie in what a decomposition left, where there was one
 HOLES, FEWEST, MAPPED = 0.7, 0.2, 32 * 2**20
 
 # the activations of a model, by rows, tokens and labels
 _seen: MutableMapping[Any, dict[tuple[int, ...], list[int] | None]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on a device; ``activations`` are None where the model does not run without values."""
-
-    weights: int
-    gradients: int
-    moments: int
-    bases: int
-    activations: int | None
-    # of what a method keeps of earlier tasks or of the weights before this one, of the part that is saved with the
-    # model, and of a copy to answer with
-    kept: int
-    saved: int
-    copied: int
-    # for the largest basis to be taken
-    decomposition: int
-    # beside the gradients, of the largest parameter, of libraries, and of an allocator
-    beside: int
-
-    @property
-    def peak(self) -> int:
-        """Return the most that is there at once: in a step, or beside a copy to answer with.
-
-        Without known activations it is a lower bound.
-        """
-        # gradients arise as the activations go, and an allocator keeps what these took
-        step = self.gradients + (self.activations or 0) + self.beside
-        held = self.weights + self.bases + self.kept + self.decomposition
-        return held + max(self.moments + step, self.copied)
 
 
 def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> Memory:
@@ -139,23 +105,6 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
         decomposition,
         size * max(counts) * copies + (LIBRARIES + max(0, holes - decomposition)) * on_cpu,
     )
-
-
-def decomposed(shapes: Iterable[Sequence[int]]) -> int:
-    """Return the bytes that decompositions of weights of these shapes leave, one after the other."""
-    return DECOMPOSITION * 4 * max(d1 * d2 for d1, d2 in shapes) + LAPACK * (device() == "cpu")
-
-
-def device() -> str:
-    """Return the type of the device that a run trains on."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def room() -> int:
-    """Return the bytes of that device, all of them."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[1]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _activations(model: Any, kind: Kind, rows: int, length: int, answer: int) -> list[int] | None:

@@ -11,11 +11,12 @@ import psutil
 from tqdm import tqdm
 
 from gsr_kernels.cli import aligned
+from gsr_kernels.cli.memory import device, room
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.disk import disk_needed, free_disk
 from gsr_kernels.continual.examples import Example, Source
 from gsr_kernels.continual.kinds import Kind
-from gsr_kernels.continual.memory import device, needed, room
+from gsr_kernels.continual.memory import needed
 from gsr_kernels.continual.models import WAY_OUT
 from gsr_kernels.continual.ranks import first
 
