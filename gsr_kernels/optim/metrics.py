@@ -14,6 +14,8 @@ from gsr_kernels.weight import Weight
 
 Measures = dict[str, Tensor]
 
+# elements that are widened at a time on a CPU
+PART = 2**16
 COUNTS = ("skipped_nonfinite", "inactive_directions")
 
 
@@ -78,5 +80,7 @@ def directions(weight: Weight, G: Tensor) -> dict[str, Tensor]:
 
 
 def _energy(tensor: Tensor) -> Tensor:
-    # in float64: squares of 1e25 overflow float32
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
+    # in float64: squares of 1e25 overflow float32. On a CPU in parts: behind each result that is kept, glibc would leave
+    # a hole of the size of a copy in float64
+    parts = tensor.reshape(-1).split(PART) if tensor.device.type == "cpu" else (tensor,)
+    return torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64).square() for part in parts]).sum()
