@@ -24,8 +24,8 @@ from gsr_kernels.methods.base import of_any_task
 from gsr_kernels.optim.targets import linear_matrices
 from gsr_kernels.options import resolve_rank
 
-# training on a CPU loads libraries
-LIBRARIES = 20 * 10**6
+# training and pictures on a CPU: their libraries take room to work in
+LIBRARIES = 45 * 10**6
 # of what a step saves, tensors of MAPPED bytes on apart, glibc's heap leaves the share HOLES in holes. Gradients and
 # moments fill them, but for FEWEST, and they lie in what a decomposition left, where there was one
 HOLES, FEWEST, MAPPED = 0.7, 0.2, 32 * 2**20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,11 @@ def describe(
 
 
 def _process() -> int:
-    """Return the memory of this process, where a run trains in that."""
+    """Return the memory of this process, where a run trains in that, with the libraries of training and of pictures."""
+    import gsr_kernels.continual.trainer
+
+    if find_spec("matplotlib"):
+        import gsr_kernels.continual.plots  # noqa: F401
     # accelerate wants psutil too
     return psutil.Process().memory_info().rss if device() == "cpu" else 0
 

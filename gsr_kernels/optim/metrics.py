@@ -80,7 +80,7 @@ def directions(weight: Weight, G: Tensor) -> dict[str, Tensor]:
 
 
 def _energy(tensor: Tensor) -> Tensor:
-    # in float64: squares of 1e25 overflow float32. On a CPU in parts: behind each result that is kept, glibc would leave
-    # a hole of the size of a copy in float64
+    # in float64: squares of 1e25 overflow float32. On a CPU in parts: glibc would leave a hole of the size of a whole
+    # copy behind each result that is kept
     parts = tensor.reshape(-1).split(PART) if tensor.device.type == "cpu" else (tensor,)
     return torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64).square() for part in parts]).sum()

@@ -4,9 +4,11 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from gsr_kernels import GSR, SpectralBasis, attach, rescale_gradient
 from gsr_kernels.optim.handle import Handle, attached
+from gsr_kernels.optim.metrics import measure_after
 from python_tests.optim.toy import OPTIMIZERS, assert_same_weights, loss_of, make_model
 
 
@@ -291,3 +293,13 @@ def test_sparse_gradients_are_refused():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(TypeError, match="weight is sparse"):
         optimizer.step()
+
+
+def test_a_record_widens_a_part_of_a_gradient_at_a_time():
+    G = 1e25 * torch.randn(1024, 300)
+    energy = G.double().square().sum()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        record = measure_after(G, {"energy": energy})
+    assert abs(record["norm_ratio"].item() - 1) < 1e-12
+    # in float64 it would be twice as large as it is
+    assert max(event.cpu_memory_usage for event in seen.events()) < G.nbytes
