@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -48,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args([*words, *argv[len(" ".join(words).split()) :]])
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # who reads, as head, has seen enough: what is left goes nowhere, at exit too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2

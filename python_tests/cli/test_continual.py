@@ -4,6 +4,7 @@ import json
 import random
 import re
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -341,3 +342,12 @@ def refused(arguments):
         return main(arguments)
     except SystemExit as error:
         return error.code
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    # as head does
+    run = subprocess.Popen(
+        [sys.executable, "-m", "gsr_kernels", "continual", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    run.stdout.close()
+    assert (run.stderr.read(), run.wait()) == (b"", 1)
