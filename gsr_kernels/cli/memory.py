@@ -28,9 +28,9 @@ class Memory:
     kept: int
     saved: int
     copied: int
-    # for the largest basis to be taken
+    # for the largest basis to be taken, and by libraries
     decomposition: int
-    # beside the gradients, of the largest parameter, of libraries, and of an allocator
+    # beside the gradients, of the largest parameter, and of an allocator
     beside: int
 
     @property

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gsr_kernels.basis import storage_dtype
 from gsr_kernels.cli.floors import cost, kinds_of
-from gsr_kernels.cli.memory import Memory, decomposed, device
+from gsr_kernels.cli.memory import LAPACK, Memory, decomposed, device
 from gsr_kernels.continual.choose import Chosen
 from gsr_kernels.continual.kinds import Causal, Classifier, Kind, Seq2Seq
 from gsr_kernels.continual.methods import AdapterMethod
@@ -102,8 +102,9 @@ def needed(model: Any, kind: Kind, chosen: Chosen, longest: tuple[int, int]) -> 
         kept + more,
         sizes["Consolidated"] if "Consolidated" in strategies else 0,
         copied,
-        decomposition,
-        size * max(counts) * copies + (LIBRARIES + max(0, holes - decomposition)) * on_cpu,
+        # spectra, which every run draws, are LAPACK's too
+        decomposition + (LIBRARIES + (0 if decomposition else LAPACK)) * on_cpu,
+        size * max(counts) * copies + max(0, holes - decomposition) * on_cpu,
     )
 
 
